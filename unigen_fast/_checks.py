@@ -1,0 +1,91 @@
+"""Argument checks of the public functions: what was got, what was expected, before any kernel runs."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+SPREADS = ("logvar", "logstd", "std")
+
+
+def floating(name: str, x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype} of shape {tuple(x.shape)}")
+    return x
+
+
+def choice(name: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
+    return value
+
+
+def number(name: str, value: float, *, minimum: float = -math.inf, exclusive: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if math.isnan(value) or value < minimum or (exclusive and value == minimum):
+        raise ValueError(f"{name}: got {value}, expected a number {'>' if exclusive else '>='} {minimum}")
+    return float(value)
+
+
+def dimension(name: str, x: Tensor, dim: int, *, extra: int = 0) -> int:
+    """`dim` counted from the front, of a tensor with `extra` more dimensions than `x`."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"{name}: expected an int, got {type(dim).__name__}")
+    ndim = x.dim() + extra
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"{name}: got {dim}, expected a dimension of a tensor of shape {tuple(x.shape)}")
+    return dim % ndim
+
+
+def sample_dimension(name: str, x: Tensor, dim: int) -> int:
+    """A dimension that holds at least one sample."""
+    dim = dimension("dim", x, dim)
+    if x.size(dim) == 0:
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected at least one sample along dim {dim}")
+    return dim
+
+
+def event(name: str, x: Tensor, event_ndims: int) -> int:
+    if isinstance(event_ndims, bool) or not isinstance(event_ndims, int):
+        raise TypeError(f"event_ndims: expected an int, got {type(event_ndims).__name__}")
+    if not 0 <= event_ndims <= x.dim():
+        raise ValueError(
+            f"event_ndims: got {event_ndims}, expected 0 to {x.dim()} for {name} of shape {tuple(x.shape)}"
+        )
+    return event_ndims
+
+
+def same_kind(**tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors (None passes) on one device, broadcast to one shape, in their promoted dtype. Views where possible."""
+    given = {name: floating(name, x) for name, x in tensors.items() if x is not None}
+    first = next(iter(given.values()))
+    for name, x in given.items():
+        if x.device != first.device:
+            raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {next(iter(given))}")
+    if any(x.dtype != first.dtype for x in given.values()):
+        dtype = first.dtype
+        for x in given.values():
+            dtype = torch.promote_types(dtype, x.dtype)
+        given = {name: x.to(dtype) for name, x in given.items()}
+    if any(x.shape != first.shape for x in given.values()):
+        try:
+            shape = torch.broadcast_shapes(*(x.shape for x in given.values()))
+        except RuntimeError:
+            shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items())
+            raise ValueError(f"expected shapes that broadcast together, got {shapes}") from None
+        given = {name: x.expand(shape) for name, x in given.items()}
+    return tuple(given.get(name) for name in tensors)
+
+
+def clamp_range(clamp_logvar: tuple[float, float] | None) -> tuple[float, float]:
+    if clamp_logvar is None:
+        return -math.inf, math.inf
+    low, high = clamp_logvar
+    if not low <= high:
+        raise ValueError(f"clamp_logvar: got {clamp_logvar}, expected (low, high) with low <= high")
+    return float(low), float(high)

@@ -1,0 +1,291 @@
+"""The one place that joins an op's kernel, its reference and autograd.
+
+A kernel is an accelerator of its reference, never the only truth. A `FusedOp`, called, runs the kernel where a kernel
+is right, and the reference wherever PyTorch must look inside: `torch.func` transforms, forward-mode AD, tensor
+subclasses, dtypes without a kernel. Backward runs the backward kernel or, under `create_graph=True`, differentiates the
+reference, so that second derivatives are the reference's for every op. The bare ops (`torch.ops.unigen_fast.*`) carry
+the same formulas for the graphs that hold them directly (`torch.compile`, `torch.export`), and the reference as their
+kernel on every device that has no other.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+LIBRARY = torch.library.Library("unigen_fast", "DEF")
+KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_PLAIN = (Tensor, torch.nn.Parameter)
+_AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)  # its functionality bit serves every backend
+
+Tensors = Sequence[Tensor | None]
+
+
+def _as_tuple(x: Any) -> tuple[Tensor, ...]:
+    return (x,) if isinstance(x, Tensor) else tuple(x)
+
+
+class FusedOp:
+    """One op: `op(tensors…, options…)` returns its outputs.
+
+    `schema` is `name(tensors…, options…) -> outputs`. The tensors come already broadcast to one shape. The first
+    `differentiable_outputs` of the outputs carry gradient; those numbered in `saved` are handed to backward.
+    `tensor_list`: the op takes one list of tensors, given to the call as so many leading arguments.
+
+    `backward`, if the op has a gradient, is the signature of `name_backward`: gradients of the differentiable outputs,
+    tensors, saved outputs, options and, where several tensors are `differentiable`, `int needed`, a bit mask over
+    those. It returns a gradient for each of them, laid out as `torch.empty_like` of the tensor, or an empty one where
+    it is not needed.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        reference: Callable[..., Any],
+        *,
+        backward: str | None = None,
+        tensors: int = 1,
+        tensor_list: bool = False,
+        differentiable: Sequence[int] = (0,),
+        differentiable_outputs: int = 1,
+        saved: Sequence[int] = (),
+    ) -> None:
+        self.name = schema.partition("(")[0]
+        self.reference = reference
+        self.tensors = tensors
+        self.tensor_list = tensor_list
+        self.differentiable = tuple(differentiable)
+        self.differentiable_outputs = differentiable_outputs if backward else 0
+        self.saved = tuple(saved)
+        self.takes_needed = len(self.differentiable) > 1 and not tensor_list
+        self.forward = self._define(schema, self._reference_forward, self._fake_forward)
+        if backward is not None:
+            self.backward = self._define(f"{self.name}_backward{backward}", self._reference_backward, self._fake_backward)
+            self._register_autograd(self.name, self._bare_backward)
+            self._register_autograd(f"{self.name}_backward", self._bare_double_backward)
+
+    # ---- the call ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, tensors: int | None = None) -> Any:
+        """`tensors`: how many of `args` are tensors, for an op that takes a list."""
+        count = self.tensors if tensors is None else tensors
+        inputs, options = args[:count], args[count:]
+        if torch.compiler.is_compiling():
+            return self.forward(*self._pack(inputs), *options)
+        if self._needs_reference(inputs):
+            return self.reference(*self._pack(inputs), *options)
+        if self.differentiable_outputs and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+            return _Fused.apply(self, count, *args)
+        return self.forward(*self._pack(inputs), *options)
+
+    def _pack(self, inputs: Tensors) -> tuple[Any, ...]:
+        return (list(inputs),) if self.tensor_list else tuple(inputs)
+
+    @staticmethod
+    def _needs_reference(inputs: Tensors) -> bool:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return True
+        return any(
+            t is not None and (type(t) not in _PLAIN or (t.is_floating_point() and t.dtype not in KERNEL_DTYPES))
+            for t in inputs
+        )
+
+    # ---- derivatives -------------------------------------------------------------------------------------------------
+
+    def gradients(
+        self, grads: Tensors, inputs: Tensors, saved: Tensors, options: Sequence[Any], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Gradients of the inputs that are `needed`, None for the others: by the backward op, or differentiably."""
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            # fresh aliases: one input may be a function of another, and only the direct dependence counts here
+            aliases = [None if t is None else t.view_as(t) for t in inputs]
+            return self._differentiate(grads, aliases, options, needed, create_graph=True)
+        where = self._where(inputs)
+        mask = (sum(1 << n for n, i in enumerate(where) if needed[i]),) if self.takes_needed else ()
+        found = _as_tuple(self.backward(*grads, *self._pack(inputs), *saved, *options, *mask))
+        result: list[Tensor | None] = [None] * len(inputs)
+        for i, grad in zip(where, found, strict=True):
+            if needed[i]:
+                result[i] = grad
+        return result
+
+    def _differentiate(
+        self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool], create_graph: bool
+    ) -> list[Tensor | None]:
+        """Gradients of `inputs` through the reference."""
+        outputs = _as_tuple(self.reference(*self._pack(inputs), *options))[: self.differentiable_outputs]
+        reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        wanted = [(i, t) for i, t in enumerate(inputs) if needed[i] and t is not None]
+        result: list[Tensor | None] = [None] * len(inputs)
+        if reached and wanted:
+            found = torch.autograd.grad(
+                [o for o, _ in reached],
+                [t for _, t in wanted],
+                [g for _, g in reached],
+                create_graph=create_graph,
+                materialize_grads=True,
+            )
+            for (i, _), grad in zip(wanted, found, strict=True):
+                result[i] = grad
+        return result
+
+    def _where(self, inputs: Tensors) -> tuple[int, ...]:
+        return tuple(range(len(inputs))) if self.tensor_list else self.differentiable
+
+    # ---- the dispatcher's side: reference kernels, fakes, autograd of the bare ops -----------------------------------
+
+    def _define(self, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+        name = schema.partition("(")[0]
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"unigen_fast::{name}", fake, lib=LIBRARY)
+        return getattr(torch.ops.unigen_fast, name).default
+
+    def _register_autograd(self, name: str, backward: Callable[..., Any]) -> None:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.arguments, ctx.outputs = inputs, output
+
+        torch.library.register_autograd(f"unigen_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+    def _split_forward(self, args: Sequence[Any]) -> tuple[list[Tensor | None], list[Any]]:
+        """(tensors, options) of the forward op's arguments."""
+        if self.tensor_list:
+            return list(args[0]), list(args[1:])
+        return list(args[: self.tensors]), list(args[self.tensors :])
+
+    def _split_backward(self, args: Sequence[Any]) -> tuple[list[Tensor], list[Tensor | None], list[Any], list[bool]]:
+        """(gradients, tensors, options, needed) of the backward op's arguments."""
+        n = self.differentiable_outputs
+        inputs, rest = self._split_forward(args[n:])
+        options = rest[len(self.saved) :]
+        mask = options.pop() if self.takes_needed else -1
+        needed = [False] * len(inputs)
+        for bit, i in enumerate(self._where(inputs)):
+            needed[i] = bool(mask >> bit & 1) and inputs[i] is not None
+        return list(args[:n]), inputs, options, needed
+
+    def _as_schema(self, grads: list[Tensor]) -> Any:
+        return grads if self.tensor_list else grads[0] if len(grads) == 1 else tuple(grads)
+
+    def _reference_forward(self, *args: Any) -> Any:
+        with torch.no_grad():
+            outputs = self.reference(*args)
+        # an op's outputs are contiguous and alias none of its inputs
+        fresh = tuple(torch.empty(o.shape, dtype=o.dtype, device=o.device).copy_(o) for o in _as_tuple(outputs))
+        return fresh if isinstance(outputs, tuple) else fresh[0]
+
+    def _fake_forward(self, *args: Any) -> Any:
+        outputs = self.reference(*args)
+        fresh = tuple(o.new_empty(o.shape) for o in _as_tuple(outputs))
+        return fresh if isinstance(outputs, tuple) else fresh[0]
+
+    def _reference_backward(self, *args: Any) -> Any:
+        grads, inputs, options, needed = self._split_backward(args)
+        # by now the dispatcher has excluded autograd
+        included = torch._C._dispatch_tls_local_include_set()
+        excluded = torch._C._dispatch_tls_local_exclude_set() - _AUTOGRAD
+        with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+            leaves = [None if t is None else t.detach().requires_grad_(needed[i]) for i, t in enumerate(inputs)]
+            found = self._differentiate(grads, leaves, options, needed, create_graph=False)
+        result = self._empty_gradients(inputs, needed)
+        for i, out in zip(self._where(inputs), result, strict=True):
+            grad = found[i]
+            if grad is not None:
+                out.copy_(grad)
+            elif needed[i]:
+                out.zero_()
+        return self._as_schema(result)
+
+    def _fake_backward(self, *args: Any) -> Any:
+        _, inputs, _, needed = self._split_backward(args)
+        return self._as_schema(self._empty_gradients(inputs, needed))
+
+    def _empty_gradients(self, inputs: Tensors, needed: Sequence[bool]) -> list[Tensor]:
+        present = next(t for t in inputs if t is not None)
+        result = []
+        for i in self._where(inputs):
+            t = inputs[i]
+            result.append(torch.empty_like(t) if t is not None and needed[i] else present.new_empty((0,)))
+        return result
+
+    def _bare_backward(self, ctx: Any, *grad_outputs: Tensor | None) -> Any:
+        inputs, options = self._split_forward(ctx.arguments)
+        outputs = _as_tuple(ctx.outputs)
+        grads = _zero_filled(grad_outputs[: self.differentiable_outputs], outputs)
+        where = self._where(inputs)
+        needed = [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)]
+        found = self.gradients(grads, inputs, [outputs[i] for i in self.saved], options, needed)
+        return (*([found] if self.tensor_list else found), *(None,) * len(options))
+
+    def _bare_double_backward(self, ctx: Any, *grad_outputs: Any) -> Any:
+        """Derivative of the backward op: the reference, differentiated twice."""
+        grads, inputs, options, needed = self._split_backward(ctx.arguments)
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            grads = [g.view_as(g) for g in grads]
+            inputs = [None if t is None else t.view_as(t) for t in inputs]
+            first = self._differentiate(grads, inputs, options, needed, create_graph=True)
+        flat = grad_outputs[0] if self.tensor_list else grad_outputs
+        pairs = [
+            (first[i], g)
+            for i, g in zip(self._where(inputs), flat, strict=True)
+            if first[i] is not None and first[i].requires_grad and g is not None and needed[i]  # type: ignore[union-attr]
+        ]
+        sources = [t for t in (*grads, *inputs) if t is not None and t.requires_grad]
+        found = iter(())
+        if pairs and sources:
+            found = iter(
+                torch.autograd.grad(
+                    [f for f, _ in pairs],  # type: ignore[misc]
+                    sources,
+                    [g for _, g in pairs],
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+            )
+        result = [next(found, None) if t is not None and t.requires_grad else None for t in (*grads, *inputs)]
+        head, tail = result[: len(grads)], result[len(grads) :]
+        rest = (None,) * (len(ctx.arguments) - len(grads) - (1 if self.tensor_list else len(inputs)))
+        return (*head, tail, *rest) if self.tensor_list else (*head, *tail, *rest)
+
+
+def _zero_filled(grads: Tensors, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros for the outputs that took no part in the loss: expanded, so they cost no memory."""
+    return [
+        torch.zeros((), dtype=o.dtype, device=o.device).expand(o.shape) if g is None else g
+        for g, o in zip(grads, outputs, strict=False)
+    ]
+
+
+class _Fused(torch.autograd.Function):
+    """The eager path: a Function in ctx style costs a third of `register_autograd`."""
+
+    @staticmethod
+    def forward(ctx: Any, op: FusedOp, count: int, *args: Any) -> Any:
+        inputs, ctx.options = args[:count], args[count:]
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = op.forward(*op._pack(inputs), *ctx.options)
+        ctx.op, ctx.count = op, count
+        flat = _as_tuple(outputs)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*flat[op.differentiable_outputs :])
+        ctx.save_for_backward(*inputs, *(flat[i] for i in op.saved))
+        if op.differentiable_outputs > 1:
+            ctx.output_like = [o.new_empty(()).expand(o.shape) for o in flat]
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+        op: FusedOp = ctx.op
+        grads: Tensors = grad_outputs[: op.differentiable_outputs]
+        if all(g is None for g in grads):
+            return (None,) * (2 + ctx.count + len(ctx.options))
+        if len(grads) > 1:
+            grads = _zero_filled(grads, ctx.output_like)
+        tensors = ctx.saved_tensors
+        inputs, saved = tensors[: ctx.count], tensors[ctx.count :]
+        needed = [t is not None and ctx.needs_input_grad[2 + i] for i, t in enumerate(inputs)]
+        found = op.gradients(grads, inputs, saved, ctx.options, needed)
+        return (None, None, *found) + (None,) * len(ctx.options)

@@ -1,0 +1,72 @@
+"""Loads the kernels there are, each at most once, at import; says why for those there are not.
+
+`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`) leaves kernels out; `UNIGEN_FAST_ISA` (`default`, `avx2`,
+`avx512`) picks a CPU unit other than the best one. With `TRITON_INTERPRET=1` the Triton kernels serve CPU tensors in
+Triton's interpreter, in place of the C++ ones: for tests.
+"""
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
+
+from unigen_fast._fused import LIBRARY
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of kernels: whether it is in use, and what it is or why it is not."""
+
+    name: str
+    loaded: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<7} {'yes' if self.loaded else 'no '} {self.detail}"
+
+
+def _extension(name: str, disabled: set[str]) -> Backend:
+    """Importing an extension module registers its kernels."""
+    if name in disabled:
+        return Backend(name, False, "left out by UNIGEN_FAST_DISABLE")
+    if importlib.util.find_spec(f"unigen_fast._{name}") is None:
+        return Backend(name, False, f"not built: no compiler at installation (module unigen_fast._{name} is absent)")
+    try:
+        module = importlib.import_module(f"unigen_fast._{name}")
+    except (ImportError, OSError) as error:
+        return Backend(name, False, f"does not load: {str(error).splitlines()[0]}")
+    return Backend(name, True, module.build_info())
+
+
+def _triton(disabled: set[str], interpret: bool, native_cuda: bool) -> Backend:
+    if "triton" in disabled:
+        return Backend("triton", False, "left out by UNIGEN_FAST_DISABLE")
+    if native_cuda:
+        return Backend("triton", False, "not needed: the CUDA kernels are loaded")
+    if not interpret and not torch.cuda.is_available():
+        return Backend("triton", False, "no GPU")
+    if importlib.util.find_spec("triton") is None:
+        return Backend("triton", False, "Triton is not installed")
+    try:
+        triton = importlib.import_module("triton")
+        kernels = importlib.import_module("unigen_fast.triton")
+    except ImportError as error:
+        return Backend("triton", False, f"does not load: {str(error).splitlines()[0]}")
+    kernels.register(LIBRARY, "CPU" if interpret else "CUDA")
+    return Backend("triton", True, f"Triton {triton.__version__}" + (", interpreted on the CPU" if interpret else ""))
+
+
+def load() -> tuple[Backend, ...]:
+    disabled = {word.strip() for word in os.environ.get("UNIGEN_FAST_DISABLE", "").split(",")}
+    interpret = os.environ.get("TRITON_INTERPRET") == "1" and "triton" not in disabled
+    if interpret:
+        cpu = Backend("cpu", False, "TRITON_INTERPRET=1: Triton's interpreter serves CPU tensors")
+    else:
+        cpu = _extension("cpu", disabled)
+    if torch.cuda.is_available() or "cuda" in disabled:
+        cuda = _extension("cuda", disabled)
+    else:
+        cuda = Backend("cuda", False, "no GPU")
+    return cpu, cuda, _triton(disabled, interpret, cuda.loaded)

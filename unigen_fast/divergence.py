@@ -1,0 +1,188 @@
+"""Closed-form KL divergences, and reparameterised samples drawn in one pass with them.
+
+Conventions: `event_ndims` trailing dimensions are summed, `reduction` acts on the rows that remain. fp16 and bf16 are
+computed, and rows returned, in fp32. The second argument is the log-variance unless `spread` says otherwise.
+"""
+
+import torch
+from torch import Tensor
+
+from unigen_fast import _checks, _ops
+
+
+def gaussian_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    event_ndims: int = 1,
+    spread: str = "logvar",
+    free_bits: float = 0.0,
+    free_bits_mode: str = "sum",
+    clamp_logvar: tuple[float, float] | None = None,
+    weights: Tensor | None = None,
+    normalize_weights: bool = False,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(N(m, s²) || N(m_p, s_p²)) of diagonal Gaussians, summed over the event, reduced over the rows.
+
+    With v = log s² and d = v - v_p: ½ sum [ (e^d - 1 - d) + (m - m_p)² e^{-v_p} ]; e^d - 1 - d is evaluated without
+    cancellation near the prior. For the standard normal prior: ½ sum [ (e^v - 1 - v) + m² ].
+
+    Args:
+        mean, logvar: `[rows…, event…]`, broadcastable with each other, any strides.
+        prior_mean, prior_logvar: broadcastable with them; None stands for 0 (the standard normal).
+        event_ndims: how many trailing dimensions make one example's event.
+        spread: what `logvar` and `prior_logvar` hold: "logvar", "logstd" or "std" (positive).
+        free_bits: nats below which the KL costs nothing and has no gradient.
+        free_bits_mode: "sum": max(KL of the row, free_bits); "per_dim": each dimension's KL is so bounded before the sum.
+            Both per example; Kingma et al. (2016), Eq. 16, average over the batch first.
+        clamp_logvar: (low, high) for the log-variances; the gradient is 0 outside.
+        weights: broadcastable to the rows, multiplied in before the reduction.
+        normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked mean.
+            A mask of zeros gives 0.
+        scale: multiplies the result.
+        reduction: "mean", "sum" or "none" over the rows.
+
+    Returns:
+        Nats; a scalar, or rows with "none".
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+            `normalize_weights` without `weights`, negative `free_bits`.
+
+    Source: Kingma and Welling (2014), App. B.
+    """
+    _checks.choice("spread", spread, _checks.SPREADS)
+    _checks.choice("free_bits_mode", free_bits_mode, ("sum", "per_dim"))
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    free_bits = _checks.number("free_bits", free_bits, minimum=0.0)
+    scale = _checks.number("scale", scale)
+    low, high = _checks.clamp_range(clamp_logvar)
+    mean, logvar, prior_mean, prior_logvar = _checks.same_kind(  # type: ignore[assignment]
+        mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar
+    )
+    event_ndims = _checks.event("mean", mean, event_ndims)
+    if weights is None:
+        if normalize_weights:
+            raise ValueError("normalize_weights: got True without weights")
+    else:
+        weights = _row_weights(weights, mean, event_ndims)
+        if normalize_weights:
+            total = weights.sum()
+            weights = weights / torch.where(total == 0, torch.ones_like(total), total)
+            reduction = "none" if reduction == "none" else "sum"
+    options = (event_ndims, spread, free_bits, free_bits_mode, low, high)
+    tensors = (mean, logvar, prior_mean, prior_logvar)
+    if weights is not None and weights.requires_grad:  # rows are cheap; the kernel takes weights as constants
+        rows = _ops.gaussian_kl(*tensors, None, *options, scale, "none")[0] * weights
+        return rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
+    return _ops.gaussian_kl(*tensors, weights, *options, scale, reduction)[0]
+
+
+def _row_weights(weights: Tensor, mean: Tensor, event_ndims: int) -> Tensor:
+    """`weights` in the arithmetic dtype, expanded to the rows of `mean`."""
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"weights: expected a torch.Tensor, got {type(weights).__name__}")
+    if weights.device != mean.device:
+        raise ValueError(f"weights: got device {weights.device}, expected {mean.device}")
+    rows = mean.shape[: mean.dim() - event_ndims]
+    dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    try:
+        return weights.to(dtype).expand(rows)
+    except RuntimeError:
+        raise ValueError(
+            f"weights: got shape {tuple(weights.shape)}, expected one that broadcasts to the rows {tuple(rows)}"
+        ) from None
+
+
+def _sampling(
+    mean: Tensor,
+    logvar: Tensor,
+    num_samples: int | None,
+    sample_dim: int,
+    spread: str,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Checked arguments of a sampling op: mean, logvar, rng_state, num_samples (-1: none), sample_dim."""
+    _checks.choice("spread", spread, _checks.SPREADS)
+    mean, logvar = _checks.same_kind(mean=mean, logvar=logvar)  # type: ignore[assignment]
+    if num_samples is None:
+        num_samples, sample_dim = -1, 0
+    else:
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 0:
+            raise ValueError(f"num_samples: got {num_samples!r}, expected None or an int >= 0")
+        sample_dim = _checks.dimension("sample_dim", mean, sample_dim, extra=1)
+    # one 64-bit seed and offset from PyTorch's generator: manual_seed governs, and a CUDA graph captures it
+    rng_state = torch.empty(2, dtype=torch.int64, device=mean.device).random_(generator=generator)
+    return mean, logvar, rng_state, num_samples, sample_dim
+
+
+def sample_gaussian(
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    num_samples: int | None = None,
+    sample_dim: int = 0,
+    spread: str = "logvar",
+    clamp_logvar: tuple[float, float] | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """z = mean + s · eps, eps ~ N(0, 1): the reparameterised sample. eps is drawn in the kernel, and again in backward.
+
+    The noise depends on the generator's state alone, not on device, dtype or layout (up to rounding).
+
+    Args:
+        mean, logvar: broadcastable with each other, any strides.
+        num_samples: S samples along a new dimension; None: one sample, without that dimension.
+        sample_dim: where the new dimension goes, counted in the result.
+        spread: what `logvar` holds: "logvar", "logstd" or "std".
+        clamp_logvar: (low, high) for the log-variance; the gradient is 0 outside.
+        generator: PyTorch's, of the tensors' device; None: the default one (`torch.manual_seed`).
+
+    Returns:
+        z, in the dtype of `mean`, contiguous.
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: shapes that do not broadcast, tensors on two devices, a bad `num_samples`, `sample_dim` or `spread`.
+
+    Source: Kingma and Welling (2014), Sec. 2.4; Salmon et al. (2011) for Philox.
+    """
+    low, high = _checks.clamp_range(clamp_logvar)
+    arguments = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
+    return _ops.sample_gaussian(*arguments, spread, low, high)
+
+
+def sample_gaussian_with_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    num_samples: int | None = None,
+    sample_dim: int = 0,
+    event_ndims: int = 1,
+    spread: str = "logvar",
+    clamp_logvar: tuple[float, float] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(z, KL): `sample_gaussian` and `gaussian_kl(…, reduction="none")` to N(0, 1) in one pass, forward and backward.
+
+    Args:
+        event_ndims: how many trailing dimensions of `mean` the KL is summed over.
+        (the others): as in `sample_gaussian`.
+
+    Returns:
+        z as `sample_gaussian` gives it for the same generator state, and the KL in nats as rows of `mean`.
+
+    Raises:
+        As `sample_gaussian`; ValueError for `event_ndims` out of range.
+
+    Source: Kingma and Welling (2014), Sec. 2.4 and App. B.
+    """
+    low, high = _checks.clamp_range(clamp_logvar)
+    arguments = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
+    event_ndims = _checks.event("mean", arguments[0], event_ndims)
+    return _ops.sample_gaussian_with_kl(*arguments, event_ndims, spread, low, high)

@@ -1,0 +1,112 @@
+"""Divergences between Gaussians, and reparameterised samples with them, in plain PyTorch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from unigen_fast.reference._common import accumulate_dtype, reduce_rows, sum_event, upcast
+from unigen_fast.reference.random import philox_normal
+
+
+def to_logvar(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float) -> Tensor:
+    """Log-variance from what the network gives (`spread`: "logvar", "logstd" or "std"), clamped (gradient 0 outside)."""
+    if spread == "std":
+        logvar = 2 * spread_value.log()
+    elif spread == "logstd":
+        logvar = 2 * spread_value
+    else:
+        logvar = spread_value
+    return logvar if clamp_min == -math.inf and clamp_max == math.inf else logvar.clamp(clamp_min, clamp_max)
+
+
+def to_std(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float) -> Tensor:
+    if spread == "std" and clamp_min == -math.inf and clamp_max == math.inf:
+        return spread_value
+    return (0.5 * to_logvar(spread_value, spread, clamp_min, clamp_max)).exp()
+
+
+def exp_minus_1_minus(x: Tensor) -> Tensor:
+    """e^x - 1 - x >= 0. Near 0, where the difference cancels, by its Taylor series: 2 ≤ n ≤ 18 gives 1e-16 for |x| < 1."""
+    near = x.abs() < 1
+    small = torch.where(near, x, torch.zeros_like(x))
+    series = torch.zeros_like(x)
+    for n in range(18, 1, -1):
+        series = series * small + 1 / math.factorial(n)
+    large = torch.where(near, torch.ones_like(x), x)
+    return torch.where(near, series * small.square(), torch.expm1(large) - large)
+
+
+def gaussian_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    weights: Tensor | None,
+    event_ndims: int,
+    spread: str,
+    free_bits: float,
+    free_bits_mode: str,
+    clamp_min: float,
+    clamp_max: float,
+    scale: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """Returns (KL, rows before free bits over a row and weights: `[0]` where backward has no use for them)."""
+    mean, logvar = upcast(mean), to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
+    difference = mean if prior_mean is None else mean - upcast(prior_mean)
+    if prior_logvar is None:
+        terms = 0.5 * (exp_minus_1_minus(logvar) + difference.square())
+    else:
+        prior_logvar = to_logvar(upcast(prior_logvar), spread, clamp_min, clamp_max)
+        terms = 0.5 * (exp_minus_1_minus(logvar - prior_logvar) + difference.square() * (-prior_logvar).exp())
+    if free_bits > 0 and free_bits_mode == "per_dim":
+        terms = terms.clamp(min=free_bits)
+    rows = sum_event(terms, event_ndims)
+    free_rows = free_bits > 0 and free_bits_mode == "sum"
+    kept = rows.detach().contiguous().clone() if free_rows or weights is not None else rows.new_empty((0,))
+    if free_rows:
+        rows = rows.clamp(min=free_bits)
+    if weights is not None:
+        rows = rows * weights
+    return reduce_rows(rows, reduction, scale), kept
+
+
+def sample_gaussian(
+    mean: Tensor,
+    logvar: Tensor,
+    rng_state: Tensor,
+    num_samples: int,
+    sample_dim: int,
+    spread: str,
+    clamp_min: float,
+    clamp_max: float,
+) -> Tensor:
+    """`num_samples` = -1: one draw, without a sample dimension. Returns z in the dtype of `mean`."""
+    dtype = mean.dtype
+    center, std = upcast(mean), to_std(upcast(logvar), spread, clamp_min, clamp_max)
+    if num_samples >= 0:
+        center, std = center.unsqueeze(sample_dim), std.unsqueeze(sample_dim)
+    shape = list(torch.broadcast_shapes(center.shape, std.shape))
+    if num_samples >= 0:
+        shape[sample_dim] = num_samples
+    return (center + std * philox_normal(rng_state, tuple(shape), accumulate_dtype(dtype))).to(dtype)
+
+
+def sample_gaussian_with_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    rng_state: Tensor,
+    num_samples: int,
+    sample_dim: int,
+    event_ndims: int,
+    spread: str,
+    clamp_min: float,
+    clamp_max: float,
+) -> tuple[Tensor, Tensor]:
+    """Returns (z, KL to the standard normal as rows)."""
+    z = sample_gaussian(mean, logvar, rng_state, num_samples, sample_dim, spread, clamp_min, clamp_max)
+    kl, _ = gaussian_kl(
+        mean, logvar, None, None, None, event_ndims, spread, 0.0, "sum", clamp_min, clamp_max, 1.0, "none"
+    )
+    return z, kl
