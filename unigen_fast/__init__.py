@@ -1,6 +1,7 @@
 """Fused losses of deep generative models: the same numbers as PyTorch, faster, in less memory, without overflow."""
 
 from unigen_fast import _info, _loader, nn
+from unigen_fast._version import __version__
 from unigen_fast.adversarial import (
     DiscriminatorStats,
     discriminator_loss,
@@ -13,7 +14,6 @@ from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian
 from unigen_fast.importance import effective_sample_size, importance_weights, iwae_loss, log_mean_exp
 from unigen_fast.likelihood import bernoulli_log_prob
 
-__version__ = "0.1.0"
 
 __all__ = [
     "DiscriminatorStats",

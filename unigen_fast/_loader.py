@@ -7,8 +7,10 @@ Triton's interpreter, in place of the C++ ones: for tests.
 
 import importlib
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -27,12 +29,18 @@ class Backend:
         return f"{self.name:<7} {'yes' if self.loaded else 'no '} {self.detail}"
 
 
+def _build_report() -> dict[str, str]:
+    """Why the installation built what it did not build."""
+    path = Path(__file__).with_name("_build_report.json")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _extension(name: str, disabled: set[str]) -> Backend:
     """Importing an extension module registers its kernels."""
     if name in disabled:
         return Backend(name, False, "left out by UNIGEN_FAST_DISABLE")
     if importlib.util.find_spec(f"unigen_fast._{name}") is None:
-        return Backend(name, False, f"not built: no compiler at installation (module unigen_fast._{name} is absent)")
+        return Backend(name, False, f"not built: {_build_report().get(name, 'no record of a build')}")
     try:
         module = importlib.import_module(f"unigen_fast._{name}")
     except (ImportError, OSError) as error:

@@ -117,7 +117,8 @@ def _sampling(
             raise ValueError(f"num_samples: got {num_samples!r}, expected None or an int >= 0")
         sample_dim = _checks.dimension("sample_dim", mean, sample_dim, extra=1)
     # one 64-bit seed and offset from PyTorch's generator: manual_seed governs, and a CUDA graph captures it
-    rng_state = torch.empty(2, dtype=torch.int64, device=mean.device).random_(generator=generator)
+    # (`random_` breaks torch.compile's graph; with generator=None spelled out, Inductor keeps PyTorch's own numbers)
+    rng_state = torch.randint(2**63 - 1, (2,), device=mean.device, generator=generator)
     return mean, logvar, rng_state, num_samples, sample_dim
 
 

@@ -1,0 +1,37 @@
+# Everything from a clean clone: each target makes the virtual environment it needs.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: test demo bench lint kernels clean
+
+# torch first and pinned: the build must find it, and no other
+$(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)" "setuptools>=77" wheel pybind11 ninja ruff mypy
+	$(BIN)/pip install -q --no-build-isolation -e ".[demo,bench,test]"
+	$(BIN)/python -m unigen_fast info
+	touch $@
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -q tests
+
+demo: $(VENV)/ready
+	$(BIN)/python -m unigen_fast demo --output demo-output
+
+bench: $(VENV)/ready
+	$(BIN)/python -m unigen_fast bench --json benches/results/cpu.json --plot benches/results/cpu.png
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# every CUDA and Triton kernel, compiled for GPUs that need not be here
+kernels: $(VENV)/ready
+	$(BIN)/python benches/compile_cuda.py
+	$(BIN)/python benches/compile_triton.py
+
+clean:
+	rm -rf $(VENV) build demo-output *.egg-info unigen_fast/*.so unigen_fast/_build_report.json

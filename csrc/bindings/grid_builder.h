@@ -1,0 +1,202 @@
+// From tensors to a Grid and its Operands: which dimensions are columns, collapsed as far as all strides allow.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace unigen {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// double for float64, else float: what rows, statistics and results are held in
+inline ScalarType arithmetic_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::Double: return DType::float64;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Half: return DType::float16;
+    default: STD_TORCH_CHECK(false, "unigen_fast: expected float32, float64, bfloat16 or float16");
+  }
+  return DType::float32;
+}
+
+class GridBuilder {
+ public:
+  // The shape that every element operand has; the dimensions from `first_column` on, or those of `is_column`, are columns.
+  GridBuilder(const Tensor& shape_of, int64_t first_column) : shape_of_(shape_of), ndim_(int(shape_of.dim())) {
+    STD_TORCH_CHECK(ndim_ < kMaxTensorDims && first_column >= 0, "unigen_fast: expected fewer dimensions");
+    for (int d = 0; d < ndim_; ++d) is_column_[d] = d >= first_column;
+  }
+
+  // One column dimension, or all of them.
+  static GridBuilder over(const Tensor& shape_of, std::optional<int64_t> dim) {
+    GridBuilder builder(shape_of, dim ? shape_of.dim() : 0);
+    if (dim) {
+      STD_TORCH_CHECK(0 <= *dim && *dim < shape_of.dim(), "unigen_fast: dim out of range");
+      builder.is_column_[*dim] = true;
+    }
+    return builder;
+  }
+
+  std::vector<int64_t> row_sizes() const {
+    std::vector<int64_t> sizes;
+    for (int d = 0; d < ndim_; ++d)
+      if (!is_column_[d]) sizes.push_back(shape_of_.size(d));
+    return sizes;
+  }
+
+  void element(Operand& operand, const Tensor& tensor) { element(operand, tensor, shape_of_.scalar_type()); }
+
+  void element(Operand& operand, const Tensor& tensor, ScalarType dtype) {
+    check(tensor, ndim_, dtype);
+    Source& source = add(operand, tensor);
+    const auto sizes = tensor.sizes(), strides = tensor.strides(), expected = shape_of_.sizes();
+    for (int d = 0; d < ndim_; ++d) {
+      STD_TORCH_CHECK(sizes[d] == expected[d], "unigen_fast: expected tensors of one shape");
+      source.stride[d] = strides[d];
+    }
+  }
+
+  // An element operand with one dimension more, which is skipped.
+  void element_without(Operand& operand, const Tensor& tensor, int64_t skipped) {
+    check(tensor, ndim_ + 1, shape_of_.scalar_type());
+    Source& source = add(operand, tensor);
+    const auto strides = tensor.strides();
+    for (int d = 0; d < ndim_; ++d) source.stride[d] = strides[d < skipped ? d : d + 1];
+  }
+
+  // Over the rows; a tensor without dimensions is the same for every row.
+  void row(Operand& operand, const Tensor& tensor) {
+    check_dtype(tensor, arithmetic_type(shape_of_.scalar_type()));
+    Source& source = add(operand, tensor);
+    if (tensor.dim() == 0) return;
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    int r = 0;
+    for (int d = 0; d < ndim_; ++d) {
+      if (is_column_[d]) continue;
+      STD_TORCH_CHECK(r < int(sizes.size()) && sizes[r] == shape_of_.size(d), "unigen_fast: a row tensor has the wrong shape");
+      source.stride[d] = strides[r++];
+    }
+    STD_TORCH_CHECK(r == int(sizes.size()), "unigen_fast: a row tensor has the wrong shape");
+  }
+
+  // Planes of rows, [planes, rows…] contiguous: strides of one plane.
+  void planes(Operand& operand, const Tensor& tensor) {
+    check_dtype(tensor, arithmetic_type(shape_of_.scalar_type()));
+    Source& source = add(operand, tensor);
+    int64_t stride = 1;
+    for (int d = ndim_ - 1; d >= 0; --d) {
+      if (is_column_[d]) continue;
+      source.stride[d] = stride;
+      stride *= shape_of_.size(d);
+    }
+  }
+
+  // Sums do not care for the order of dimensions: with `reorder` the innermost one is that of the smallest strides.
+  Grid finish(bool reorder = true) {
+    Grid grid;
+    grid.row_dims = collapse(false, reorder, grid.rows, grid.row_size);
+    grid.col_dims = collapse(true, reorder, grid.cols, grid.col_size);
+    return grid;
+  }
+
+ private:
+  static constexpr int kMaxTensorDims = 64;
+  static constexpr int kMaxOperands = 12;
+
+  struct Source {
+    Operand* operand;
+    int64_t stride[kMaxTensorDims];
+  };
+
+  static void check_dtype(const Tensor& tensor, ScalarType dtype) {
+    STD_TORCH_CHECK(tensor.scalar_type() == dtype, "unigen_fast: got ", torch::headeronly::toString(tensor.scalar_type()),
+                    ", expected ", torch::headeronly::toString(dtype));
+  }
+
+  static void check(const Tensor& tensor, int ndim, ScalarType dtype) {
+    check_dtype(tensor, dtype);
+    STD_TORCH_CHECK(tensor.dim() == ndim, "unigen_fast: expected tensors of one shape");
+  }
+
+  Source& add(Operand& operand, const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
+    operand.data = tensor.data_ptr();
+    Source& source = sources_[count_++];
+    source.operand = &operand;
+    std::fill_n(source.stride, ndim_, int64_t(0));
+    return source;
+  }
+
+  // Merges the dimensions of one side; returns how many are left.
+  int collapse(bool columns, bool reorder, int64_t& total, int64_t* out_size) {
+    int order[kMaxTensorDims], n = 0;
+    total = 1;
+    for (int d = 0; d < ndim_; ++d) {
+      if (is_column_[d] != columns) continue;
+      const int64_t size = shape_of_.size(d);
+      total *= size;
+      if (size != 1) order[n++] = d;
+    }
+    if (total == 0) {
+      out_size[0] = 0;
+      return 1;
+    }
+    if (reorder) {
+      int64_t key[kMaxTensorDims];
+      for (int i = 0; i < n; ++i) {
+        key[order[i]] = 0;
+        for (int s = 0; s < count_; ++s) key[order[i]] = std::max(key[order[i]], std::abs(sources_[s].stride[order[i]]));
+      }
+      std::stable_sort(order, order + n, [&](int a, int b) { return key[a] > key[b]; });
+    }
+    int kept = 0;  // order[0 .. kept) stay, each with the size of what was merged into it
+    int64_t size[kMaxTensorDims];
+    for (int i = 0; i < n; ++i) {
+      const int d = order[i];
+      if (kept > 0 && mergeable(order[kept - 1], d)) {
+        size[kept - 1] *= shape_of_.size(d);
+        order[kept - 1] = d;
+      } else {
+        size[kept] = shape_of_.size(d);
+        order[kept++] = d;
+      }
+    }
+    STD_TORCH_CHECK(kept <= kMaxDims, "unigen_fast: ", kept, " dimensions with unrelated strides, at most ", kMaxDims,
+                    " are supported: call .contiguous() on the inputs");
+    for (int i = 0; i < kept; ++i) {
+      out_size[i] = size[i];
+      for (int s = 0; s < count_; ++s) {
+        Operand& operand = *sources_[s].operand;
+        (columns ? operand.col : operand.row)[i] = sources_[s].stride[order[i]];
+      }
+    }
+    return kept;
+  }
+
+  bool mergeable(int outer, int inner) const {
+    for (int s = 0; s < count_; ++s)
+      if (sources_[s].stride[outer] != sources_[s].stride[inner] * shape_of_.size(inner)) return false;
+    return true;
+  }
+
+  const Tensor& shape_of_;
+  int ndim_;
+  int count_ = 0;
+  bool is_column_[kMaxTensorDims];
+  Source sources_[kMaxOperands];
+};
+
+}  // namespace unigen

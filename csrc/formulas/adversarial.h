@@ -1,0 +1,42 @@
+// Elementwise terms of discriminator and generator losses, numbered as in unigen_fast/reference/adversarial.py.
+#pragma once
+
+#include "number.h"
+
+namespace unigen {
+
+enum class Term : int { logistic_real, logistic_fake, saturating, hinge_real, hinge_fake, linear };
+
+constexpr int kTerms = 6;
+
+// whether the logits are meant to be positive: what accuracy counts
+UNIGEN_INLINE bool wants_positive(Term term) { return term != Term::logistic_fake && term != Term::hinge_fake; }
+
+template <class N>
+UNIGEN_INLINE N term_value(Term term, N l) {
+  const N zero = constant<N>(0), one = constant<N>(1);
+  switch (term) {
+    case Term::logistic_real: return softplus(-l);
+    case Term::logistic_fake: return softplus(l);
+    case Term::saturating: return -softplus(l);
+    case Term::hinge_real: return maximum(one - l, zero);
+    case Term::hinge_fake: return maximum(one + l, zero);
+    default: return -l;
+  }
+}
+
+// d term / d l. At its kink a hinge has slope 0, as relu in PyTorch.
+template <class N>
+UNIGEN_INLINE N term_slope(Term term, N l) {
+  const N zero = constant<N>(0), one = constant<N>(1);
+  switch (term) {
+    case Term::logistic_real: return -Logistic<N>(l).sigmoid_of_minus();
+    case Term::logistic_fake: return Logistic<N>(l).sigmoid();
+    case Term::saturating: return -Logistic<N>(l).sigmoid();
+    case Term::hinge_real: return select(l < one, -one, zero);
+    case Term::hinge_fake: return select(-one < l, one, zero);
+    default: return -one;
+  }
+}
+
+}  // namespace unigen

@@ -1,0 +1,113 @@
+// What every formula is written in: a number type N, which is `float` or `double` on a GPU and a vector of them on a
+// CPU (csrc/cpu/vec.h). The functions below are found by overload. No torch, no loops over data.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define UNIGEN_INLINE __host__ __device__ __forceinline__
+#else
+#define UNIGEN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace unigen {
+
+// ---- scalars; csrc/cpu/vec.h has the same names for vectors -----------------------------------------------------
+
+UNIGEN_INLINE float exp(float x) { return ::expf(x); }
+UNIGEN_INLINE double exp(double x) { return ::exp(x); }
+UNIGEN_INLINE float log(float x) { return ::logf(x); }
+UNIGEN_INLINE double log(double x) { return ::log(x); }
+UNIGEN_INLINE float abs(float x) { return ::fabsf(x); }
+UNIGEN_INLINE double abs(double x) { return ::fabs(x); }
+UNIGEN_INLINE float log1p(float x) { return ::log1pf(x); }
+UNIGEN_INLINE double log1p(double x) { return ::log1p(x); }
+
+// log(1 + x) for x in [0, 1] only: what softplus needs, for less
+UNIGEN_INLINE float log1p_unit(float x) { return ::log1pf(x); }
+UNIGEN_INLINE double log1p_unit(double x) { return ::log1p(x); }
+
+// condition ? yes : no, lane by lane; no branch
+UNIGEN_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+UNIGEN_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+
+// the element type of a number: N(Scalar<N>(1)) makes a constant
+template <class N>
+struct ScalarOf {
+  using type = N;
+};
+template <class N>
+using Scalar = typename ScalarOf<N>::type;
+
+template <class N>
+UNIGEN_INLINE N constant(double x) {
+  return N(Scalar<N>(x));
+}
+
+// ---- functions of numbers that several families share --------------------------------------------------------------
+
+// the larger one; NaN in `x` stays
+template <class N>
+UNIGEN_INLINE N maximum(N x, N bound) {
+  return select(x < bound, bound, x);
+}
+
+// e^{-|x|} and what follows from it: everything logistic, with one exponential
+template <class N>
+struct Logistic {
+  N tail;         // e^{-|x|}, in [0, 1]
+  N reciprocal;   // 1 / (1 + tail) = sigma(|x|)
+  decltype(N() < N()) positive;
+
+  UNIGEN_INLINE explicit Logistic(N x)
+      : tail(exp(-abs(x))), reciprocal(constant<N>(1) / (constant<N>(1) + tail)), positive(constant<N>(0) < x) {}
+
+  UNIGEN_INLINE N sigmoid() const { return reciprocal * select(positive, constant<N>(1), tail); }       // sigma(x)
+  UNIGEN_INLINE N sigmoid_of_minus() const { return reciprocal * select(positive, tail, constant<N>(1)); }  // sigma(-x)
+};
+
+// log(1 + e^x) = max(x, 0) + log1p(e^{-|x|})
+template <class N>
+UNIGEN_INLINE N softplus(N x) {
+  return maximum(x, constant<N>(0)) + log1p_unit(exp(-abs(x)));
+}
+
+template <int n>
+struct Factorial {
+  static constexpr double value = n * Factorial<n - 1>::value;
+};
+template <>
+struct Factorial<0> {
+  static constexpr double value = 1;
+};
+
+// sum of x^{i - n} / i! for i = n … last
+template <int n, int last, class N>
+UNIGEN_INLINE N exponential_series(N x) {
+  constexpr double coefficient = 1 / Factorial<n>::value;
+  if constexpr (n == last) {
+    return constant<N>(coefficient);
+  } else {
+    return exponential_series<n + 1, last>(x) * x + constant<N>(coefficient);
+  }
+}
+
+// e^x - 1 - x and e^x - 1, neither cancelling near 0
+template <class N>
+struct ExpTerms {
+  N minus_1_minus_x;
+  N minus_1;
+
+  UNIGEN_INLINE explicit ExpTerms(N x) {
+    // Taylor's series for |x| < 1/2; beyond, the difference loses at most a digit
+    constexpr int last = sizeof(Scalar<N>) == 8 ? 15 : 9;
+    const N series = exponential_series<2, last>(x) * x * x;
+    const N e = exp(x) - constant<N>(1);
+    const auto near_zero = abs(x) < constant<N>(0.5);
+    minus_1_minus_x = select(near_zero, series, e - x);
+    minus_1 = select(near_zero, series + x, e);
+  }
+};
+
+}  // namespace unigen

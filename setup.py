@@ -1,0 +1,179 @@
+"""Builds the two extension modules with ninja, each only where it can be built.
+
+`unigen_fast._cpu` needs torch, pybind11, ninja and a C++ compiler at hand; `unigen_fast._cuda` needs nvcc as well, and is
+left out where torch is a CPU build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and
+links; `=0` never). What is not built is written, with the reason, to `unigen_fast/_build_report.json`, which
+`unigen_fast.info()` reads: an installation does not fail for want of a kernel.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+FAMILIES = ("importance", "adversarial", "divergence", "likelihood")
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and later
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -g0"
+# NaN and infinity keep their meaning: no -ffast-math. The default unit carries no ISA flag.
+ISA_FLAGS = {
+    "default": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c -mprefer-vector-width=512",
+}
+NVCC_FLAGS = (
+    "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --threads 2 -gencode arch=compute_80,code=sm_80 "
+    "-gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90"
+)
+
+
+def missing_for_cpu() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "torch was not importable at build time (build with --no-build-isolation)"
+    for module in ("pybind11", "ninja"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} was not installed at build time"
+    compiler = os.environ.get("CXX", "g++")
+    return None if shutil.which(compiler) else f"no C++ compiler ({compiler}) at build time"
+
+
+def cuda_home() -> Path | None:
+    nvcc = shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME")
+    if home and (Path(home) / "bin" / "nvcc").exists():
+        return Path(home)
+    if nvcc is None:
+        return None
+    return Path(nvcc).resolve().parent.parent
+
+
+def missing_for_cuda() -> str | None:
+    wanted = os.environ.get("UNIGEN_FAST_BUILD_CUDA")
+    if wanted == "0":
+        return "left out by UNIGEN_FAST_BUILD_CUDA=0"
+    reason = missing_for_cpu()
+    if reason:
+        return reason
+    if cuda_home() is None:
+        return "no nvcc at build time"
+    import torch
+
+    return None if torch.version.cuda or wanted == "1" else "torch is a CPU build"
+
+
+class Ninja:
+    """A ninja file of compile and link steps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lines = [
+            "rule compile",
+            "  command = $compiler -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  command = $linker -o $out $in $libraries",
+        ]
+
+    def compile(self, source: Path, suffix: str, command: str) -> Path:
+        out = self.directory / f"{source.stem}{suffix}.o"
+        self.lines += [f"build {out}: compile {source}", f"  compiler = {command}"]
+        return out
+
+    def link(self, objects: list[Path], target: Path, command: str, libraries: str) -> None:
+        inputs = " ".join(map(str, objects))
+        self.lines += [f"build {target}: link {inputs}", f"  linker = {command}", f"  libraries = {libraries}"]
+
+    def run(self, target: Path) -> None:
+        import ninja
+
+        file = self.directory / f"{target.stem}.ninja"
+        file.write_text("\n".join(self.lines) + "\n")
+        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        subprocess.check_call([str(Path(ninja.BIN_DIR) / "ninja"), "-f", str(file), "-j", jobs, str(target)])
+
+
+class BuildKernels(build_ext):
+    def run(self) -> None:
+        self.report: dict[str, str] = {}
+        super().run()
+        package = Path(self.get_ext_fullpath("unigen_fast._cpu")).parent
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "_build_report.json").write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def build_extension(self, ext: Extension) -> None:
+        name = ext.name.rpartition("._")[2]
+        reason = {"cpu": missing_for_cpu, "cuda": missing_for_cuda}[name]()
+        if reason is None:
+            try:
+                getattr(self, f"build_{name}")(Path(self.get_ext_fullpath(ext.name)).resolve())
+            except subprocess.CalledProcessError as error:
+                reason = f"the build failed (exit status {error.returncode}): see the output of the installation"
+                if os.environ.get("UNIGEN_FAST_REQUIRE_BUILD") == "1":
+                    raise
+        if reason is not None:
+            self.report[name] = reason
+            print(f"unigen_fast: module _{name} is not built: {reason}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+    def _ninja(self, name: str) -> Ninja:
+        directory = Path(self.build_temp).resolve() / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return Ninja(directory)
+
+    def _binding(self, extra: str) -> str:
+        import pybind11
+        import torch
+
+        includes = [str(Path(torch.__file__).parent / "include"), pybind11.get_include(), sysconfig.get_path("include")]
+        return f"{self._cxx()} {CXX_FLAGS} {STABLE_ABI} {extra} " + " ".join(f"-isystem {path}" for path in includes)
+
+    @staticmethod
+    def _cxx() -> str:
+        return os.environ.get("CXX", "g++")
+
+    @staticmethod
+    def _torch_libraries() -> str:
+        import torch
+
+        library = Path(torch.__file__).parent / "lib"
+        return f"-L{library} -ltorch -ltorch_cpu -lc10"
+
+    def build_cpu(self, target: Path) -> None:
+        source = ROOT.resolve() / "csrc" / "cpu"
+        ninja = self._ninja("cpu")
+        x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
+        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(""))]
+        for isa, flags in ISA_FLAGS.items() if x86 else [("default", "")]:
+            for unit in (*FAMILIES, "table"):
+                command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} -DUNIGEN_ISA_{isa} {flags}"
+                objects.append(ninja.compile(source / f"{unit}.cpp", f".{isa}", command))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ninja.link(objects, target, f"{self._cxx()} -shared", self._torch_libraries())
+        ninja.run(target)
+
+    def build_cuda(self, target: Path) -> None:
+        home = cuda_home()
+        source = ROOT.resolve() / "csrc" / "cuda"
+        ninja = self._ninja("cuda")
+        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(f"-isystem {home}/include"))]
+        objects += [ninja.compile(source / f"{unit}.cu", "", f"{home}/bin/nvcc {NVCC_FLAGS}") for unit in FAMILIES]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cudart = f"-L{home}/lib64 -L{home}/lib -lcudart_static -ldl -lrt -lpthread"
+        ninja.link(objects, target, f"{self._cxx()} -shared", f"{self._torch_libraries()} {cudart}")
+        ninja.run(target)
+
+
+setup(
+    ext_modules=[Extension("unigen_fast._cpu", []), Extension("unigen_fast._cuda", [])],
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,21 @@
+import pytest
+import torch
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run: the GPU if there is one. Every test that can run on a GPU takes it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    """Nothing compiled by an earlier test counts; nothing compiled here stays."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,862 @@
+"""What every op owes, whatever it computes: parametrised over the table of cases in `helpers`."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as fwad
+from helpers import (
+    CASES,
+    NATIVE,
+    OPS,
+    Case,
+    Spec,
+    as_tuple,
+    assert_close,
+    assert_same_bits,
+    cotangents_like,
+    draw_rng_state,
+    expanded_rows,
+    leaves,
+    make,
+    pull_back,
+    recorded_ops,
+    reference_path,
+    sliced,
+    stepped,
+    tolerance,
+    transposed,
+    upcast,
+)
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import unigen_fast as uf
+
+# Sizes along the reduced axis, as (rows, n), and why each is here:
+SIZES = [
+    (64, 1),  # nothing to reduce: K = 1 is the single-sample loss
+    (300, 2),  # many rows with a short event: several rows share one vector or one warp
+    (5, 3),
+    (257, 7),  # one below, at and above 8: AVX2's vector of floats, AVX512's of doubles; rows are no multiple either
+    (9, 8),
+    (31, 15),  # around 16: AVX512's vector of floats, eight 16-bit loads twice
+    (2, 16),
+    (130, 17),
+    (33, 31),  # around 32: a warp
+    (7, 33),
+    (1, 64),  # one row; a K that users have
+    (20, 100),  # between: full vectors and a tail; about one log for the product of so many factors
+    (16, 127),  # one less than a warp of 4-element loads
+    (4, 512),  # at and just above a block's or an unrolled loop's worth
+    (3, 513),
+    (2, 784),  # MNIST pixels
+    (5, 1000),
+    (3, 4097),  # one element into the next tile
+    (2, 5000),  # K of a test log-likelihood
+    (2, 20000),  # few rows with a long event: several blocks or threads for one row, and the sum's rounding
+]
+FEW_SIZES = [(6, 1), (40, 5), (3, 33), (2, 513), (2, 1500)]
+LAYOUT_SIZES = [(5, 7), (33, 16), (3, 261)]
+STRIDED_LAYOUTS = ["contiguous", "transposed", "stepped", "expanded_rows", "expanded_last", "channels_last", "mixed"]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=repr)
+differentiable_cases = pytest.mark.parametrize(
+    "case", [c for c in CASES if not c.name.startswith("effective_sample_size")], ids=repr
+)
+exact_derivative_cases = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.derivative and not c.name.startswith("effective_sample_size")], ids=repr
+)
+
+
+def one_per_op() -> list[Case]:
+    """The first case that runs each op: where compiling or exporting every case would take minutes."""
+    found: dict[str, Case] = {}
+    for case in CASES:
+        with recorded_ops() as calls:
+            case(*make(case, 2, 3))
+        for name, _, _ in calls:
+            found.setdefault(name, case)
+    return list(dict.fromkeys(found.values()))
+
+
+ONE_PER_OP = one_per_op()
+one_case_per_op = pytest.mark.parametrize("case", ONE_PER_OP, ids=repr)
+
+
+def value_and_gradients(case: Callable[..., Any], tensors: list[Tensor], cotangents: Any = None) -> Any:
+    outputs = as_tuple(case(*tensors))
+    cotangents = cotangents_like(outputs) if cotangents is None else cotangents
+    return outputs, pull_back(outputs, leaves(tensors), cotangents), cotangents
+
+
+def check(case: Case, tensors: list[Tensor]) -> None:
+    """Value and every gradient against the reference evaluated in float64 on the same numbers."""
+    outputs, gradients, cotangents = value_and_gradients(case, tensors)
+    wide = upcast(tensors)
+    with reference_path():
+        expected, expected_gradients, _ = value_and_gradients(
+            case, wide, [None if c is None else c.double() for c in cotangents]
+        )
+    dtype = tensors[0].dtype
+    result_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    for i, (got, e) in enumerate(zip(outputs, expected, strict=True)):
+        sample = case.random and i == 0
+        assert got.dtype == (dtype if sample else result_dtype)
+        assert_close(got, e, *tolerance(got.dtype), what=f"output {i}")
+    assert len(gradients) == len(expected_gradients)
+    for i, (x, got, e) in enumerate(zip(leaves(tensors), gradients, expected_gradients, strict=True)):
+        assert got.dtype == x.dtype
+        assert_close(got, e, *tolerance(got.dtype), what=f"gradient {i}")
+
+
+def test_every_op_has_a_case() -> None:
+    covered = set()
+    for case in CASES:
+        tensors = make(case, 2, 3)
+        with recorded_ops() as calls:
+            value_and_gradients(case, tensors)
+        covered |= {name for name, _, _ in calls}
+    assert covered == set(OPS) | {f"{name}_backward" for name, op in OPS.items() if hasattr(op, "backward")}
+
+
+# ---- equality --------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("size", [(5, 1), (7, 6), (3, 130)], ids=str)
+def test_reference_equals_independent_formula(case: Case, size: tuple[int, int]) -> None:
+    """The references against torch.distributions and PyTorch's own losses: value, gradient and second derivative."""
+    tensors = make(case, *size)
+    wide = upcast(tensors)
+    outputs, expected = as_tuple(case(*tensors)), as_tuple(case.expected(*wide))
+    assert len(outputs) == len(expected)
+    for got, e in zip(outputs, expected, strict=True):
+        assert_close(got, e, 1e-10, absolute=1e-14, what="value")
+    cotangents = cotangents_like(outputs)
+    firsts = pull_back(outputs, leaves(tensors), cotangents, create_graph=True, materialize_grads=True)
+    expected_firsts = pull_back(expected, leaves(wide), cotangents, create_graph=True, materialize_grads=True)
+    for got, e in zip(firsts, expected_firsts, strict=True):
+        assert_close(got, e, 1e-10, absolute=1e-14, what="gradient")
+    if not any(e.requires_grad for e in expected_firsts):
+        return
+    again = cotangents_like(expected_firsts, seed=2)
+    options = {"materialize_grads": True, "allow_unused": True}
+    seconds = pull_back(firsts, leaves(tensors), again, **options) or [torch.zeros_like(x) for x in leaves(tensors)]
+    for got, e in zip(seconds, pull_back(expected_firsts, leaves(wide), again, **options), strict=True):
+        assert_close(got, e, 1e-9, absolute=1e-13, what="second derivative")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [(case, size) for case in CASES for size in (SIZES if case.every_size else FEW_SIZES)],
+    ids=lambda x: f"{x[0]}x{x[1]}" if isinstance(x, tuple) else repr(x),
+)
+def test_sizes(case: Case, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    check(case, make(case, *size, dtype=dtype, device=device, seed=size[1]))
+
+
+@every_case
+@pytest.mark.parametrize("layout", STRIDED_LAYOUTS)
+@pytest.mark.parametrize("size", LAYOUT_SIZES, ids=str)
+def test_layouts(case: Case, size: tuple[int, int], layout: str, device: torch.device) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        check(case, make(case, *size, dtype=dtype, device=device, layout=layout, seed=3))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_no_rows(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    """A batch of 0 gives what PyTorch gives: the mean of nothing is NaN, its sum 0, and gradients are empty."""
+    check(case, make(case, 0, 5, dtype=dtype, device=device))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_empty_event(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    tensors = make(case, 3, 0, dtype=dtype, device=device, layout="contiguous")
+    if case.empty_event:
+        check(case, tensors)
+    else:
+        with pytest.raises(ValueError, match="expected at least one sample along dim"):
+            case(*tensors)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_are_fp32_under_autocast(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    """Losses are unsafe in low precision (pytorch/pytorch#61098); autocast must not reach into them."""
+    tensors = make(case, 4, 37, dtype=dtype, device=device)
+    outside, gradients, cotangents = value_and_gradients(case, tensors)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        inside = as_tuple(case(*tensors))
+    for got, expected in zip(inside, outside, strict=True):
+        assert_same_bits(got, expected)
+    for got, expected in zip(pull_back(inside, leaves(tensors), cotangents), gradients, strict=True):
+        assert_same_bits(got, expected)
+
+
+def test_offsets_beyond_32_bits(device: torch.device) -> None:
+    """Rows 2^31 elements apart (state-spaces/mamba#1015 overflowed). Only the pages of the two rows are ever touched."""
+    n, stride = 40, 2**31 + 64
+    try:
+        storage = torch.empty(stride + n, dtype=torch.bfloat16, device=device)
+    except RuntimeError:
+        pytest.skip("no 4 GiB to reserve")
+    far = storage.as_strided((2, n), (stride, 1))
+    far.copy_(torch.randn(2, n))
+    near = far.clone()
+    for call in (
+        lambda x: uf.iwae_loss(x, dim=1),
+        lambda x: uf.importance_weights(x, dim=1, detach=False),
+        lambda x: uf.importance_weighted_generator_loss(fake=x, dim=1),
+        lambda x: uf.discriminator_loss(real=x, fake=x),
+        lambda x: uf.generator_loss(fake=x, reduction="none"),
+        lambda x: uf.gaussian_kl(x, x),
+        lambda x: uf.bernoulli_log_prob(x, x.detach()),
+    ):
+        got, gradient, cotangents = value_and_gradients(call, [far.detach().requires_grad_()])
+        expected, expected_gradient, _ = value_and_gradients(call, [near.detach().requires_grad_()], cotangents)
+        assert_close(got[0], expected[0], 1e-6)
+        assert_close(gradient[0], expected_gradient[0], 1e-2)
+
+
+# ---- derivatives -----------------------------------------------------------------------------------------------------
+
+
+def tuple_of(case: Case) -> Callable[..., tuple[Tensor, ...]]:
+    """Those outputs that carry gradient."""
+    return lambda *tensors: tuple(o for o in as_tuple(case(*tensors)) if o.requires_grad)
+
+
+@exact_derivative_cases
+def test_gradcheck(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    assert torch.autograd.gradcheck(tuple_of(case), tensors, atol=1e-6, rtol=1e-5)
+
+
+@exact_derivative_cases
+def test_gradgradcheck(case: Case, device: torch.device) -> None:
+    tensors = make(case, 2, 3, device=device)
+    assert torch.autograd.gradgradcheck(tuple_of(case), tensors, atol=1e-6, rtol=1e-5)
+
+
+@exact_derivative_cases
+def test_gradcheck_of_reference(case: Case, device: torch.device) -> None:
+    tensors = make(case, 2, 3, device=device)
+    with reference_path():
+        assert torch.autograd.gradcheck(tuple_of(case), tensors, atol=1e-6, rtol=1e-5)
+        assert torch.autograd.gradgradcheck(tuple_of(case), tensors, atol=1e-6, rtol=1e-5)
+
+
+@differentiable_cases
+def test_create_graph_changes_no_gradient(case: Case, device: torch.device) -> None:
+    """Under create_graph the reference's differentiable backward runs; the gradient is the same."""
+    for dtype in (torch.float64, torch.float32):
+        tensors = make(case, 5, 9, dtype=dtype, device=device)
+        outputs = as_tuple(case(*tensors))
+        cotangents = cotangents_like(outputs)
+        plain = pull_back(outputs, leaves(tensors), cotangents, retain_graph=True)
+        differentiable = pull_back(outputs, leaves(tensors), cotangents, create_graph=True)
+        for got, expected in zip(plain, differentiable, strict=True):
+            assert_close(got, expected, tolerance(dtype)[0], absolute=1e-30)
+
+
+def test_second_derivative_of_shared_inputs(device: torch.device) -> None:
+    """One input a function of another: only the direct dependence counts in each."""
+    x = torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True)
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda x: uf.gaussian_kl(x, x.sin(), x.square(), x),
+        lambda x: uf.bernoulli_log_prob(x, x.sigmoid()).sum(),
+        lambda x: uf.discriminator_loss(real=x, fake=x * 2),
+    ]
+    for call in calls:
+        assert torch.autograd.gradcheck(call, (x,))
+        assert torch.autograd.gradgradcheck(call, (x,))
+
+
+@differentiable_cases
+def test_unneeded_gradients_are_none(case: Case, device: torch.device) -> None:
+    """Each differentiable input alone: its gradient is as with all of them, and the others get None, not zeros."""
+    tensors = make(case, 4, 5, device=device)
+    _, gradients, cotangents = value_and_gradients(case, tensors)
+    for kept, expected in zip([i for i, x in enumerate(tensors) if x.requires_grad], gradients, strict=True):
+        alone = [x.detach().requires_grad_(i == kept) for i, x in enumerate(tensors)]
+        outputs = as_tuple(case(*alone))
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        torch.autograd.backward([o for o, _ in pairs], [c for _, c in pairs])
+        assert_close(alone[kept].grad, expected, 1e-12, absolute=1e-30)
+        assert all(x.grad is None for i, x in enumerate(alone) if i != kept)
+
+
+@every_case
+def test_no_graph_without_gradients(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    with torch.no_grad():
+        under_no_grad = as_tuple(case(*tensors))
+    detached = as_tuple(case(*(x.detach() for x in tensors)))
+    with torch.inference_mode():
+        inference = as_tuple(case(*(x.detach() for x in tensors)))
+    for a, b, c, d in zip(as_tuple(case(*tensors)), under_no_grad, detached, inference, strict=True):
+        assert not b.requires_grad and not c.requires_grad and not d.requires_grad
+        for other in (b, c, d):
+            assert_same_bits(other, a.detach())
+
+
+# gradients that arrive with other strides than the output's: what `.sum()`, a transposition and a slice send back
+COTANGENT_LAYOUTS = {
+    "expanded": lambda g: g.flatten()[:1].clone().reshape((1,) * g.dim()).expand(g.shape),
+    "expanded_rows": expanded_rows,
+    "transposed": transposed,
+    "sliced": sliced,
+    "stepped": stepped,
+}
+
+
+@differentiable_cases
+@pytest.mark.parametrize("layout", COTANGENT_LAYOUTS)
+def test_strides_of_incoming_gradient(case: Case, layout: str, device: torch.device) -> None:
+    for dtype in (torch.float64, torch.float32):
+        tensors = make(case, 6, 11, dtype=dtype, device=device)
+        outputs = as_tuple(case(*tensors))
+        cotangents = [
+            g if g is None or g.dim() == 0 else COTANGENT_LAYOUTS[layout](g.cpu()).to(device)
+            for g in cotangents_like(outputs)
+        ]
+        got = pull_back(outputs, leaves(tensors), cotangents, retain_graph=True)
+        plain = [None if g is None else g.contiguous() for g in cotangents]
+        for a, b in zip(got, pull_back(outputs, leaves(tensors), plain), strict=True):
+            assert_close(a, b, tolerance(dtype)[0], absolute=1e-30)
+
+
+@differentiable_cases
+def test_gradient_of_sum(case: Case, device: torch.device) -> None:
+    """`.sum().backward()`: the gradient that reaches the op is one number with strides of 0."""
+    tensors = make(case, 5, 9, device=device)
+    sum(o.sum() for o in as_tuple(case(*tensors)) if o.requires_grad).backward()
+    wide = upcast(tensors)
+    with reference_path():
+        outputs = [o for o in as_tuple(case(*wide)) if o.requires_grad]
+        expected = pull_back(outputs, leaves(wide), [torch.ones_like(o) for o in outputs])
+    for x, e in zip(leaves(tensors), expected, strict=True):
+        assert_close(x.grad, e, 1e-10, absolute=1e-30)
+
+
+def test_outputs_without_a_share_in_the_loss(device: torch.device) -> None:
+    """Only z, or only the KL, of the two is used: the other's gradient is absent, not garbage."""
+    for used in (0, 1):
+        m, v = (torch.randn(4, 5, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+        torch.manual_seed(1)
+        uf.sample_gaussian_with_kl(m, v)[used].sum().backward()
+        torch.manual_seed(1)
+        alone = uf.sample_gaussian(m, v) if used == 0 else uf.gaussian_kl(m, v, reduction="none")
+        for got, expected in zip((m.grad, v.grad), torch.autograd.grad(alone.sum(), (m, v)), strict=True):
+            assert_close(got, expected, 1e-12)
+
+
+@differentiable_cases
+def test_retain_graph(case: Case, device: torch.device) -> None:
+    """Backward twice gives the same bits: the first run has not spent or overwritten what was saved."""
+    tensors = make(case, 4, 33, dtype=torch.float32, device=device)
+    outputs = as_tuple(case(*tensors))
+    cotangents = cotangents_like(outputs)
+    once = pull_back(outputs, leaves(tensors), cotangents, retain_graph=True)
+    kept = [g.clone() for g in once]
+    for g in once:
+        g.zero_()  # the caller owns its gradients
+    twice = pull_back(outputs, leaves(tensors), cotangents, retain_graph=True)
+    for got, expected in zip(twice, kept, strict=True):
+        assert_same_bits(got, expected)
+    pull_back(outputs, leaves(tensors), cotangents)
+    with pytest.raises(RuntimeError, match="second time"):
+        pull_back(outputs, leaves(tensors), cotangents)
+
+
+@differentiable_cases
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(case: Case, use_reentrant: bool, device: torch.device) -> None:
+    """Activations drawn again in backward, noise included."""
+    tensors = make(case, 3, 7, device=device)
+    torch.manual_seed(5)
+    outputs = as_tuple(case.call(*tensors))
+    cotangents = cotangents_like(outputs)
+    expected = pull_back(outputs, leaves(tensors), cotangents)
+    torch.manual_seed(5)
+    outputs = checkpoint(lambda *ts: as_tuple(case.call(*ts)), *tensors, use_reentrant=use_reentrant)
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
+    torch.autograd.backward([o for o, _ in pairs], [c for _, c in pairs])
+    for x, e in zip(leaves(tensors), expected, strict=True):
+        assert_same_bits(x.grad, e)
+
+
+# ---- what a call leaves behind ---------------------------------------------------------------------------------------
+
+
+@every_case
+def test_no_input_is_written_to(case: Case, device: torch.device) -> None:
+    """Forward and backward, the incoming gradient included (linkedin/Liger-Kernel#343 wrote into an input)."""
+    tensors = make(case, 5, 19, dtype=torch.float32, device=device)
+    before = [x.detach().clone() for x in tensors]
+    versions = [x._version for x in tensors]
+    outputs = as_tuple(case(*tensors))
+    cotangents = cotangents_like(outputs)
+    sent = [None if c is None else c.clone() for c in cotangents]
+    results, result_versions = [o.detach().clone() for o in outputs], [o._version for o in outputs]
+    pull_back(outputs, leaves(tensors), cotangents)
+    assert [x._version for x in tensors] == versions
+    assert [o._version for o in outputs] == result_versions
+    for x, b in zip([*tensors, *outputs], [*before, *results], strict=True):
+        assert_same_bits(x.detach(), b)
+    for c, s in zip(cotangents, sent, strict=True):
+        assert (c is None and s is None) or (torch.equal(c, s) and c._version == 0)
+
+
+@every_case
+def test_results_alias_nothing(case: Case, device: torch.device) -> None:
+    """No output shares memory with an input, and no gradient with anything the caller holds."""
+    tensors = make(case, 4, 9, device=device)
+    outputs, gradients, cotangents = value_and_gradients(case, tensors)
+    held = [x.untyped_storage().data_ptr() for x in [*tensors, *(c for c in cotangents if c is not None)]]
+    for result in [*outputs, *gradients]:
+        assert result.untyped_storage().data_ptr() not in held
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.composed], ids=repr)
+def test_saves_only_inputs_and_row_statistics(case: Case, device: torch.device) -> None:
+    """Saved for backward: the caller's own tensors (a broadcast one not repeated), and at most three numbers a row."""
+    rows, n = 6, 700
+    tensors = make(case, rows, n, dtype=torch.float32, device=device)
+    own = {x.untyped_storage().data_ptr() for x in tensors}
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        if x.untyped_storage().data_ptr() not in own:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = as_tuple(case(*tensors))
+    weights = case.name.startswith("importance_weights")  # their own output is all that backward needs
+    assert sum(saved.values()) <= (outputs[0].nbytes if weights else 8 * 3 * 6 * rows)
+
+
+@differentiable_cases
+def test_changing_an_input_before_backward_is_noticed(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    outputs = as_tuple(case(*(x * 1 if x.requires_grad else x for x in tensors)))  # sanity: this graph works
+    pull_back(outputs, leaves(tensors), cotangents_like(outputs))
+    copies = [x * 1 if x.requires_grad else x for x in tensors]
+    outputs = as_tuple(case(*copies))
+    with torch.no_grad():
+        for x in copies:
+            x.zero_()
+    if case.name in ("generator_loss[hinge,4-D]", "log_ratio", "log_ratio[labels]"):
+        return  # linear: the gradient is right without the input, and some paths save none
+    if case.name.startswith("importance_weights["):
+        return  # backward needs the weights alone
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pull_back(outputs, leaves(tensors), cotangents_like(outputs))
+
+
+@every_case
+def test_same_bits_every_time(case: Case, device: torch.device) -> None:
+    for size in ((300, 100), (3, 20000)) if case.every_size else ((50, 200),):
+        tensors = make(case, *size, dtype=torch.float32, device=device)
+        first, first_gradients, _ = value_and_gradients(case, tensors)
+        second, second_gradients, _ = value_and_gradients(case, tensors)
+        for a, b in zip([*first, *first_gradients], [*second, *second_gradients], strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.skipif(not NATIVE["cpu"], reason="without kernels it is PyTorch that cuts the sums, by its thread count")
+@every_case
+def test_same_bits_with_one_and_two_threads(case: Case) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for size in ((2000, 100), (3, 70000)) if case.every_size and not case.composed else ((50, 200),):
+            tensors = make(case, *size, dtype=torch.float32)
+            results = []
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                outputs, gradients, _ = value_and_gradients(case, tensors)
+                results.append([*outputs, *gradients])
+            for a, b in zip(*results, strict=True):
+                assert_same_bits(a, b, f"size {size}")
+    finally:
+        torch.set_num_threads(threads)
+
+
+@every_case
+def test_one_kernel_forward_and_one_backward(case: Case, device: torch.device) -> None:
+    """The fused path is taken, once each way: no fall back to the reference goes unnoticed."""
+    tensors = make(case, 3, 8, device=device)
+    with recorded_ops() as calls:
+        value_and_gradients(case, tensors)
+    names = [name for name, _, _ in calls]
+    if not case.composed:
+        differentiable = not case.name.startswith("effective_sample_size")
+        assert len(names) == 1 + differentiable, names
+        assert names[1:] == [f"{names[0]}_backward"] * differentiable
+
+
+# ---- the rest of PyTorch ---------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_opcheck(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    """Schema, fake kernel, autograd registration and AOT dispatch of every bare op, forward and backward."""
+    if dtype == torch.float16 and case not in ONE_PER_OP:
+        return
+    tensors = make(case, 3, 4, dtype=dtype, device=device)
+    with recorded_ops() as calls:
+        value_and_gradients(case, tensors)
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, list) and x and isinstance(x[0], Tensor):
+            return [leaf(t) for t in x]
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().requires_grad_(x.is_floating_point())
+
+    for _, overload, args in calls:
+        torch.library.opcheck(overload, tuple(leaf(a) for a in args))
+        torch.library.opcheck(overload, tuple(leaf(a).detach() if isinstance(a, Tensor) else a for a in args))
+
+
+def bare(case: Case, tensors: list[Tensor]) -> tuple[Any, tuple[Any, ...]]:
+    with recorded_ops() as calls:
+        case(*tensors)
+    return calls[0][1], calls[0][2]
+
+
+@one_case_per_op
+def test_bare_op_trains(case: Case, device: torch.device) -> None:
+    """`torch.ops.unigen_fast.*`, as it stands in a graph: gradients, and their gradients."""
+    tensors = make(case, 2, 3, device=device)
+    overload, args = bare(case, tensors)
+    name = overload._schema.name.partition("::")[2]
+    if not hasattr(OPS[name], "backward"):
+        assert not any(o.requires_grad for o in as_tuple(overload(*args)))
+        return
+    flat = list(args[0]) if OPS[name].tensor_list else [a for a in args if isinstance(a, Tensor)]
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in flat]
+
+    def call(*xs: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(xs)
+        arguments = (list(xs), *args[1:]) if OPS[name].tensor_list else [
+            next(rest) if isinstance(a, Tensor) else a for a in args
+        ]
+        return as_tuple(overload(*arguments))[: OPS[name].differentiable_outputs]
+
+    if case.derivative:
+        assert torch.autograd.gradcheck(call, inputs)
+        assert torch.autograd.gradgradcheck(call, inputs)
+    public = as_tuple(case(*tensors))[:1]
+    cotangents = cotangents_like(public)
+    expected = pull_back(public, leaves(tensors), cotangents)
+    for got, e in zip(pull_back(call(*inputs)[:1], leaves(inputs), cotangents), expected, strict=True):
+        assert_close(got, e, 1e-12, absolute=1e-30)
+
+
+def compiled_twice(case: Case, backend: str, device: torch.device) -> None:
+    tensors = make(case, 4, 6, dtype=torch.float32, device=device)
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    compiled = torch.compile(case.call, fullgraph=True, backend=counter)
+
+    def run(f: Callable[..., Any], ts: list[Tensor]) -> Any:
+        torch.manual_seed(7)
+        outputs = as_tuple(f(*ts))
+        return outputs, pull_back(outputs, leaves(ts), cotangents_like(outputs))
+
+    for seed in (1, 2):  # other numbers of the same shapes
+        tensors = make(case, 4, 6, dtype=torch.float32, device=device, seed=seed)
+        expected, expected_gradients = run(case.call, tensors)
+        with torch._dynamo.config.patch(error_on_recompile=seed == 2):
+            got, gradients = run(compiled, tensors)
+        assert counter.frame_count == 1
+        for a, b in zip([*got, *gradients], [*expected, *expected_gradients], strict=True):
+            assert_close(a, b, 1e-5, absolute=1e-30)
+
+
+@every_case
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile(case: Case, device: torch.device) -> None:
+    """One graph, and no second compilation for a second call of the same shape. Noise is that of the eager call."""
+    compiled_twice(case, "aot_eager", device)
+
+
+INDUCTOR = ["gaussian_kl", "generator_loss[saturating,none]", "sample_gaussian_with_kl", "discriminator_loss"]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in INDUCTOR], ids=repr)
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_with_inductor(case: Case, device: torch.device) -> None:
+    compiled_twice(case, "inductor", device)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_dynamic_shapes(device: torch.device) -> None:
+    """Batch sizes that change: one more compilation, for any size, and no more."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: uf.iwae_loss(x, dim=1) + uf.gaussian_kl(x, x), fullgraph=True, backend=counter)
+    for rows in (4, 9, 6, 13):
+        x = torch.randn(rows, 5, device=device, requires_grad=True)
+        compiled(x).backward()
+        (expected,) = torch.autograd.grad(uf.iwae_loss(x, dim=1) + uf.gaussian_kl(x, x), x)
+        assert_close(x.grad, expected, 1e-5)
+    assert counter.frame_count <= 2
+
+
+def floating(tensors: list[Tensor]) -> list[bool]:
+    return [x.is_floating_point() for x in tensors]
+
+
+@every_case
+def test_vmap(case: Case, device: torch.device) -> None:
+    stacks = [make(case, 3, 4, device=device, seed=seed) for seed in range(3)]
+    fixed = floating(stacks[0])
+    batched = [torch.stack(xs).detach() if f else xs[0] for xs, f in zip(zip(*stacks, strict=True), fixed, strict=True)]
+    in_dims = tuple(0 if f else None for f in fixed)
+    got = torch.vmap(lambda *ts: as_tuple(case(*ts)), in_dims=in_dims, randomness="same")(*batched)
+    for i in range(3):
+        each = [x[i] if f else x for x, f in zip(batched, fixed, strict=True)]
+        for a, b in zip(got, as_tuple(case(*each)), strict=True):
+            assert_close(a[i], b, 1e-10, absolute=1e-14)
+
+
+def weighted_sum(outputs: Any, cotangents: list[Tensor | None]) -> Tensor:
+    pairs = zip(as_tuple(outputs), cotangents, strict=True)
+    return sum((o * c).sum() for o, c in pairs if c is not None)  # type: ignore[return-value]
+
+
+@differentiable_cases
+def test_func_grad_and_per_sample_gradients(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    where = tuple(i for i, x in enumerate(tensors) if x.requires_grad)
+    _, expected, cotangents = value_and_gradients(case, tensors)
+    plain = [x.detach() for x in tensors]
+    grad = torch.func.grad(lambda *ts: weighted_sum(case(*ts), cotangents), argnums=where)
+    for got, e in zip(grad(*plain), expected, strict=True):
+        assert_close(got, e, 1e-10, absolute=1e-14)
+    fixed = floating(plain)
+    batched = [torch.stack([x, x.flip(0)]) if f else x for x, f in zip(plain, fixed, strict=True)]
+    in_dims = tuple(0 if f else None for f in fixed)
+    per_sample = torch.vmap(grad, in_dims=in_dims, randomness="same")(*batched)
+    for i in range(2):
+        each = [x[i] if f else x for x, f in zip(batched, fixed, strict=True)]
+        for got, e in zip(per_sample, grad(*each), strict=True):
+            assert_close(got[i], e, 1e-10, absolute=1e-14)
+
+
+def duality(case: Case, tensors: list[Tensor], tangents: list[Tensor], jvp: tuple[Tensor, ...]) -> None:
+    """<cotangent, J tangent> = <J^T cotangent, tangent>."""
+    _, gradients, cotangents = value_and_gradients(case, tensors)
+    left = sum((c * t).sum() for c, t in zip(cotangents, jvp, strict=True) if c is not None)
+    right = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+    scale = sum((g * t).abs().sum() for g, t in zip(gradients, tangents, strict=True))
+    assert (left - right).abs() <= 1e-10 * scale + 1e-14
+
+
+@differentiable_cases
+def test_func_jvp(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    where = [i for i, x in enumerate(tensors) if x.requires_grad]
+    tangents = [torch.randn_like(tensors[i]) for i in where]
+
+    def call(*xs: Tensor) -> tuple[Tensor, ...]:
+        full = [x.detach() for x in tensors]
+        for i, x in zip(where, xs, strict=True):
+            full[i] = x
+        return as_tuple(case(*full))
+
+    primals, jvp = torch.func.jvp(call, tuple(tensors[i].detach() for i in where), tuple(tangents))
+    for a, b in zip(primals, as_tuple(case(*tensors)), strict=True):
+        assert_close(a, b, 1e-10, absolute=1e-14)
+    duality(case, tensors, tangents, jvp)
+
+
+@differentiable_cases
+def test_forward_mode_dual_tensors(case: Case, device: torch.device) -> None:
+    """Outside torch.func: the tangent must come through, not be dropped in silence."""
+    tensors = make(case, 3, 4, device=device)
+    tangents = [torch.randn_like(x) for x in leaves(tensors)]
+    with fwad.dual_level():
+        rest = iter(tangents)
+        duals = [fwad.make_dual(x.detach(), next(rest)) if x.requires_grad else x for x in tensors]
+        outputs = [fwad.unpack_dual(o) for o in as_tuple(case(*duals))]
+    jvp = tuple(torch.zeros_like(o.primal) if o.tangent is None else o.tangent for o in outputs)
+    duality(case, tensors, tangents, jvp)
+
+
+@differentiable_cases
+def test_jacrev(case: Case, device: torch.device) -> None:
+    tensors = make(case, 2, 3, device=device)
+    where = next(i for i, x in enumerate(tensors) if x.requires_grad)
+
+    def call(x: Tensor) -> Tensor:
+        full = [t.detach() for t in tensors]
+        full[where] = x
+        return as_tuple(case(*full))[0]
+
+    x = tensors[where].detach()
+    jacobian = torch.func.jacrev(call)(x)
+    leaf = x.clone().requires_grad_()
+    rows = [torch.autograd.grad(o, leaf, retain_graph=True)[0] for o in call(leaf).flatten()]
+    assert_close(jacobian.reshape(-1, *x.shape), torch.stack(rows), 1e-10, absolute=1e-14)
+
+
+@exact_derivative_cases
+def test_hessian(case: Case, device: torch.device) -> None:
+    """Forward over reverse, as second-order optimisers and Laplace approximations take it; symmetric."""
+    tensors = make(case, 2, 3, device=device)
+    where = next(i for i, x in enumerate(tensors) if x.requires_grad)
+    cotangents = cotangents_like(as_tuple(case(*tensors)))
+
+    def call(x: Tensor) -> Tensor:
+        full = [t.detach() for t in tensors]
+        full[where] = x
+        return weighted_sum(case(*full), cotangents)
+
+    x = tensors[where].detach()
+    hessian = torch.func.hessian(call)(x).reshape(x.numel(), x.numel())
+    assert_close(hessian, hessian.T, 1e-10, absolute=1e-14)
+    assert_close(hessian.reshape(x.shape * 2), torch.autograd.functional.hessian(call, x), 1e-10, absolute=1e-14)
+
+
+class Tagged(torch.Tensor):
+    """A subclass that sees every PyTorch function."""
+
+
+@every_case
+def test_subclasses_go_to_the_reference(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    expected, expected_gradients, _ = value_and_gradients(case, tensors)
+    tagged = [x.detach().as_subclass(Tagged).requires_grad_(x.requires_grad) for x in tensors]
+    with recorded_ops() as calls:
+        outputs, gradients, _ = value_and_gradients(case, tagged)
+    assert calls == []
+    assert all(type(o) is Tagged for o in outputs)
+    for a, b in zip([*outputs, *gradients], [*expected, *expected_gradients], strict=True):
+        assert_close(a.as_subclass(Tensor), b, 1e-10, absolute=1e-14)
+
+
+@every_case
+def test_parameters_are_no_subclass(case: Case, device: torch.device) -> None:
+    tensors = make(case, 3, 4, device=device)
+    parameters = [torch.nn.Parameter(x.detach()) if x.requires_grad else x for x in tensors]
+    with recorded_ops() as calls:
+        outputs, gradients, _ = value_and_gradients(case, parameters)
+    assert calls
+    expected, expected_gradients, _ = value_and_gradients(case, tensors)
+    for a, b in zip([*outputs, *gradients], [*expected, *expected_gradients], strict=True):
+        assert_same_bits(a, b)
+
+
+class Wrapped(torch.nn.Module):
+    """A network before the loss, so that there is something to train."""
+
+    def __init__(self, case: Case, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self.case = case
+        self.scales = torch.nn.ParameterList(torch.ones(x.shape[-1:], dtype=x.dtype) for x in leaves(tensors))
+        self.differentiable = [x.requires_grad for x in tensors]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        scales = iter(self.scales)
+        scaled = [x * next(scales) if d else x for x, d in zip(tensors, self.differentiable, strict=True)]
+        return as_tuple(self.case.call(*scaled))
+
+
+@one_case_per_op
+def test_export_and_train(case: Case, device: torch.device) -> None:
+    """The exported graph holds the bare ops, and trains as the module does."""
+    tensors = [x.detach() if x.requires_grad else x for x in make(case, 3, 4, device=device)]
+    module = Wrapped(case, make(case, 3, 4, device=device)).to(device)
+    exported = torch.export.export(copy.deepcopy(module), tuple(tensors)).module()
+    cotangents: list[Tensor | None] | None = None
+    for m in (module, exported):
+        optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            torch.manual_seed(3)
+            outputs = as_tuple(m(*tensors))
+            cotangents = cotangents_like(outputs)
+            if all(c is None for c in cotangents):
+                break
+            weighted_sum(outputs, cotangents).backward()
+            optimizer.step()
+    for (name, a), b in zip(exported.named_parameters(), module.parameters(), strict=True):
+        assert_close(a, b, 1e-10, what=name)
+    assert any("unigen_fast" in str(node.target) for node in exported.graph.nodes)
+
+
+@every_case
+def test_one_row_and_zero_dimensions(case: Case, device: torch.device) -> None:
+    """A batch of 1 with an event of 1."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        check(case, make(case, 1, 1, dtype=dtype, device=device))
+
+
+def test_scalar_tensors(device: torch.device) -> None:
+    """0-dim tensors, where there is no dimension to reduce over."""
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda x: uf.importance_weighted_generator_loss(fake=x),
+        lambda x: uf.generator_loss(fake=x),
+        lambda x: uf.generator_loss(fake=x, reduction="none"),
+        lambda x: uf.discriminator_loss(real=x, fake=x),
+        lambda x: uf.log_ratio(x),
+        lambda x: uf.gaussian_kl(x, x, event_ndims=0),
+        lambda x: uf.bernoulli_log_prob(x, torch.ones_like(x), event_ndims=0),
+        lambda x: uf.sample_gaussian(x, x),
+    ]
+    for call in calls:
+        specs = [Spec((), "normal")]
+        assert specs[0].shape == ()
+        x = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
+        torch.manual_seed(0)
+        value = call(x)
+        assert value.shape == ()
+        (gradient,) = torch.autograd.grad(value, x)
+        with reference_path():
+            torch.manual_seed(0)
+            expected = call(x)
+            (expected_gradient,) = torch.autograd.grad(expected, x)
+        assert_close(value, expected, 1e-12)
+        assert_close(gradient, expected_gradient, 1e-12)
+
+
+@every_case
+def test_mixed_dtypes_are_promoted(case: Case, device: torch.device) -> None:
+    """A float64 tensor among float32 ones: the result is float64, each gradient in its input's dtype."""
+    tensors = make(case, 3, 5, dtype=torch.float32, device=device)
+    if len(leaves(tensors)) < 2:
+        return
+    last = max(i for i, x in enumerate(tensors) if x.requires_grad)
+    if case.name == "gaussian_kl[weights with gradient]":
+        return  # weights never widen the arithmetic
+    mixed = [x.detach().double().requires_grad_() if i == last else x for i, x in enumerate(tensors)]
+    outputs, gradients, _ = value_and_gradients(case, mixed)
+    assert all(o.dtype == torch.float64 for o in outputs)
+    assert [g.dtype for g in gradients] == [x.dtype for x in leaves(mixed)]
+    wide = upcast(mixed)
+    expected, expected_gradients, _ = value_and_gradients(case, wide)
+    for a, b in zip(outputs, expected, strict=True):
+        assert_close(a, b, 1e-10)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert_close(a, b, 1e-6, absolute=1e-30)
+
+
+def test_noise_comes_from_the_generator_as_documented(device: torch.device) -> None:
+    """The table's oracle of the sampling cases draws the same state: two int64 of PyTorch's generator."""
+    torch.manual_seed(3)
+    state = draw_rng_state(device)
+    torch.manual_seed(3)
+    with recorded_ops() as calls:
+        uf.sample_gaussian(torch.zeros(2, device=device), torch.zeros(2, device=device))
+    assert torch.equal(calls[0][2][2], state)
+    assert math.isfinite(float(state[0]))

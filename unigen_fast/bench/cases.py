@@ -1,0 +1,311 @@
+"""The rows of the benchmark: for each, the tensors users have, our call, and the PyTorch code it replaces.
+
+Every eager function is the best form of what the named project writes, with the same result and the same gradients.
+Sizes are read off the tensors, so that a row can be run on smaller ones.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import unigen_fast as uf
+from unigen_fast.reference.random import philox_normal
+
+Draw = Callable[[Tensor, torch.Generator], Any]
+
+
+def _normal(x: Tensor, generator: torch.Generator) -> None:
+    x.normal_(generator=generator)
+
+
+def _log_weights(x: Tensor, generator: torch.Generator) -> None:
+    x.normal_(-90.0, 5.0, generator=generator)
+
+
+def _pixels(x: Tensor, generator: torch.Generator) -> None:
+    x.uniform_(generator=generator)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input tensor: its shape, whether training needs its gradient, and how its values are drawn (in place)."""
+
+    shape: tuple[int, ...]
+    gradient: bool = True
+    draw: Draw = _normal
+
+
+@dataclass(frozen=True)
+class Row:
+    """`fused` and `eager` take the inputs in order and return a tensor or a tuple of them.
+
+    `expected` is eager with the very noise that the fused call draws from the same seed, for rows that draw some. A row
+    none of whose inputs has a gradient is timed forward only.
+    """
+
+    name: str
+    family: str
+    replaces: str
+    inputs: tuple[Input, ...]
+    fused: Callable[..., Any]
+    eager: Callable[..., Any]
+    expected: Callable[..., Any] | None = None
+
+
+# ---- importance ------------------------------------------------------------------------------------------------------
+
+
+def _log_mean_exp(log_w: Tensor) -> Tensor:
+    return torch.logsumexp(log_w, dim=1) - math.log(log_w.size(1))
+
+
+def _effective_sample_size(log_w: Tensor) -> Tensor:
+    return 1 / torch.softmax(log_w, dim=1).square().sum(1)
+
+
+def _importance(
+    name: str,
+    shape: tuple[int, int],
+    replaces: str,
+    fused: Callable[..., Any],
+    eager: Callable[..., Any],
+    gradient: bool = True,
+) -> Row:
+    return Row(name, "importance", replaces, (Input(shape, gradient, _log_weights),), fused, eager)
+
+
+def _importance_rows() -> list[Row]:
+    def log_mean_exp(name: str, shape: tuple[int, int]) -> Row:
+        return _importance(
+            name, shape, "torch.logsumexp - log K", lambda log_w: uf.log_mean_exp(log_w, dim=1), _log_mean_exp
+        )
+
+    def iwae_loss(name: str, shape: tuple[int, int]) -> Row:
+        return _importance(
+            name,
+            shape,
+            "IWAE bound of log-weights",
+            lambda log_w: uf.iwae_loss(log_w, dim=1),
+            lambda log_w: -_log_mean_exp(log_w).mean(),
+        )
+
+    return [
+        log_mean_exp("log_mean_exp_64", (4096, 64)),
+        log_mean_exp("log_mean_exp_5000", (1024, 5000)),
+        iwae_loss("iwae_loss_50", (100, 50)),
+        iwae_loss("iwae_loss_64", (4096, 64)),
+        _importance(
+            "importance_weights_64",
+            (4096, 64),
+            "torch.softmax of log-weights",
+            lambda log_w: uf.importance_weights(log_w, dim=1, detach=False),
+            lambda log_w: torch.softmax(log_w, dim=1),
+        ),
+        _importance(
+            "effective_sample_size_64",
+            (4096, 64),
+            "softmax, squares, sum (forward only)",
+            lambda log_w: uf.effective_sample_size(log_w, dim=1),
+            _effective_sample_size,
+            gradient=False,
+        ),
+    ]
+
+
+# ---- adversarial -----------------------------------------------------------------------------------------------------
+
+
+def _logistic(real: Tensor, fake: Tensor) -> Tensor:
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def _multi_discriminator(*logits: Tensor) -> Tensor:
+    half = len(logits) // 2
+    loss = _logistic(logits[0], logits[half])
+    for real, fake in zip(logits[1:half], logits[half + 1 :], strict=True):
+        loss = loss + _logistic(real, fake)
+    return loss
+
+
+def _hinge(real: Tensor, fake: Tensor) -> Tensor:
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+
+
+def _iwgan(fake: Tensor) -> Tensor:
+    weights = torch.softmax(fake.detach(), dim=-1)
+    return (weights * F.softplus(-fake)).sum(-1).mean()
+
+
+def _adversarial(
+    name: str, inputs: tuple[Input, ...], replaces: str, fused: Callable[..., Any], eager: Callable[..., Any]
+) -> Row:
+    return Row(name, "adversarial", replaces, inputs, fused, eager)
+
+
+def _adversarial_rows() -> list[Row]:
+    def iwgan(name: str, shape: tuple[int, ...]) -> Row:
+        return _adversarial(
+            name,
+            (Input(shape),),
+            "IWGAN, Eq. 16",
+            lambda fake: uf.importance_weighted_generator_loss(fake=fake, dim=-1),
+            _iwgan,
+        )
+
+    return [
+        _adversarial(
+            "logits_64",
+            (Input((64, 1)), Input((64, 1))),
+            "GAN's discriminator step",
+            lambda real, fake: uf.discriminator_loss(real=real, fake=fake),
+            _logistic,
+        ),
+        _adversarial(
+            "logits_64_generator",
+            (Input((64, 1)),),
+            "GAN's generator step",
+            lambda fake: uf.generator_loss(fake=fake),
+            lambda fake: F.softplus(-fake).mean(),
+        ),
+        _adversarial(
+            "patchgan_hinge",
+            (Input((12, 1, 30, 30)), Input((12, 1, 30, 30))),
+            "LDM and taming's hinge_d_loss",
+            lambda real, fake: uf.discriminator_loss(real=real, fake=fake, kind="hinge", scale=0.5),
+            _hinge,
+        ),
+        _adversarial(
+            "multi_discriminator",
+            (Input((64, 800)),) * 12,
+            "VITS-like lists of 6 real and 6 fake logits",
+            lambda *logits: uf.discriminator_loss(real=logits[: len(logits) // 2], fake=logits[len(logits) // 2 :]),
+            _multi_discriminator,
+        ),
+        iwgan("iwgan_generator_64", (64,)),
+        iwgan("iwgan_generator_256", (256,)),
+        iwgan("iwgan_generator_16x256", (16, 256)),
+    ]
+
+
+# ---- divergence ------------------------------------------------------------------------------------------------------
+
+_CLAMP = (-30.0, 20.0)  # LDM's and diffusers' bounds on the log-variance
+
+
+def _kl_rows(mean: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * torch.sum(mean.pow(2) + logvar.exp() - 1.0 - logvar, dim=tuple(range(1, mean.dim())))
+
+
+def _kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    return _kl_rows(mean, logvar).mean()
+
+
+def _kl_of_moments(moments: Tensor) -> Tensor:
+    mean, logvar = moments.chunk(2, dim=1)
+    return _kl(mean, logvar.clamp(*_CLAMP))
+
+
+def _fused_kl_of_moments(moments: Tensor) -> Tensor:
+    mean, logvar = moments.chunk(2, dim=1)
+    return uf.gaussian_kl(mean, logvar, event_ndims=3, clamp_logvar=_CLAMP)
+
+
+def _sample_with_kl(mean: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    return mean + torch.exp(0.5 * logvar) * noise, _kl_rows(mean, logvar)
+
+
+def _sample_with_kl_of_moments(moments: Tensor, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    mean, logvar = moments.chunk(2, dim=1)
+    return _sample_with_kl(mean, logvar.clamp(*_CLAMP), draw(mean))
+
+
+def _fused_sample_with_kl_of_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
+    mean, logvar = moments.chunk(2, dim=1)
+    return uf.sample_gaussian_with_kl(mean, logvar, event_ndims=3, clamp_logvar=_CLAMP)
+
+
+def _fused_noise(like: Tensor) -> Tensor:
+    """The noise that the next sampling call would draw for a tensor like this one."""
+    rng_state = torch.empty(2, dtype=torch.int64, device=like.device).random_()
+    return philox_normal(rng_state, like.shape, like.dtype)
+
+
+def _divergence(
+    name: str,
+    inputs: tuple[Input, ...],
+    replaces: str,
+    fused: Callable[..., Any],
+    eager: Callable[..., Any],
+    expected: Callable[..., Any] | None = None,
+) -> Row:
+    return Row(name, "divergence", replaces, inputs, fused, eager, expected)
+
+
+def _divergence_rows() -> list[Row]:
+    def kl(name: str, shape: tuple[int, int], replaces: str) -> Row:
+        return _divergence(name, (Input(shape), Input(shape)), replaces, uf.gaussian_kl, _kl)
+
+    def kl_of_moments(name: str, shape: tuple[int, ...], replaces: str) -> Row:
+        return _divergence(name, (Input(shape),), replaces, _fused_kl_of_moments, _kl_of_moments)
+
+    return [
+        kl("gaussian_kl_tiny", (128, 10), "KL term of scvi-tools"),
+        kl_of_moments("gaussian_kl_latent", (12, 8, 32, 32), "LDM's KL term"),
+        kl_of_moments("gaussian_kl_diffusion", (4, 8, 64, 64), "KL term of Stable-Diffusion-like autoencoders"),
+        kl("gaussian_kl_large", (4096, 1024), "KL term at the limit of bandwidth"),
+        _divergence(
+            "sample_gaussian_with_kl_latent",
+            (Input((12, 8, 32, 32)),),
+            "diffusers' .sample() and .kl()",
+            _fused_sample_with_kl_of_moments,
+            lambda moments: _sample_with_kl_of_moments(moments, torch.randn_like),
+            lambda moments: _sample_with_kl_of_moments(moments, _fused_noise),
+        ),
+        _divergence(
+            "sample_gaussian_with_kl_large",
+            (Input((4096, 1024)), Input((4096, 1024))),
+            "reparameterised sample and KL",
+            uf.sample_gaussian_with_kl,
+            lambda mean, logvar: _sample_with_kl(mean, logvar, torch.randn_like(mean)),
+            lambda mean, logvar: _sample_with_kl(mean, logvar, _fused_noise(mean)),
+        ),
+    ]
+
+
+# ---- likelihood ------------------------------------------------------------------------------------------------------
+
+
+def _bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    # faster than -F.binary_cross_entropy_with_logits(..., reduction="none").sum(-1), and the same
+    return (x * logits - F.softplus(logits)).sum(-1)
+
+
+def _likelihood_rows() -> list[Row]:
+    def bernoulli(name: str, logits: tuple[int, ...], x: tuple[int, ...], replaces: str) -> Row:
+        inputs = (Input(logits), Input(x, gradient=False, draw=_pixels))
+        return Row(name, "likelihood", replaces, inputs, uf.bernoulli_log_prob, _bernoulli)
+
+    return [
+        bernoulli("bernoulli_784", (100, 50, 784), (100, 1, 784), "pythae IWAE's reconstruction term"),
+        bernoulli("bernoulli_784_small", (20, 784), (20, 784), "a VAE's reconstruction term"),
+    ]
+
+
+ROWS: dict[str, Row] = {
+    row.name: row for row in [*_importance_rows(), *_adversarial_rows(), *_divergence_rows(), *_likelihood_rows()]
+}
+
+
+def family(name: str) -> list[Row]:
+    return [row for row in ROWS.values() if row.family == name]
+
+
+def describe_shapes(shapes: list[tuple[int, ...]]) -> str:
+    """`2 × [64, 1]`, `[100, 50, 784], [100, 1, 784]`."""
+    counts = {shape: shapes.count(shape) for shape in shapes}
+    return ", ".join(f"{n} × {list(shape)}" if n > 1 else str(list(shape)) for shape, n in counts.items())
