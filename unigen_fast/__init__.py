@@ -14,7 +14,6 @@ from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian
 from unigen_fast.importance import effective_sample_size, importance_weights, iwae_loss, log_mean_exp
 from unigen_fast.likelihood import bernoulli_log_prob
 
-
 __all__ = [
     "DiscriminatorStats",
     "bernoulli_log_prob",

@@ -1,5 +1,6 @@
 """Argument checks of the public functions: what was got, what was expected, before any kernel runs."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -60,18 +61,24 @@ def event(name: str, x: Tensor, event_ndims: int) -> int:
     return event_ndims
 
 
-def same_kind(**tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors (None passes) on one device, broadcast to one shape, in their promoted dtype. Views where possible."""
-    given = {name: floating(name, x) for name, x in tensors.items() if x is not None}
+def promoted(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors in their promoted dtype."""
+    dtypes = {x.dtype for x in tensors}
+    if len(dtypes) == 1:
+        return tensors
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return [x.to(dtype) for x in tensors]
+
+
+def same_kind(*, optional: Sequence[str] = (), **tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors on one device, broadcast to one shape (as views), in their promoted dtype; None if `optional`."""
+    required = {name: x for name, x in tensors.items() if x is not None or name not in optional}
+    given = {name: floating(name, x) for name, x in required.items()}  # type: ignore[arg-type]
     first = next(iter(given.values()))
     for name, x in given.items():
         if x.device != first.device:
             raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {next(iter(given))}")
-    if any(x.dtype != first.dtype for x in given.values()):
-        dtype = first.dtype
-        for x in given.values():
-            dtype = torch.promote_types(dtype, x.dtype)
-        given = {name: x.to(dtype) for name, x in given.items()}
+    given = dict(zip(given, promoted(list(given.values())), strict=True))
     if any(x.shape != first.shape for x in given.values()):
         try:
             shape = torch.broadcast_shapes(*(x.shape for x in given.values()))

@@ -27,6 +27,12 @@ def _as_tuple(x: Any) -> tuple[Tensor, ...]:
     return (x,) if isinstance(x, Tensor) else tuple(x)
 
 
+def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
+    """Skips the Python formula that the bare op carries for autograd: a fifth of a small call."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 class FusedOp:
     """One op: `op(tensors…, options…)` returns its outputs.
 
@@ -38,6 +44,8 @@ class FusedOp:
     tensors, saved outputs, options and, where several tensors are `differentiable`, `int needed`, a bit mask over
     those. It returns a gradient for each of them, laid out as `torch.empty_like` of the tensor, or an empty one where
     it is not needed.
+
+    `elementwise`: the compiler gets the reference, which it fuses with its neighbours; an opaque op would stop it.
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class FusedOp:
         differentiable: Sequence[int] = (0,),
         differentiable_outputs: int = 1,
         saved: Sequence[int] = (),
+        elementwise: bool = False,
     ) -> None:
         self.name = schema.partition("(")[0]
         self.reference = reference
@@ -59,10 +68,13 @@ class FusedOp:
         self.differentiable = tuple(differentiable)
         self.differentiable_outputs = differentiable_outputs if backward else 0
         self.saved = tuple(saved)
+        self.elementwise = elementwise
         self.takes_needed = len(self.differentiable) > 1 and not tensor_list
         self.forward = self._define(schema, self._reference_forward, self._fake_forward)
         if backward is not None:
-            self.backward = self._define(f"{self.name}_backward{backward}", self._reference_backward, self._fake_backward)
+            self.backward = self._define(
+                f"{self.name}_backward{backward}", self._reference_backward, self._fake_backward
+            )
             self._register_autograd(self.name, self._bare_backward)
             self._register_autograd(f"{self.name}_backward", self._bare_double_backward)
 
@@ -73,12 +85,17 @@ class FusedOp:
         count = self.tensors if tensors is None else tensors
         inputs, options = args[:count], args[count:]
         if torch.compiler.is_compiling():
-            return self.forward(*self._pack(inputs), *options)
+            run = self.reference if self.elementwise or torch._C._are_functorch_transforms_active() else self.forward
+            return run(*self._pack(inputs), *options)
         if self._needs_reference(inputs):
             return self.reference(*self._pack(inputs), *options)
-        if self.differentiable_outputs and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        if (
+            self.differentiable_outputs
+            and torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in inputs)
+        ):
             return _Fused.apply(self, count, *args)
-        return self.forward(*self._pack(inputs), *options)
+        return _below_autograd(self.forward, *self._pack(inputs), *options)
 
     def _pack(self, inputs: Tensors) -> tuple[Any, ...]:
         return (list(inputs),) if self.tensor_list else tuple(inputs)
@@ -98,13 +115,15 @@ class FusedOp:
         self, grads: Tensors, inputs: Tensors, saved: Tensors, options: Sequence[Any], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Gradients of the inputs that are `needed`, None for the others: by the backward op, or differentiably."""
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch.is_grad_enabled():
             # fresh aliases: one input may be a function of another, and only the direct dependence counts here
             aliases = [None if t is None else t.view_as(t) for t in inputs]
             return self._differentiate(grads, aliases, options, needed, create_graph=True)
         where = self._where(inputs)
         mask = (sum(1 << n for n, i in enumerate(where) if needed[i]),) if self.takes_needed else ()
-        found = _as_tuple(self.backward(*grads, *self._pack(inputs), *saved, *options, *mask))
+        arguments = (*grads, *self._pack(inputs), *saved, *options, *mask)
+        found = _as_tuple(self.backward(*arguments) if compiling else _below_autograd(self.backward, *arguments))
         result: list[Tensor | None] = [None] * len(inputs)
         for i, grad in zip(where, found, strict=True):
             if needed[i]:
@@ -228,27 +247,27 @@ class FusedOp:
             inputs = [None if t is None else t.view_as(t) for t in inputs]
             first = self._differentiate(grads, inputs, options, needed, create_graph=True)
         flat = grad_outputs[0] if self.tensor_list else grad_outputs
-        pairs = [
-            (first[i], g)
-            for i, g in zip(self._where(inputs), flat, strict=True)
-            if first[i] is not None and first[i].requires_grad and g is not None and needed[i]  # type: ignore[union-attr]
-        ]
-        sources = [t for t in (*grads, *inputs) if t is not None and t.requires_grad]
-        found = iter(())
-        if pairs and sources:
-            found = iter(
-                torch.autograd.grad(
-                    [f for f, _ in pairs],  # type: ignore[misc]
-                    sources,
-                    [g for _, g in pairs],
-                    create_graph=create_graph,
-                    allow_unused=True,
-                )
+        reached: list[tuple[Tensor, Tensor]] = []
+        for i, g in zip(self._where(inputs), flat, strict=True):
+            grad = first[i]
+            if needed[i] and g is not None and grad is not None and grad.requires_grad:
+                reached.append((grad, g))
+        arguments = [*grads, *inputs]
+        wanted = [(i, t) for i, t in enumerate(arguments) if t is not None and t.requires_grad]
+        result: list[Tensor | None] = [None] * len(arguments)
+        if reached and wanted:
+            found = torch.autograd.grad(
+                [grad for grad, _ in reached],
+                [t for _, t in wanted],
+                [g for _, g in reached],
+                create_graph=create_graph,
+                allow_unused=True,
             )
-        result = [next(found, None) if t is not None and t.requires_grad else None for t in (*grads, *inputs)]
-        head, tail = result[: len(grads)], result[len(grads) :]
-        rest = (None,) * (len(ctx.arguments) - len(grads) - (1 if self.tensor_list else len(inputs)))
-        return (*head, tail, *rest) if self.tensor_list else (*head, *tail, *rest)
+            for (i, _), second in zip(wanted, found, strict=True):
+                result[i] = second
+        of_grads, of_inputs = result[: len(grads)], result[len(grads) :]
+        packed = [of_inputs] if self.tensor_list else of_inputs
+        return (*of_grads, *packed, *(None,) * (len(ctx.arguments) - len(grads) - len(packed)))
 
 
 def _zero_filled(grads: Tensors, outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -265,8 +284,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: FusedOp, count: int, *args: Any) -> Any:
         inputs, ctx.options = args[:count], args[count:]
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs = op.forward(*op._pack(inputs), *ctx.options)
+        outputs = _below_autograd(op.forward, *op._pack(inputs), *ctx.options)
         ctx.op, ctx.count = op, count
         flat = _as_tuple(outputs)
         ctx.set_materialize_grads(False)

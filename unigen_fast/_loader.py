@@ -1,8 +1,8 @@
 """Loads the kernels there are, each at most once, at import; says why for those there are not.
 
-`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`) leaves kernels out; `UNIGEN_FAST_ISA` (`default`, `avx2`,
-`avx512`) picks a CPU unit other than the best one. With `TRITON_INTERPRET=1` the Triton kernels serve CPU tensors in
-Triton's interpreter, in place of the C++ ones: for tests.
+`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`) leaves kernels out; `UNIGEN_FAST_ISA` (`default`,
+`avx2`, `avx512`) picks a CPU unit other than the best one. With `TRITON_INTERPRET=1` the Triton kernels serve CPU
+tensors in Triton's interpreter, in place of the C++ ones: for tests.
 """
 
 import importlib

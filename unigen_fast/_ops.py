@@ -54,11 +54,15 @@ logit_term = FusedOp(
     "logit_term(Tensor logits, int term, float scale) -> Tensor",
     adversarial.logit_term,
     backward="(Tensor grad, Tensor logits, int term, float scale) -> Tensor",
+    elementwise=True,
 )
 
 # ---- divergence ------------------------------------------------------------------------------------------------------
 
-_KL = "int event_ndims, str spread, float free_bits, str free_bits_mode, float clamp_min, float clamp_max, float scale, str reduction"
+_KL = (
+    "int event_ndims, str spread, float free_bits, str free_bits_mode, float clamp_min, float clamp_max, float scale, "
+    "str reduction"
+)
 _KL_TENSORS = "Tensor mean, Tensor logvar, Tensor? prior_mean, Tensor? prior_logvar, Tensor? weights"
 _SAMPLE_TENSORS = "Tensor mean, Tensor logvar, Tensor rng_state"
 _SAMPLE = "int num_samples, int sample_dim, str spread, float clamp_min, float clamp_max"

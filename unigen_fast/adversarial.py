@@ -5,7 +5,7 @@ Conventions: logits l in, never probabilities; D(x) = sigma(l). `q(y=1|x) = D(x)
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ _GENERATOR = {"non_saturating": "logistic_real", "saturating": "saturating", "hi
 
 
 class DiscriminatorStats(NamedTuple):
-    """Detached statistics of both sides, from the pass that computed the loss: 0-dim, or `[n]` for lists of n logits."""
+    """Detached statistics of both sides, from the loss's own pass: 0-dim, or `[n]` for lists of n tensors."""
 
     losses: Tensor
     real_accuracy: Tensor
@@ -47,17 +47,34 @@ def _as_list(name: str, logits: Logits) -> list[Tensor]:
     return items
 
 
-def _logit_loss(items: list[Tensor], terms: list[str], reduction: str, scale: float, stats: bool) -> tuple[Tensor, Tensor]:
-    dtypes = {item.dtype for item in items}
-    if len(dtypes) > 1:
-        dtype = items[0].dtype
-        for item in items:
-            dtype = torch.promote_types(dtype, item.dtype)
-        items = [item.to(dtype) for item in items]
+def _logit_loss(
+    items: list[Tensor], terms: list[str], reduction: str, scale: float, stats: bool
+) -> tuple[Tensor, Tensor]:
+    items = _checks.promoted(items)
     numbers = [_reference.TERM_NUMBER[term] for term in terms]
     return _ops.logit_loss(*items, numbers, reduction, scale, stats, tensors=len(items))
 
 
+@overload
+def discriminator_loss(
+    *,
+    real: Logits,
+    fake: Logits,
+    kind: str = ...,
+    reduction: str = ...,
+    scale: float = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def discriminator_loss(
+    *,
+    real: Logits,
+    fake: Logits,
+    kind: str = ...,
+    reduction: str = ...,
+    scale: float = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, DiscriminatorStats]: ...
 def discriminator_loss(
     *,
     real: Logits,
@@ -97,6 +114,8 @@ def discriminator_loss(
     reals, fakes = _as_list("real", real), _as_list("fake", fake)
     if len(reals) != len(fakes):
         raise ValueError(f"real and fake: got lists of {len(reals)} and {len(fakes)} tensors, expected as many of each")
+    if fakes[0].device != reals[0].device:
+        raise ValueError(f"fake: got device {fakes[0].device}, expected {reals[0].device} as real")
     real_term, fake_term = _DISCRIMINATOR[kind]
     if reduction == "none":
         if return_stats:
@@ -104,7 +123,8 @@ def discriminator_loss(
         rows = []
         for r, f in zip(reals, fakes, strict=True):
             if r.shape != f.shape:
-                raise ValueError(f'reduction "none": expected equal shapes, got real {tuple(r.shape)}, fake {tuple(f.shape)}')
+                shapes = f"real {tuple(r.shape)}, fake {tuple(f.shape)}"
+                raise ValueError(f'reduction "none": expected equal shapes, got {shapes}')
             rows.append(_term(r, real_term, scale) + _term(f, fake_term, scale))
         return rows[0] if isinstance(real, Tensor) else rows  # type: ignore[return-value]
     n = len(reals)
@@ -120,7 +140,12 @@ def discriminator_loss(
 
 
 def generator_loss(
-    *, fake: Logits, real: Logits | None = None, kind: str = "non_saturating", reduction: str = "mean", scale: float = 1.0
+    *,
+    fake: Logits,
+    real: Logits | None = None,
+    kind: str = "non_saturating",
+    reduction: str = "mean",
+    scale: float = 1.0,
 ) -> Tensor:
     """Generator loss: scale · E_fake[term(l)].
 
@@ -169,15 +194,15 @@ def importance_weighted_generator_loss(
 ) -> Tensor:
     """IWGAN's generator loss: sum_i w~_i softplus(-l_i), w~ = softmax(l / temperature), over the k samples of a group.
 
-    w_i = q^r(y=0|x_i) / q(y=0|x_i) = D / (1 - D) = exp(l_i), so the self-normalised weights are a softmax of the logits.
-    With detached weights and temperature 1 the gradient is -sigma(l_i) / sum_j exp(l_j). One sample per group is exactly
-    the non-saturating loss; a group of the whole minibatch is the saturating gradient over the mean odds.
+    w_i = q^r(y=0|x_i) / q(y=0|x_i) = D / (1 - D) = exp(l_i), so the self-normalised weights are a softmax of the
+    logits. With detached weights and temperature 1 the gradient is -sigma(l_i) / sum_j exp(l_j). One sample per group
+    is exactly the non-saturating loss; a group of the whole minibatch is the saturating gradient over the mean odds.
 
     Args:
         fake: logits of generated samples, any strides.
         dim: the dimension of a group's k samples; None: k is the whole tensor, as in the paper.
         groups: integer labels `[N]` for `fake` of N logits: weights normalised among the samples of one label (the
-            paper leaves the grouping of its class-conditional IWGAN open; this choice is ours). Composed of PyTorch ops.
+            paper leaves the grouping of its class-conditional IWGAN open; this choice is ours). Made of PyTorch ops.
         temperature: > 0; above 1 it flattens the weights.
         detach: whether the weights are constants, as in Eq. 16. Without it most gradients change sign.
         reduction: over the groups. One group: "mean" and "sum" agree. "none" has no fixed shape with `groups`.
@@ -216,7 +241,9 @@ def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, 
         raise ValueError(f"groups: got device {groups.device}, expected {fake.device}")
     if reduction == "none":
         raise ValueError('reduction: got "none", which has no fixed shape with groups; expected "mean" or "sum"')
-    return _reference_importance.grouped_importance_weighted_generator_loss(fake, groups, temperature, detach, reduction)
+    return _reference_importance.grouped_importance_weighted_generator_loss(
+        fake, groups, temperature, detach, reduction
+    )
 
 
 def _term(logits: Tensor, term: str, scale: float) -> Tensor:
@@ -242,16 +269,14 @@ def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False
     """
     _checks.floating("logits", logits)
     if isinstance(y, Tensor):
-        y = y.to(logits.dtype)
+        y = 1 - y.to(logits.dtype) if reversed else y.to(logits.dtype)
         logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
-        return _ops.bernoulli_log_prob(logits, 1 - y if reversed else y, 0)
+        return _ops.bernoulli_log_prob(logits, y, 0)
     term = "logistic_real" if _label(y) != reversed else "logistic_fake"
     return _term(logits, term, -1.0)
 
 
-def log_ratio(
-    logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed: bool = False
-) -> Tensor:
+def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed: bool = False) -> Tensor:
     """log q(y|x) / q(1-y|x): l for y = 1, -l for y = 0; the reversed ratio has the other sign.
 
     With multi-class logits, last dimension C, and `y=(a, b)`: log q(a|x) / q(b|x) = l_a - l_b.
@@ -277,7 +302,7 @@ def log_ratio(
     sign = -1.0 if reversed else 1.0
     if isinstance(y, tuple):
         if len(y) != 2 or logits.dim() == 0:
-            raise ValueError(f"y: got {y} for logits of shape {tuple(logits.shape)}, expected two classes of the last dim")
+            raise ValueError(f"y: got {y} for logits {tuple(logits.shape)}, expected two classes of the last dim")
         a, b = (_class(logits, c) for c in y)
         pair = upcast(logits)
         return (pair.select(-1, a) - pair.select(-1, b)) * sign

@@ -37,12 +37,12 @@ def gaussian_kl(
         event_ndims: how many trailing dimensions make one example's event.
         spread: what `logvar` and `prior_logvar` hold: "logvar", "logstd" or "std" (positive).
         free_bits: nats below which the KL costs nothing and has no gradient.
-        free_bits_mode: "sum": max(KL of the row, free_bits); "per_dim": each dimension's KL is so bounded before the sum.
-            Both per example; Kingma et al. (2016), Eq. 16, average over the batch first.
+        free_bits_mode: "sum": max(KL of the row, free_bits); "per_dim": each dimension's KL is so bounded before the
+            sum. Both per example; Kingma et al. (2016), Eq. 16, average over the batch first.
         clamp_logvar: (low, high) for the log-variances; the gradient is 0 outside.
         weights: broadcastable to the rows, multiplied in before the reduction.
-        normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked mean.
-            A mask of zeros gives 0.
+        normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked
+            mean. A mask of zeros gives 0.
         scale: multiplies the result.
         reduction: "mean", "sum" or "none" over the rows.
 
@@ -63,7 +63,11 @@ def gaussian_kl(
     scale = _checks.number("scale", scale)
     low, high = _checks.clamp_range(clamp_logvar)
     mean, logvar, prior_mean, prior_logvar = _checks.same_kind(  # type: ignore[assignment]
-        mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar
+        optional=("prior_mean", "prior_logvar"),
+        mean=mean,
+        logvar=logvar,
+        prior_mean=prior_mean,
+        prior_logvar=prior_logvar,
     )
     event_ndims = _checks.event("mean", mean, event_ndims)
     if weights is None:

@@ -81,8 +81,8 @@ def iwae_loss(log_w: Tensor, *, dim: int, reduction: str = "mean", value: str = 
         log_w: log-weights in nats, K >= 1 samples along `dim`, any strides.
         dim: the dimension of the samples.
         reduction: over the rows: "mean", "sum" or "none".
-        value: what the loss reports: "bound", as above, or "surrogate", -sum_k w~_k log_w_k with detached weights, which
-            some implementations log. The gradient is the same.
+        value: what the loss reports: "bound", as above, or "surrogate", -sum_k w~_k log_w_k with detached weights,
+            which some implementations log. The gradient is the same.
 
     Returns:
         A scalar, or with "none" the shape of `log_w` without `dim`.

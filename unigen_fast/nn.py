@@ -5,7 +5,7 @@ Options are checked where they meet the tensors, at the call.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from unigen_fast import adversarial, divergence, importance, likelihood
 
@@ -155,7 +155,9 @@ class GaussianKL(_Loss):
         return divergence.gaussian_kl(mean, logvar, prior_mean, prior_logvar, weights=weights, **self.options)
 
 
-class _Sampler(_Loss):
+class SampleGaussian(_Loss):
+    """`sample_gaussian(mean, logvar, generator=generator, …)`."""
+
     def __init__(
         self,
         *,
@@ -163,28 +165,35 @@ class _Sampler(_Loss):
         sample_dim: int = 0,
         spread: str = "logvar",
         clamp_logvar: tuple[float, float] | None = None,
-        **options: Any,
+    ) -> None:
+        super().__init__(num_samples=num_samples, sample_dim=sample_dim, spread=spread, clamp_logvar=clamp_logvar)
+
+    def forward(self, mean: Tensor, logvar: Tensor, *, generator: Generator | None = None) -> Tensor:
+        return divergence.sample_gaussian(mean, logvar, generator=generator, **self.options)
+
+
+class SampleGaussianWithKL(_Loss):
+    """`sample_gaussian_with_kl(mean, logvar, generator=generator, …)`."""
+
+    def __init__(
+        self,
+        *,
+        num_samples: int | None = None,
+        sample_dim: int = 0,
+        event_ndims: int = 1,
+        spread: str = "logvar",
+        clamp_logvar: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
-            num_samples=num_samples, sample_dim=sample_dim, spread=spread, clamp_logvar=clamp_logvar, **options
+            num_samples=num_samples,
+            sample_dim=sample_dim,
+            event_ndims=event_ndims,
+            spread=spread,
+            clamp_logvar=clamp_logvar,
         )
 
-
-class SampleGaussian(_Sampler):
-    """`sample_gaussian(mean, logvar, …)`."""
-
-    def forward(self, mean: Tensor, logvar: Tensor) -> Tensor:
-        return divergence.sample_gaussian(mean, logvar, **self.options)
-
-
-class SampleGaussianWithKL(_Sampler):
-    """`sample_gaussian_with_kl(mean, logvar, event_ndims=event_ndims, …)`."""
-
-    def __init__(self, *, event_ndims: int = 1, **options: Any) -> None:
-        super().__init__(event_ndims=event_ndims, **options)
-
-    def forward(self, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-        return divergence.sample_gaussian_with_kl(mean, logvar, **self.options)
+    def forward(self, mean: Tensor, logvar: Tensor, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        return divergence.sample_gaussian_with_kl(mean, logvar, generator=generator, **self.options)
 
 
 class BernoulliLogProb(_Loss):

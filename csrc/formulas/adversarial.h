@@ -16,13 +16,13 @@ template <class N>
 UNIGEN_INLINE N term_value(Term term, N l) {
   const N zero = constant<N>(0), one = constant<N>(1);
   switch (term) {
-    case Term::logistic_real: return softplus(-l);
-    case Term::logistic_fake: return softplus(l);
-    case Term::saturating: return -softplus(l);
     case Term::hinge_real: return maximum(one - l, zero);
     case Term::hinge_fake: return maximum(one + l, zero);
-    default: return -l;
+    case Term::linear: return -l;
+    default: break;
   }
+  const N value = softplus(term == Term::logistic_real ? -l : l);  // one softplus: it is inlined
+  return term == Term::saturating ? -value : value;
 }
 
 // d term / d l. At its kink a hinge has slope 0, as relu in PyTorch.
@@ -30,13 +30,13 @@ template <class N>
 UNIGEN_INLINE N term_slope(Term term, N l) {
   const N zero = constant<N>(0), one = constant<N>(1);
   switch (term) {
-    case Term::logistic_real: return -Logistic<N>(l).sigmoid_of_minus();
-    case Term::logistic_fake: return Logistic<N>(l).sigmoid();
-    case Term::saturating: return -Logistic<N>(l).sigmoid();
     case Term::hinge_real: return select(l < one, -one, zero);
     case Term::hinge_fake: return select(-one < l, one, zero);
-    default: return -one;
+    case Term::linear: return -one;
+    default: break;
   }
+  const N value = Logistic<N>(term == Term::logistic_real ? -l : l).sigmoid();
+  return term == Term::logistic_fake ? value : -value;
 }
 
 }  // namespace unigen

@@ -8,25 +8,30 @@ namespace unigen {
 // the shift that keeps exponentials finite: 0 for a row of -inf, so that its sum is 0 and not NaN
 template <class T>
 UNIGEN_INLINE T finite_shift(T maximum) {
-  return maximum == -T(HUGE_VAL) ? T(0) : maximum;
+  return select(maximum == constant<T>(-HUGE_VAL), constant<T>(0), maximum);
 }
 
-// log (1/K) sum exp; -inf where the sum is 0
+// log (1/K) sum exp, given log K; -inf where the sum is 0
+template <class T>
+UNIGEN_INLINE T log_mean_given(T shift, T sum, T log_count) {
+  return shift + log(sum) - log_count;
+}
+
 template <class T>
 UNIGEN_INLINE T log_mean(T shift, T sum, double count) {
-  return shift + log(sum) - T(::log(count));
+  return log_mean_given(shift, sum, T(::log(count)));
 }
 
 // 1 / sum of the exponentials, 0 where it is 0: then every weight, and every gradient, is 0
 template <class T>
 UNIGEN_INLINE T inverse_sum(T sum) {
-  return sum == T(0) ? T(0) : T(1) / sum;
+  return select(sum == constant<T>(0), constant<T>(0), constant<T>(1) / sum);
 }
 
 // (sum w)² / sum w²
 template <class T>
 UNIGEN_INLINE T effective_samples(T sum, T squares) {
-  return sum == T(0) ? T(0) : sum * sum / squares;
+  return select(sum == constant<T>(0), constant<T>(0), sum * sum / squares);
 }
 
 // what a row's weights multiply: nothing, the log-weight itself, or IWGAN's softplus(-l)

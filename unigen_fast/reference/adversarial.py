@@ -33,7 +33,7 @@ def logit_loss(
 ) -> tuple[Tensor, Tensor]:
     """Returns (scale · sum over the tensors of their reduced terms, statistics `[n, 4]`, or `[0, 4]` if not wanted).
 
-    The statistics of each tensor: mean of its term, share of logits on the right side of 0, mean logit, mean probability.
+    Statistics of a tensor: mean of its term, share of logits on the right side of 0, mean logit, mean probability.
     """
     total = upcast(logits[0]).new_zeros(())
     statistics = []

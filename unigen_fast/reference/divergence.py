@@ -10,7 +10,7 @@ from unigen_fast.reference.random import philox_normal
 
 
 def to_logvar(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float) -> Tensor:
-    """Log-variance from what the network gives (`spread`: "logvar", "logstd" or "std"), clamped (gradient 0 outside)."""
+    """Log-variance of a network's "logvar", "logstd" or "std" output, clamped (gradient 0 outside)."""
     if spread == "std":
         logvar = 2 * spread_value.log()
     elif spread == "logstd":
@@ -27,11 +27,15 @@ def to_std(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float
 
 
 def exp_minus_1_minus(x: Tensor) -> Tensor:
-    """e^x - 1 - x >= 0. Near 0, where the difference cancels, by its Taylor series: 2 ≤ n ≤ 18 gives 1e-16 for |x| < 1."""
-    near = x.abs() < 1
+    """e^x - 1 - x >= 0, to a relative 1e-14 in float64 and to rounding in float32."""
+    if x.dtype == torch.float32 and x.device.type != "mps":  # which has no float64
+        wide = x.double()
+        return (torch.expm1(wide) - wide).float()
+    # the difference cancels near 0: Taylor's series for |x| < 0.1
+    near = x.abs() < 0.1
     small = torch.where(near, x, torch.zeros_like(x))
     series = torch.zeros_like(x)
-    for n in range(18, 1, -1):
+    for n in range(10, 1, -1):
         series = series * small + 1 / math.factorial(n)
     large = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, series * small.square(), torch.expm1(large) - large)
@@ -105,7 +109,9 @@ def sample_gaussian_with_kl(
     clamp_max: float,
 ) -> tuple[Tensor, Tensor]:
     """Returns (z, KL to the standard normal as rows)."""
-    z = sample_gaussian(mean, logvar, rng_state, num_samples, sample_dim, spread, clamp_min, clamp_max)
+    dtype = mean.dtype
+    mean, logvar = upcast(mean), upcast(logvar)  # once, so that the two gradients add up before they are rounded
+    z = sample_gaussian(mean, logvar, rng_state, num_samples, sample_dim, spread, clamp_min, clamp_max).to(dtype)
     kl, _ = gaussian_kl(
         mean, logvar, None, None, None, event_ndims, spread, 0.0, "sum", clamp_min, clamp_max, 1.0, "none"
     )

@@ -107,6 +107,8 @@ def grouped_importance_weighted_generator_loss(
     exponentials = (log_w - maximum[segment]).exp()
     total = torch.zeros(shape, dtype=log_w.dtype, device=log_w.device).scatter_add(0, segment, exponentials)[segment]
     empty = total == 0
-    weights = torch.where(empty, torch.zeros_like(total), exponentials / torch.where(empty, torch.ones_like(total), total))
+    weights = torch.where(
+        empty, torch.zeros_like(total), exponentials / torch.where(empty, torch.ones_like(total), total)
+    )
     loss = _weighted_sum(weights.detach() if detach else weights, softplus(-logits), 0)
     return loss / starts.sum() if reduction == "mean" else loss

@@ -8,7 +8,7 @@ from unigen_fast.reference._common import sum_event, upcast
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_ndims: int) -> Tensor:
-    """sum of x·log sigma(l) + (1 - x)·log sigma(-l): x in {0, 1} cancels nothing, an infinite logit on its side is 0."""
+    """sum of x·log sigma(l) + (1 - x)·log sigma(-l): nothing cancels for x in {0, 1}."""
     logits, x = upcast(logits), upcast(x)
     infinite = logits.isinf()
     ones = torch.where(infinite & (x == 0), torch.zeros_like(logits), x * logsigmoid(logits))

@@ -1,8 +1,8 @@
-"""The noise of every layer: Philox4x32-10 (Salmon et al. 2011) and Box-Muller, a pure function of (seed, offset, index).
+"""The noise of every layer: Philox4x32-10 (Salmon et al. 2011) and Box-Muller, a function of (seed, offset, index).
 
-Element i of a tensor takes word i % 4 of the block with counter (i // 4, offset) and key seed, so that a kernel can draw
-any element alone, and draw it again in backward. Uniforms have 24 bits, which fp32 holds exactly: every layer and dtype
-sees the same uniforms, and the normals agree to rounding. The largest normal is sqrt(48 log 2) = 5.77.
+Element i of a tensor takes word i % 4 of the block with counter (i // 4, offset) and key seed, so that a kernel can
+draw any element alone, and draw it again in backward. Uniforms have 24 bits, which fp32 holds exactly: every layer and
+dtype sees the same uniforms, and the normals agree to rounding. The largest normal is sqrt(48 log 2) = 5.77.
 """
 
 import math
