@@ -5,24 +5,25 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test demo bench lint kernels clean
+.PHONY: test demo bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)" "setuptools>=77" wheel pybind11 ninja ruff mypy
+	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)" setuptools wheel pybind11 ninja ruff mypy
 	$(BIN)/pip install -q --no-build-isolation -e ".[demo,bench,test]"
 	$(BIN)/python -m unigen_fast info
 	touch $@
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests
 
 demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output
 
 bench: $(VENV)/ready
 	$(BIN)/python -m unigen_fast bench --json benches/results/cpu.json --plot benches/results/cpu.png
+	$(BIN)/python -m unigen_fast bench --readme
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -32,6 +33,14 @@ lint: $(VENV)/ready
 kernels: $(VENV)/ready
 	$(BIN)/python benches/compile_cuda.py
 	$(BIN)/python benches/compile_triton.py
+
+# the module built here, under another torch, in an environment of its own
+OTHER_TORCH ?= 2.10.0
+compat: $(VENV)/ready
+	$(PYTHON) -m venv build/torch-$(OTHER_TORCH)
+	build/torch-$(OTHER_TORCH)/bin/pip install -q torch==$(OTHER_TORCH) numpy pytest
+	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m unigen_fast info
+	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m pytest -q tests/test_likelihood.py tests/test_random.py
 
 clean:
 	rm -rf $(VENV) build demo-output *.egg-info unigen_fast/*.so unigen_fast/_build_report.json

@@ -1,12 +1,12 @@
 """Builds the two extension modules with ninja, each only where it can be built.
 
-`unigen_fast._cpu` needs torch, pybind11, ninja and a C++ compiler at hand; `unigen_fast._cuda` needs nvcc as well, and is
-left out where torch is a CPU build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and
+`unigen_fast._cpu` needs torch, pybind11, ninja and a C++ compiler at hand; `unigen_fast._cuda` needs nvcc as well, and
+is left out where torch is a CPU build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and
 links; `=0` never). What is not built is written, with the reason, to `unigen_fast/_build_report.json`, which
 `unigen_fast.info()` reads: an installation does not fail for want of a kernel.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -34,24 +34,32 @@ NVCC_FLAGS = (
 )
 
 
+def importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
 def missing_for_cpu() -> str | None:
-    if importlib.util.find_spec("torch") is None:
+    if not importable("torch"):
         return "torch was not importable at build time (build with --no-build-isolation)"
     for module in ("pybind11", "ninja"):
-        if importlib.util.find_spec(module) is None:
+        if not importable(module):
             return f"{module} was not installed at build time"
     compiler = os.environ.get("CXX", "g++")
     return None if shutil.which(compiler) else f"no C++ compiler ({compiler}) at build time"
 
 
 def cuda_home() -> Path | None:
+    """The toolkit that has both nvcc and the runtime's headers."""
     nvcc = shutil.which("nvcc")
-    home = os.environ.get("CUDA_HOME")
-    if home and (Path(home) / "bin" / "nvcc").exists():
-        return Path(home)
-    if nvcc is None:
-        return None
-    return Path(nvcc).resolve().parent.parent
+    candidates = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
+    for home in candidates:
+        if home and (Path(home) / "bin/nvcc").exists() and (Path(home) / "include/cuda_runtime_api.h").exists():
+            return Path(home)
+    return None
 
 
 def missing_for_cuda() -> str | None:
@@ -74,6 +82,7 @@ class Ninja:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.lines = [
+            f"builddir = {directory}",
             "rule compile",
             "  command = $compiler -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
@@ -146,7 +155,8 @@ class BuildKernels(build_ext):
         import torch
 
         library = Path(torch.__file__).parent / "lib"
-        return f"-L{library} -ltorch -ltorch_cpu -lc10"
+        # libtorch.so holds nothing itself, but where torch has CUDA it brings in libtorch_cuda.so
+        return f"-L{library} -Wl,--no-as-needed -ltorch -Wl,--as-needed -ltorch_cpu -lc10"
 
     def build_cpu(self, target: Path) -> None:
         source = ROOT.resolve() / "csrc" / "cpu"
@@ -174,6 +184,7 @@ class BuildKernels(build_ext):
 
 
 setup(
-    ext_modules=[Extension("unigen_fast._cpu", []), Extension("unigen_fast._cuda", [])],
+    # optional: setuptools copies what there is
+    ext_modules=[Extension(f"unigen_fast._{name}", [], optional=True) for name in ("cpu", "cuda")],
     cmdclass={"build_ext": BuildKernels},
 )

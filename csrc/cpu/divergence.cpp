@@ -1,0 +1,312 @@
+// Kernels of Gaussian divergences and of the reparameterised sample. Columns are the event.
+#include "../formulas/divergence.h"
+
+#include "noise.h"
+#include "rows.h"
+
+namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
+namespace {
+
+// The options as formulas see them. kPlain: log-variance, not clamped, known to the compiler.
+template <bool kPlain>
+struct Options {
+  SpreadOptions options;
+
+  UNIGEN_INLINE SpreadOptions get() const {
+    return kPlain ? SpreadOptions{Spread::logvar, -HUGE_VAL, HUGE_VAL} : options;
+  }
+};
+
+inline bool plain(const SpreadOptions& options) { return options.spread == Spread::logvar && !options.clamped(); }
+
+// in: mean, spread (, prior mean, prior spread)
+template <bool kPlain, bool kPrior>
+struct KlFormula {
+  static constexpr int kInputs = kPrior ? 4 : 2;
+
+  Options<kPlain> options;
+  bool has_prior_spread;
+  double dim_floor;
+
+  template <class V>
+  UNIGEN_INLINE auto at(const V* in) const {
+    if constexpr (kPrior) {
+      return PriorKl<V>(in[0], in[1], in[2], in[3], has_prior_spread, options.get());
+    } else {
+      return StandardKl<V>(in[0], in[1], options.get());
+    }
+  }
+};
+
+template <bool kPlain, bool kPrior>
+struct KlSum : KlFormula<kPlain, kPrior> {
+  static constexpr int kStates = 1;
+
+  template <class V>
+  UNIGEN_INLINE void add(V* state, const V* in) const {
+    state[0] = state[0] + maximum(this->at(in).value, constant<V>(this->dim_floor));
+  }
+  template <class V>
+  UNIGEN_INLINE V close(const V* state) const {
+    return state[0];
+  }
+};
+
+// calls body(formula) with the instance of Formula<kPlain, kPrior> that fits
+template <template <bool, bool> class Formula, class Arguments, class Body>
+UNIGEN_INLINE void with_formula(const Arguments& a, const Body& body) {
+  const bool spread = a.prior_spread.data;
+  if (plain(a.options)) {
+    if (a.has_prior()) return body(Formula<true, true>{{{a.options}, spread, a.dim_floor}});
+    return body(Formula<true, false>{{{a.options}, spread, a.dim_floor}});
+  }
+  if (a.has_prior()) return body(Formula<false, true>{{{a.options}, spread, a.dim_floor}});
+  body(Formula<false, false>{{{a.options}, spread, a.dim_floor}});
+}
+
+template <class T>
+void gaussian_kl_in(const GaussianKl& a, const Parallel& parallel) {
+  const Array in[4] = {elements(a.mean, a), elements(a.spread, a), elements(a.prior_mean, a), elements(a.prior_spread, a)};
+  with_formula<KlSum>(a, [&](auto formula) {
+    using F = decltype(formula);
+    const RowSum<T, F::kInputs, F> sum(a.grid, in, formula);
+    RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
+    const Stream<T> rows(a.grid, arithmetic(a.rows, a), Axis::none, Axis::rows);
+    const Stream<T> weights(a.grid, arithmetic(a.weights, a), Axis::none, Axis::rows);
+    sum.run(parallel, [&](int64_t unit, int64_t row, int n, const double* totals) {
+      alignas(kVectorBytes) T values[kChunk<T>], room[kChunk<T>];
+      for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+      if (a.rows.data) rows.write(0, row, n, values);
+      if (a.row_floor > -HUGE_VAL) {
+        for (int i = 0; i < n; ++i) values[i] = values[i] < T(a.row_floor) ? T(a.row_floor) : values[i];
+      }
+      if (a.weights.data) {
+        const T* weight = weights.read(0, row, n, room);
+        for (int i = 0; i < n; ++i) values[i] *= weight[i];
+      }
+      results.take(unit, row, n, values);
+    });
+    results.close();
+  });
+}
+
+// row operands: grad, weights, rows. Gradients of mean and spread (, prior mean, prior spread).
+template <bool kPlain, bool kPrior>
+struct KlSlope : KlFormula<kPlain, kPrior> {
+  static constexpr int kKept = 1;
+  double row_floor = 0, factor = 1;
+
+  template <class V>
+  UNIGEN_INLINE void prepare(const V* operands, V* row) const {
+    const V coefficient = operands[0] * operands[1] * constant<V>(factor);
+    row[0] = select(operands[2] < constant<V>(row_floor), constant<V>(0), coefficient);
+  }
+  template <class V>
+  UNIGEN_INLINE void operator()(const V* row, const V* in, V* out) const {
+    const auto kl = this->at(in);
+    const V coefficient = select(kl.value < constant<V>(this->dim_floor), constant<V>(0), row[0]);
+    out[0] = coefficient * kl.d_mean;
+    out[1] = coefficient * kl.d_spread;
+    if constexpr (kPrior) {
+      out[2] = coefficient * kl.d_prior_mean;
+      out[3] = coefficient * kl.d_prior_spread;
+    }
+  }
+};
+
+template <class T>
+void gaussian_kl_backward_in(const GaussianKlBackward& a, const Parallel& parallel) {
+  const Array row[3] = {arithmetic(a.grad, a), arithmetic(a.weights, a, 1), arithmetic(a.rows, a)};
+  const Array in[4] = {elements(a.mean, a), elements(a.spread, a), elements(a.prior_mean, a), elements(a.prior_spread, a)};
+  const Array out[4] = {elements(a.grad_mean, a), elements(a.grad_spread, a), elements(a.grad_prior_mean, a),
+                        elements(a.grad_prior_spread, a)};
+  with_formula<KlSlope>(a, [&](auto formula) {
+    formula.row_floor = a.row_floor;
+    formula.factor = a.reduction.scale / a.reduction.denominator;
+    constexpr int kIn = decltype(formula)::kInputs;
+    Map<T, 3, kIn, kIn>(a.grid, row, in, out).run(parallel, formula);
+  });
+}
+
+// ---- the reparameterised sample ------------------------------------------------------------------------------------
+
+// Elements in logical order j, in chunks that do not leave a unit of work. Noise costs more than most: smaller units.
+struct SampleLayout {
+  int64_t samples, inner, cols, chunk;
+  Partition partition;
+
+  SampleLayout(const Grid& grid, int64_t samples, int64_t inner, int64_t most)
+      : samples(samples),
+        inner(samples == 1 ? grid.rows * grid.cols : inner),
+        cols(grid.cols),
+        chunk(most),
+        partition(grid.rows, grid.cols, true, 1, 1, kUnit / 4) {
+    // runs of noise are short: few enough elements for all of their samples to come from one window
+    if (this->inner < 64) chunk = larger(1, smaller(chunk, most / larger(1, samples)));
+  }
+
+  int64_t total() const { return partition.rows * cols * samples; }
+
+  // body(first, n) for the chunks of a unit
+  template <class Body>
+  UNIGEN_INLINE void chunks(int64_t unit, const Body& body) const {
+    int64_t first = partition.row_begin(unit) * cols + partition.col_begin(unit);
+    const int64_t end = (partition.row_end(unit) - 1) * cols + partition.col_end(unit);
+    for (; first < end; first += chunk) body(first, int(smaller(chunk, end - first)));
+  }
+
+  // body(index in the chunk, index in z, n) for the runs of a sample that lie side by side in z
+  template <class Body>
+  UNIGEN_INLINE void runs(int64_t first, int n, int64_t sample, const Body& body) const {
+    int64_t group = first / inner, within = first % inner;
+    for (int done = 0; done < n; within = 0, ++group) {
+      const int run = int(smaller(n - done, inner - within));
+      body(done, (group * samples + sample) * inner + within, run);
+      done += run;
+    }
+  }
+};
+
+template <class T, bool kPlain>
+void sample_gaussian_as(const SampleGaussian& a, const Parallel& parallel, const Options<kPlain>& options) {
+  using V = Vec<T>;
+  const SampleLayout layout(a.grid, a.samples, a.inner, kChunk<T>);
+  const Partition& partition = layout.partition;
+  const Stream<T> mean(a.grid, elements(a.mean, a), Axis::none, Axis::rows_cols);
+  const Stream<T> spread(a.grid, elements(a.spread, a), Axis::none, Axis::rows_cols);
+  const Stream<T> kl(a.grid, arithmetic(a.kl, a), Axis::none, Axis::rows);
+  Grid flat;
+  flat.col_dims = 1;
+  flat.cols = flat.col_size[0] = layout.total();
+  Operand z_operand;
+  z_operand.data = a.z;
+  z_operand.col[0] = 1;
+  const Stream<T> z(flat, elements(z_operand, a), Axis::none, Axis::cols);
+  const bool with_kl = a.kl.data, split = partition.pieces > 1;
+  double partial[kMaxUnits + kFewRows];
+
+  partition.run(parallel, [&](int64_t unit) {
+    alignas(kVectorBytes) T mean_room[kChunk<T>], spread_room[kChunk<T>], deviations[kChunk<T>], terms[kChunk<T>],
+        z_room[kChunk<T>];
+    Noise<T> noise(a.rng_state, layout.total());
+    int64_t row = partition.row_begin(unit), left = partition.col_end(unit) - partition.col_begin(unit);
+    double row_sum = 0;
+    layout.chunks(unit, [&](int64_t first, int n) {
+      const T* means = mean.read(0, first, n, mean_room);
+      const T* spreads = spread.read(0, first, n, spread_room);
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        const V s = load(spreads + i, l);
+        if (with_kl) store(terms + i, StandardKl<V>(load(means + i, l), s, options.get()).value);
+        store(deviations + i, StandardDeviation<V>(s, options.get()).value);
+      });
+      for (int64_t sample = 0; sample < layout.samples; ++sample) {
+        layout.runs(first, n, sample, [&](int at, int64_t index, int run) {
+          const T* normals = noise.at(index, run);
+          T* target = z.target(0, index, z_room);
+          for_vectors<T>(run, [&](int i, auto l) UNIGEN_FORCED {
+            store(target + i, load(means + at + i, l) + load(deviations + at + i, l) * load(normals + i, l), l);
+          });
+          z.written(0, index, run, target);
+        });
+      }
+      // rows, or this unit's piece of one, end anywhere in a chunk
+      for (int done = 0; with_kl && done < n;) {
+        const int run = int(smaller(n - done, left));
+        row_sum += sum_values(terms + done, run);
+        done += run;
+        left -= run;
+        if (left) break;
+        if (split) {
+          partial[unit] = row_sum;
+        } else {
+          const T value = T(row_sum);
+          kl.write(0, row++, 1, &value);
+        }
+        left = layout.cols;
+        row_sum = 0;
+      }
+    });
+  });
+  if (!with_kl) return;
+  for (int64_t r = 0; r < partition.rows && (split || layout.cols == 0); ++r) {
+    double sum = 0;
+    for (int64_t p = 0; split && p < partition.pieces; ++p) sum += partial[r * partition.pieces + p];
+    const T value = T(sum);
+    kl.write(0, r, 1, &value);
+  }
+}
+
+template <class T, bool kPlain>
+void sample_gaussian_backward_as(const SampleGaussianBackward& a, const Parallel& parallel, const Options<kPlain>& options) {
+  using V = Vec<T>;
+  const SampleLayout layout(a.grid, a.samples, a.inner, kChunk<T>);
+  const Partition& partition = layout.partition;
+  const auto stream = [&](const Array& array) { return Stream<T>(a.grid, array, Axis::none, Axis::rows_cols); };
+  const Stream<T> mean = stream(elements(a.mean, a)), spread = stream(elements(a.spread, a)),
+                  grad_kl = stream(arithmetic(a.grad_kl, a)), grad_z = stream(elements(a.grad_z, a)),
+                  grad_mean = stream(elements(a.grad_mean, a)), grad_spread = stream(elements(a.grad_spread, a));
+  const bool with_kl = a.grad_kl.data;
+
+  partition.run(parallel, [&](int64_t unit) {
+    // sums over the samples of grad_z and of grad_z · noise; then the gradients
+    alignas(kVectorBytes) T plain_sums[kChunk<T>], noise_sums[kChunk<T>];
+    alignas(kVectorBytes) T mean_room[kChunk<T>], spread_room[kChunk<T>], grad_room[kChunk<T>], kl_room[kChunk<T>];
+    Noise<T> noise(a.rng_state, layout.total());
+    layout.chunks(unit, [&](int64_t first, int n) {
+      for (int i = 0; i < n; ++i) plain_sums[i] = noise_sums[i] = 0;
+      for (int64_t sample = 0; a.grad_z.data && sample < layout.samples; ++sample) {
+        const T* grads = grad_z.read(sample * a.grad_z_sample_stride, first, n, grad_room);
+        layout.runs(first, n, sample, [&](int at, int64_t index, int run) {
+          const T* normals = noise.at(index, run);
+          for_vectors<T>(run, [&](int i, auto l) UNIGEN_FORCED {
+            const V g = load(grads + at + i, l);
+            store(plain_sums + at + i, load(plain_sums + at + i, l) + g, l);
+            store(noise_sums + at + i, load(noise_sums + at + i, l) + g * load(normals + i, l), l);
+          });
+        });
+      }
+      const T* means = mean.read(0, first, n, mean_room);
+      const T* spreads = spread.read(0, first, n, spread_room);
+      const T* kl_grads = with_kl ? grad_kl.read(0, first, n, kl_room) : kl_room;
+      T* mean_target = grad_mean.target(0, first, plain_sums);
+      T* spread_target = grad_spread.target(0, first, noise_sums);
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        const V s = load(spreads + i, l);
+        V d_mean = load(plain_sums + i), d_spread = load(noise_sums + i) * StandardDeviation<V>(s, options.get()).slope;
+        if (with_kl) {
+          const V g = load(kl_grads + i, l);
+          const StandardKl<V> kl(load(means + i, l), s, options.get());
+          d_mean = d_mean + g * kl.d_mean;
+          d_spread = d_spread + g * kl.d_spread;
+        }
+        store(mean_target + i, d_mean, l);
+        store(spread_target + i, d_spread, l);
+      });
+      grad_mean.written(0, first, n, mean_target);
+      grad_spread.written(0, first, n, spread_target);
+    });
+  });
+}
+
+}  // namespace
+
+void gaussian_kl(const GaussianKl& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { gaussian_kl_in<decltype(t)>(a, parallel); });
+}
+void gaussian_kl_backward(const GaussianKlBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { gaussian_kl_backward_in<decltype(t)>(a, parallel); });
+}
+void sample_gaussian(const SampleGaussian& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) {
+    if (plain(a.options)) return sample_gaussian_as<decltype(t)>(a, parallel, Options<true>{a.options});
+    sample_gaussian_as<decltype(t)>(a, parallel, Options<false>{a.options});
+  });
+}
+void sample_gaussian_backward(const SampleGaussianBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) {
+    if (plain(a.options)) return sample_gaussian_backward_as<decltype(t)>(a, parallel, Options<true>{a.options});
+    sample_gaussian_backward_as<decltype(t)>(a, parallel, Options<false>{a.options});
+  });
+}
+
+}  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

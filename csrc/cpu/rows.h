@@ -1,0 +1,928 @@
+// The drivers of the CPU kernels: the only place with loops over rows and columns, threads, staging and reductions. A
+// formula comes in as a function object of vectors (Vec<float> or Vec<double>) and knows nothing of layouts and dtypes.
+//
+// Lanes run along the columns where these are contiguous, and along the rows where those are (`[K, B]` reduced over K) or
+// where a row has only a few columns. Whatever is then not contiguous, or not of the arithmetic type, goes through a small
+// buffer. Work is cut into units by shape alone, and sums are taken in the order of units: results have the same bits
+// whatever the number of threads.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
+
+#define UNIGEN_DECLARE(function, Arguments) void function(const Arguments&, const Parallel&);
+UNIGEN_KERNELS(UNIGEN_DECLARE)
+#undef UNIGEN_DECLARE
+
+// a lambda that is always inlined: its captured vectors stay in registers
+#define UNIGEN_FORCED __attribute__((always_inline))
+// a function that exists once: code that runs once per call or per row is not worth copying
+#define UNIGEN_NOINLINE __attribute__((noinline))
+
+template <class T>
+constexpr int kChunk = 2048 / int(sizeof(T));  // elements staged at a time
+constexpr int64_t kUnit = 16384;               // elements that are worth handing to a thread
+constexpr int64_t kMaxUnits = 1024;
+constexpr int64_t kFewRows = 64;  // with fewer, long rows are split
+constexpr int kFlush = 64;        // vectors added up in the arithmetic type before the sum goes on in double
+constexpr int kAxisDims = 2 * kMaxDims;
+
+UNIGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+UNIGEN_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+UNIGEN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+UNIGEN_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// ---- staging -------------------------------------------------------------------------------------------------------
+
+// an operand to stage: dtype of its elements, and what an absent one counts as
+struct Array {
+  Operand operand;
+  DType dtype;
+  double fill = 0;
+};
+
+UNIGEN_INLINE Array elements(const Operand& operand, const Problem& problem) { return {operand, problem.dtype}; }
+UNIGEN_INLINE DType arithmetic_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+UNIGEN_INLINE Array arithmetic(const Operand& operand, const Problem& problem, double fill = 0) {
+  return {operand, arithmetic_dtype(problem.dtype), fill};
+}
+// An array of numbers of the rows from `first` on, as an operand over the rows (of which only those are then read).
+template <class T>
+UNIGEN_INLINE Array rows_from(const T* array, int64_t first, const Grid& grid) {
+  Operand operand;
+  operand.data = reinterpret_cast<void*>(reinterpret_cast<intptr_t>(array) - first * intptr_t(sizeof(T)));
+  int64_t stride = 1;
+  for (int d = grid.row_dims - 1; d >= 0; --d) {
+    operand.row[d] = stride;
+    stride *= grid.row_size[d];
+  }
+  return {operand, sizeof(T) == 8 ? DType::float64 : DType::float32};
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+UNIGEN_INLINE uint32_t float_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits;
+}
+UNIGEN_INLINE float bits_float(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+template <class T>
+UNIGEN_INLINE T decode(T x) {
+  return x;
+}
+UNIGEN_INLINE float decode(BFloat16 x) { return bits_float(uint32_t(x.bits) << 16); }
+UNIGEN_INLINE float decode(Float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  const uint32_t finite = float_bits(bits_float(magnitude) * 0x1p112f);  // exact, denormals too
+  return bits_float(sign | (magnitude < 0x0f800000 ? finite : magnitude | 0x7f800000));
+}
+
+template <class T>
+UNIGEN_INLINE void encode(T x, T* target) {
+  *target = x;
+}
+// to nearest, ties to even
+UNIGEN_INLINE void encode(float x, BFloat16* target) {
+  const uint32_t bits = float_bits(x);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  target->bits = uint16_t(x != x ? 0x7fc0 : rounded);
+}
+UNIGEN_INLINE void encode(float x, Float16* target) {
+  const uint32_t bits = float_bits(x), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  const uint32_t denormal = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000;  // the addition rounds
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const uint32_t finite = magnitude < 0x38800000 ? denormal : normal;
+  const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  target->bits = uint16_t(sign | (magnitude < 0x47800000 ? finite : special));
+}
+
+template <class T, class S>
+void gather(const S* source, int64_t stride, int64_t n, T* target) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) target[i] = decode(source[i]);
+  } else if (stride == 0) {
+    const T x = decode(*source);
+    for (int64_t i = 0; i < n; ++i) target[i] = x;
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i] = decode(source[i * stride]);
+  }
+}
+template <class T, class S>
+void scatter(const T* source, S* target, int64_t stride, int64_t n) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) encode(source[i], target + i);
+  } else {
+    for (int64_t i = 0; i < n; ++i) encode(source[i], target + i * stride);
+  }
+}
+
+// Dimensions of one operand, collapsed as far as its own strides allow.
+struct Strided {
+  int dims = 0;
+  int64_t size[kAxisDims], stride[kAxisDims];
+
+  void append(int64_t n, int64_t s) {
+    if (n == 1) return;
+    if (dims && stride[dims - 1] == s * n) {
+      size[dims - 1] *= n;
+      stride[dims - 1] = s;
+    } else {
+      size[dims] = n;
+      stride[dims++] = s;
+    }
+  }
+
+  // in elements, of the place with this index
+  UNIGEN_INLINE int64_t offset(int64_t index) const {
+    int64_t sum = 0;
+#pragma GCC unroll 1  // rarely more than one dimension
+    for (int d = dims - 1; d > 0; --d) {
+      sum += index % size[d] * stride[d];
+      index /= size[d];
+    }
+    return dims ? sum + index * stride[0] : 0;
+  }
+};
+
+// which dimensions lanes, or steps, run over; the last one is innermost
+enum class Axis : int { none, rows, cols, rows_cols, cols_rows };
+
+UNIGEN_NOINLINE inline Strided strided(const Grid& grid, const Operand& operand, Axis axis) {
+  Strided s;
+  const auto rows = [&] {
+    for (int d = 0; d < grid.row_dims; ++d) s.append(grid.row_size[d], operand.row[d]);
+  };
+  const auto cols = [&] {
+    for (int d = 0; d < grid.col_dims; ++d) s.append(grid.col_size[d], operand.col[d]);
+  };
+  if (axis == Axis::rows || axis == Axis::rows_cols) rows();
+  if (axis != Axis::none && axis != Axis::rows) cols();
+  if (axis == Axis::cols_rows) rows();
+  return s;
+}
+
+// An operand as the drivers see it: for each step a line of lanes, of which any stretch can be had as contiguous numbers
+// of the arithmetic type T.
+template <class T>
+class Stream {
+ public:
+  Stream() = default;
+  UNIGEN_NOINLINE Stream(const Grid& grid, const Array& array, Axis steps, Axis lanes)
+      : data_(static_cast<char*>(array.operand.data)),
+        dtype_(array.dtype),
+        fill_(T(array.fill)),
+        steps_(strided(grid, array.operand, steps)),
+        lanes_(strided(grid, array.operand, lanes)) {
+    item_ = dtype_ == DType::float64 ? 8 : dtype_ == DType::float32 ? 4 : 2;
+    direct_ = data_ && item_ == int(sizeof(T)) && (lanes_.dims == 0 || (lanes_.dims == 1 && lanes_.stride[0] == 1));
+  }
+
+  // the step's first lane, in elements from the operand's first
+  UNIGEN_INLINE int64_t origin(int64_t step) const { return steps_.offset(step); }
+
+  // lanes [first, first + n); `buffer` has room for them
+  UNIGEN_INLINE const T* read(int64_t origin, int64_t first, int64_t n, T* buffer) const {
+    if (direct_) return reinterpret_cast<const T*>(data_) + origin + first;
+    stage(origin, first, n, buffer);
+    return buffer;
+  }
+
+  // where to put lanes [first, ...): then call `written` with it
+  UNIGEN_INLINE T* target(int64_t origin, int64_t first, T* buffer) const {
+    return direct_ ? reinterpret_cast<T*>(data_) + origin + first : buffer;
+  }
+  UNIGEN_INLINE void written(int64_t origin, int64_t first, int64_t n, const T* source) const {
+    if (!direct_) unstage(origin, first, n, source);
+  }
+
+  UNIGEN_NOINLINE void write(int64_t origin, int64_t first, int64_t n, const T* source) const {
+    if (!direct_) return unstage(origin, first, n, source);
+    T* target = reinterpret_cast<T*>(data_) + origin + first;
+    for (int64_t i = 0; i < n; ++i) target[i] = source[i];
+  }
+
+  // the single number at a step, of an operand that does not depend on the lane
+  UNIGEN_INLINE T value(int64_t step) const {
+    return data_ ? *(reinterpret_cast<const T*>(data_) + steps_.offset(step)) : fill_;
+  }
+
+ private:
+  // body(pointer as if to T's storage type, stride, n, position in the buffer) for each run along the innermost dimension
+  template <class S, class Body>
+  UNIGEN_INLINE void runs(int64_t origin, int64_t first, int64_t n, const Body& body) const {
+    S* data = reinterpret_cast<S*>(data_) + origin;
+    if (lanes_.dims <= 1) {
+      const int64_t stride = lanes_.dims ? lanes_.stride[0] : 1;
+      return body(data + first * stride, stride, n, int64_t(0));
+    }
+    const int inner = lanes_.dims - 1;
+    int64_t index[kAxisDims], rest = first;
+    for (int d = inner; d >= 0; --d) {
+      index[d] = d ? rest % lanes_.size[d] : rest;
+      rest /= lanes_.size[d];
+      data += index[d] * lanes_.stride[d];
+    }
+    for (int64_t done = 0;;) {
+      const int64_t run = smaller(n - done, lanes_.size[inner] - index[inner]);
+      body(data, lanes_.stride[inner], run, done);
+      done += run;
+      if (done == n) return;
+      data -= index[inner] * lanes_.stride[inner];
+      index[inner] = 0;
+      for (int d = inner - 1; d >= 0; --d) {
+        data += lanes_.stride[d];
+        if (++index[d] < lanes_.size[d] || d == 0) break;
+        data -= lanes_.size[d] * lanes_.stride[d];
+        index[d] = 0;
+      }
+    }
+  }
+
+  template <class S>
+  void stage_as(int64_t origin, int64_t first, int64_t n, T* buffer) const {
+    runs<S>(origin, first, n,
+            [&](const S* source, int64_t stride, int64_t run, int64_t at) { gather(source, stride, run, buffer + at); });
+  }
+  template <class S>
+  void unstage_as(int64_t origin, int64_t first, int64_t n, const T* buffer) const {
+    runs<S>(origin, first, n,
+            [&](S* target, int64_t stride, int64_t run, int64_t at) { scatter(buffer + at, target, stride, run); });
+  }
+
+  UNIGEN_NOINLINE void stage(int64_t origin, int64_t first, int64_t n, T* buffer) const {
+    if (!data_) return gather(&fill_, 0, n, buffer);
+    if (item_ == int(sizeof(T))) return stage_as<T>(origin, first, n, buffer);
+    if constexpr (sizeof(T) == 4) {
+      if (dtype_ == DType::bfloat16) return stage_as<BFloat16>(origin, first, n, buffer);
+      stage_as<Float16>(origin, first, n, buffer);
+    }
+  }
+  UNIGEN_NOINLINE void unstage(int64_t origin, int64_t first, int64_t n, const T* buffer) const {
+    if (!data_) return;  // an output nobody wants
+    if (item_ == int(sizeof(T))) return unstage_as<T>(origin, first, n, buffer);
+    if constexpr (sizeof(T) == 4) {
+      if (dtype_ == DType::bfloat16) return unstage_as<BFloat16>(origin, first, n, buffer);
+      unstage_as<Float16>(origin, first, n, buffer);
+    }
+  }
+
+  char* data_ = nullptr;
+  DType dtype_ = DType::float32;
+  int item_ = 4;
+  bool direct_ = false;
+  T fill_ = 0;
+  Strided steps_, lanes_;
+};
+
+// ---- work ----------------------------------------------------------------------------------------------------------
+
+// Units of work: blocks of rows, or pieces of a row where rows are few and long. By shape alone.
+struct Partition {
+  int64_t rows, cols, block_rows, piece_cols, pieces, count;
+
+  Partition(int64_t rows, int64_t cols, bool split, int64_t row_multiple = 1, int64_t col_multiple = 1,
+            int64_t least = kUnit)
+      : rows(rows), cols(cols), block_rows(1), piece_cols(cols), pieces(1), count(0) {
+    if (rows == 0 || cols == 0) return;
+    const int64_t unit = larger(least, ceil_div(rows * cols, kMaxUnits));
+    if (split && rows < kFewRows && cols > unit) {
+      piece_cols = round_up(round_up(unit, kChunk<float>), col_multiple);
+      pieces = ceil_div(cols, piece_cols);
+    } else {
+      block_rows = smaller(rows, round_up(ceil_div(unit, cols), row_multiple));
+    }
+    count = ceil_div(rows, block_rows) * pieces;
+  }
+
+  UNIGEN_INLINE int64_t row_begin(int64_t unit) const { return unit / pieces * block_rows; }
+  UNIGEN_INLINE int64_t row_end(int64_t unit) const { return smaller(rows, row_begin(unit) + block_rows); }
+  UNIGEN_INLINE int64_t col_begin(int64_t unit) const { return unit % pieces * piece_cols; }
+  UNIGEN_INLINE int64_t col_end(int64_t unit) const { return smaller(cols, col_begin(unit) + piece_cols); }
+
+  // work(unit) for every unit, on as many threads as pay
+  template <class Work>
+  void run(const Parallel& parallel, const Work& work) const {
+    if (count <= 2) {
+      for (int64_t unit = 0; unit < count; ++unit) work(unit);
+      return;
+    }
+    parallel.run(
+        0, count, 2,
+        [](void* context, int64_t begin, int64_t end) {
+          for (int64_t unit = begin; unit < end; ++unit) (*static_cast<const Work*>(context))(unit);
+        },
+        const_cast<void*>(static_cast<const void*>(&work)));
+  }
+};
+
+// What blocks of rows are multiples of where lanes run along them: long stretches of memory, if rows are many.
+template <class T>
+UNIGEN_INLINE int64_t lane_block(int64_t rows) {
+  return smaller(256, round_up(ceil_div(larger(rows, 1), 16), Vec<T>::size));
+}
+
+// how many rows to finish at a time: what was read for them should still be in the cache
+template <class T>
+UNIGEN_INLINE int64_t batch_rows(int64_t cols, int64_t least) {
+  return smaller(kChunk<T>, larger(least, kUnit / 2 / larger(cols, 1)));
+}
+
+UNIGEN_INLINE int64_t inner_stride(const int64_t* size, const int64_t* stride, int dims) {
+  for (int d = dims - 1; d >= 0; --d) {
+    if (size[d] != 1) return stride[d];
+  }
+  return 1;
+}
+
+// whether rows are contiguous, and columns not
+UNIGEN_INLINE bool rows_innermost(const Grid& grid, const Operand& operand) {
+  return inner_stride(grid.col_size, operand.col, grid.col_dims) != 1 &&
+         inner_stride(grid.row_size, operand.row, grid.row_dims) == 1;
+}
+
+// Whether to reduce with lanes along the rows. Rows of a few columns would leave most lanes, and the sum over lanes, idle.
+template <class T>
+UNIGEN_INLINE bool lanes_along_rows(const Grid& grid, const Operand& operand) {
+  return grid.rows >= Vec<T>::size && (rows_innermost(grid, operand) || grid.cols <= Vec<T>::size);
+}
+
+// Always the same order of additions for n values: results that are to agree bit for bit go through here.
+template <class T>
+UNIGEN_INLINE double sum_values(const T* values, int n) {
+  Vec<T> sum(T(0));
+  for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED { sum = sum + load(values + i, l); });
+  return lane_sum(sum);
+}
+
+// Where the values of rows go: to `value` one by one, or as one number to its first place.
+template <class T>
+class RowResults {
+ public:
+  RowResults(const Grid& grid, const Array& value, const Reduction& reduction, int64_t units)
+      : reduction_(reduction), result_(static_cast<T*>(value.operand.data)), units_(units) {
+    if (!reduction.reduce) value_ = Stream<T>(grid, value, Axis::none, Axis::rows);
+    for (int64_t unit = 0; unit < units; ++unit) partial_[unit] = 0;
+  }
+
+  // values of rows [row, row + n), found in this unit
+  UNIGEN_NOINLINE void take(int64_t unit, int64_t row, int n, T* values) {
+    if (reduction_.reduce) {
+      partial_[unit] += sum_values(values, n);
+    } else {
+      if (reduction_.scale != 1) {
+        for (int i = 0; i < n; ++i) values[i] *= T(reduction_.scale);
+      }
+      value_.write(0, row, n, values);
+    }
+  }
+
+  void close() const {
+    if (!reduction_.reduce) return;
+    double sum = 0;
+    for (int64_t unit = 0; unit < units_; ++unit) sum += partial_[unit];
+    *result_ = T(sum * reduction_.scale / reduction_.denominator);
+  }
+
+ private:
+  Reduction reduction_;
+  Stream<T> value_;
+  T* result_;
+  int64_t units_;
+  double partial_[kMaxUnits + kFewRows];
+};
+
+// ---- map: elements to elements -------------------------------------------------------------------------------------
+
+// For each element: out[0 … kOut) = f(row, in[0 … kIn)). The kRow row operands are of the arithmetic type; once per row,
+// f.prepare(operands, row) turns them into the F::kKept numbers that the elements need.
+template <class T, int kRow, int kIn, int kOut>
+class Map {
+  using V = Vec<T>;
+
+ public:
+  // lanes and layout follow the first input
+  Map(const Grid& grid, const Array* row, const Array* in, const Array* out) : rows_(grid.rows), cols_(grid.cols) {
+    const bool rows_inner = rows_innermost(grid, in[0].operand);
+    if (kRow == 0) {
+      lanes_ = rows_inner ? Axis::cols_rows : Axis::rows_cols;
+    } else if (rows_inner || grid.cols == 1) {
+      lanes_ = Axis::rows;
+    } else {
+      lanes_ = grid.cols < 2 * V::size ? Axis::rows_cols : Axis::cols;
+    }
+    const Axis steps = lanes_ == Axis::rows ? Axis::cols : lanes_ == Axis::cols ? Axis::rows : Axis::none;
+    for (int k = 0; k < kRow; ++k) {
+      row_[k] = lanes_ == Axis::cols ? Stream<T>(grid, row[k], Axis::rows, Axis::none)
+                                     : Stream<T>(grid, row[k], Axis::none, Axis::rows);
+    }
+    for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes_);
+    for (int k = 0; k < kOut; ++k) out_[k] = Stream<T>(grid, out[k], steps, lanes_);
+  }
+
+  template <class F>
+  void run(const Parallel& parallel, const F& f) const {
+    if constexpr (kRow == 0) {
+      const Partition partition(rows_ * cols_, 1, false, kChunk<T>);
+      partition.run(parallel, [&](int64_t u) { flat(f, partition.row_begin(u), partition.row_end(u)); });
+    } else {
+      const bool split = lanes_ == Axis::cols;
+      const Partition partition(rows_, cols_, split, lanes_ == Axis::rows ? lane_block<T>(rows_) : 1);
+      partition.run(parallel, [&](int64_t u) {
+        region(f, partition.row_begin(u), partition.row_end(u), partition.col_begin(u), partition.col_end(u));
+      });
+    }
+  }
+
+  // rows [begin, end), on this thread
+  template <class F>
+  void region(const F& f, int64_t begin, int64_t end) const {
+    region(f, begin, end, 0, cols_);
+  }
+
+ private:
+  static constexpr int kRowRoom = kRow ? kRow : 1;
+  template <class F>
+  static constexpr int kKeptRoom = F::kKept ? F::kKept : 1;
+
+  template <class F>
+  void region(const F& f, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) const {
+    if (lanes_ == Axis::rows) {
+      along_rows(f, row_begin, row_end);
+    } else if (lanes_ == Axis::cols) {
+      along_cols(f, row_begin, row_end, col_begin, col_end);
+    } else {
+      across_rows(f, row_begin, row_end);
+    }
+  }
+
+  template <class F>
+  UNIGEN_NOINLINE void flat(const F& f, int64_t begin, int64_t end) const {
+    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
+    const int64_t origin[kIn + kOut] = {};
+    for (int64_t first = begin; first < end; first += kChunk<T>) {
+      elements(f, origin, first, int(smaller(kChunk<T>, end - first)), room, [](int, V*) UNIGEN_FORCED {});
+    }
+  }
+
+  // lanes are columns of one row: what is kept of the row operands is constant
+  template <class F>
+  UNIGEN_NOINLINE void along_cols(const F& f, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) const {
+    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
+    for (int64_t r = row_begin; r < row_end; ++r) {
+      V operands[kRowRoom], row[F::kKept];
+      for (int k = 0; k < kRow; ++k) operands[k] = V(row_[k].value(r));
+      f.prepare(operands, row);
+      int64_t origin[kIn + kOut];
+      set_origins(r, origin);
+      for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
+        elements(f, origin, c, int(smaller(kChunk<T>, col_end - c)), room, [&](int, V* target) UNIGEN_FORCED {
+          for (int k = 0; k < F::kKept; ++k) target[k] = row[k];
+        });
+      }
+    }
+  }
+
+  // lanes are rows, column by column
+  template <class F>
+  UNIGEN_NOINLINE void along_rows(const F& f, int64_t begin, int64_t end) const {
+    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>];
+    for (int64_t first = begin; first < end; first += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, end - first));
+      prepare(f, first, n, row);
+      for (int64_t c = 0; c < cols_; ++c) {
+        int64_t origin[kIn + kOut];
+        set_origins(c, origin);
+        elements(f, origin, first, n, room, [&](int i, V* target) UNIGEN_FORCED {
+          for (int k = 0; k < F::kKept; ++k) target[k] = load(row[k] + i);
+        });
+      }
+    }
+  }
+
+  // lanes run on from one short row to the next
+  template <class F>
+  UNIGEN_NOINLINE void across_rows(const F& f, int64_t begin, int64_t end) const {
+    constexpr int kSlack = 2 * V::size;
+    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>], spread[F::kKept][kChunk<T> + kSlack];
+    const int64_t origin[kIn + kOut] = {};
+    const int cols = int(cols_), most = kChunk<T> / cols;
+    for (int64_t first = begin; first < end; first += most) {
+      const int n = int(smaller(most, end - first));
+      prepare(f, first, n, row);
+      for (int k = 0; k < F::kKept; ++k) {
+        // whole vectors: what they write beyond a row, the next one overwrites
+        for (int r = 0; r < n; ++r) {
+          const V x(row[k][r]);
+          for (int c = 0; c < cols; c += V::size) store(spread[k] + r * cols + c, x);
+        }
+      }
+      elements(f, origin, first * cols_, n * cols, room, [&](int i, V* target) UNIGEN_FORCED {
+        for (int k = 0; k < F::kKept; ++k) target[k] = load(spread[k] + i);
+      });
+    }
+  }
+
+  UNIGEN_INLINE void set_origins(int64_t step, int64_t* origin) const {
+    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(step);
+    for (int k = 0; k < kOut; ++k) origin[kIn + k] = out_[k].origin(step);
+  }
+
+  // what is kept of rows [first, first + n)
+  template <class F>
+  UNIGEN_INLINE void prepare(const F& f, int64_t first, int n, T (*row)[kChunk<T>]) const {
+    alignas(kVectorBytes) T room[kRowRoom][kChunk<T>];
+    const T* source[kRowRoom];
+    for (int k = 0; k < kRow; ++k) source[k] = row_[k].read(0, first, n, room[k]);
+    for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+      V operands[kRowRoom], kept[F::kKept];
+      for (int k = 0; k < kRow; ++k) operands[k] = load(source[k] + i, l);
+      f.prepare(operands, kept);
+      for (int k = 0; k < F::kKept; ++k) store(row[k] + i, kept[k]);
+    });
+  }
+
+  // set_row(i, row): what is kept of the rows of elements i, i + 1, …
+  template <class F, class SetRow>
+  UNIGEN_INLINE void elements(const F& f, const int64_t* origin, int64_t first, int n, T (*room)[kChunk<T>],
+                              const SetRow& set_row) const {
+    const T* source[kIn];
+    T* target[kOut];
+    for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], first, n, room[k]);
+    for (int k = 0; k < kOut; ++k) target[k] = out_[k].target(origin[kIn + k], first, room[kIn + k]);
+    for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+      V row[kKeptRoom<F>], x[kIn], y[kOut];
+      set_row(i, row);
+      for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+      f(row, x, y);
+      for (int k = 0; k < kOut; ++k) store(target[k] + i, y[k], l);
+    });
+    for (int k = 0; k < kOut; ++k) out_[k].written(origin[kIn + k], first, n, target[k]);
+  }
+
+  int64_t rows_, cols_;
+  Axis lanes_;
+  Stream<T> row_[kRowRoom], in_[kIn], out_[kOut];
+};
+
+// ---- sums over each row --------------------------------------------------------------------------------------------
+
+// Sums over the columns. The function object has
+//   static constexpr int kStates; add(V* state, const V* in): one more element; close(const V* state): the sum so far.
+// States start at 0, and hold at most kFlush elements. finish(unit, row, n, totals) gets the sums of rows [row, row + n).
+template <class T, int kIn, class F>
+class RowSum {
+  using V = Vec<T>;
+  static constexpr int kStates = F::kStates;
+
+ public:
+  RowSum(const Grid& grid, const Array* in, const F& f)
+      : f_(f),
+        lanes_are_rows_(lanes_along_rows<T>(grid, in[0].operand)),
+        block_(lanes_are_rows_ ? lane_block<T>(grid.rows) : 1),
+        partition_(grid.rows, grid.cols, !lanes_are_rows_, block_) {
+    const Axis steps = lanes_are_rows_ ? Axis::cols : Axis::rows, lanes = lanes_are_rows_ ? Axis::rows : Axis::cols;
+    for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes);
+  }
+
+  int64_t units() const { return larger(1, partition_.count); }
+  bool split() const { return partition_.pieces > 1; }  // then finish is called once, after all threads are done
+
+  template <class Finish>
+  void run(const Parallel& parallel, const Finish& finish) const {
+    if (partition_.cols == 0) return empty_rows(finish);
+    if (split()) {
+      double partial[kMaxUnits + kFewRows], totals[kFewRows];
+      partition_.run(parallel, [&](int64_t u) {
+        partial[u] = row_piece(partition_.row_begin(u), partition_.col_begin(u), partition_.col_end(u));
+      });
+      for (int64_t r = 0; r < partition_.rows; ++r) {
+        totals[r] = 0;
+        for (int64_t p = 0; p < partition_.pieces; ++p) totals[r] += partial[r * partition_.pieces + p];
+      }
+      return finish(0, 0, int(partition_.rows), totals);
+    }
+    partition_.run(parallel, [&](int64_t u) {
+      alignas(kVectorBytes) double totals[kChunk<T>];
+      const int64_t end = partition_.row_end(u), batch = batch_rows<T>(partition_.cols, block_);
+      for (int64_t r = partition_.row_begin(u); r < end; r += batch) {
+        const int n = int(smaller(batch, end - r));
+        if (lanes_are_rows_) {
+          lane_rows(r, n, totals);
+        } else {
+          for (int i = 0; i < n; ++i) totals[i] = row_piece(r + i, 0, partition_.cols);
+        }
+        finish(u, r, n, totals);
+      }
+    });
+  }
+
+ private:
+  template <class Finish>
+  void empty_rows(const Finish& finish) const {
+    double totals[kFewRows] = {};
+    for (int64_t r = 0; r < partition_.rows; r += kFewRows) {
+      finish(0, r, int(smaller(kFewRows, partition_.rows - r)), totals);
+    }
+  }
+
+  UNIGEN_NOINLINE double row_piece(int64_t row, int64_t col_begin, int64_t col_end) const {
+    alignas(kVectorBytes) T room[kIn][kChunk<T>];
+    int64_t origin[kIn];
+    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
+    constexpr int chunk = int(kChunk<T> < kFlush * V::size ? kChunk<T> : kFlush * V::size);
+    double total = 0;
+    for (int64_t c = col_begin; c < col_end; c += chunk) {
+      const int n = int(smaller(chunk, col_end - c));
+      const T* source[kIn];
+      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
+      V state[kStates];
+      for (int s = 0; s < kStates; ++s) state[s] = V(T(0));
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        V x[kIn], next[kStates];
+        for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+        for (int s = 0; s < kStates; ++s) next[s] = state[s];
+        f_.add(next, x);
+        for (int s = 0; s < kStates; ++s) state[s] = keep(l, next[s], state[s]);
+      });
+      total += lane_sum(f_.close(state));
+    }
+    return total;
+  }
+
+  UNIGEN_NOINLINE void lane_rows(int64_t row, int n, double* totals) const {
+    alignas(kVectorBytes) T room[kIn][kChunk<T>];
+    alignas(kVectorBytes) T state[kStates][kChunk<T>];
+    const int padded = int(round_up(n, V::size));
+    for (int i = 0; i < padded; ++i) totals[i] = 0;
+    for (int64_t block = 0; block < partition_.cols; block += kFlush) {
+      for (int s = 0; s < kStates; ++s) {
+        for (int i = 0; i < padded; ++i) state[s][i] = 0;
+      }
+      const int64_t block_end = smaller(partition_.cols, block + kFlush);
+      for (int64_t c = block; c < block_end; ++c) {
+        const T* source[kIn];
+        for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(in_[k].origin(c), row, n, room[k]);
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          V x[kIn], next[kStates];
+          for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+          for (int s = 0; s < kStates; ++s) next[s] = load(state[s] + i);
+          f_.add(next, x);
+          for (int s = 0; s < kStates; ++s) store(state[s] + i, next[s]);
+        });
+      }
+      for (int i = 0; i < padded; i += V::size) {
+        V last[kStates];
+        for (int s = 0; s < kStates; ++s) last[s] = load(state[s] + i);
+        add_lanes(totals + i, f_.close(last));
+      }
+    }
+  }
+
+  F f_;
+  bool lanes_are_rows_;
+  int64_t block_;
+  Partition partition_;
+  Stream<T> in_[kIn];
+};
+
+// ---- exponentials over each row ------------------------------------------------------------------------------------
+
+// Of x = log_w / temperature in each row: its shift (the maximum, made finite), the sum of e = exp(x - shift), and the sum
+// of an extra: what f.extra(log_w, e) says, which scales as e does or as its square (F::kSquares). NaN and +inf end up in
+// the sum. finish(unit, row, n, shift, sum, extra).
+template <class T, class F>
+class RowExponentials {
+  using V = Vec<T>;
+  static constexpr int kBlockCols = 16;
+
+ public:
+  RowExponentials(const Grid& grid, const Array& log_w, double temperature, const F& f = {})
+      : f_(f),
+        scaled_(temperature != 1),
+        temperature_(T(temperature)),
+        lanes_are_rows_(lanes_along_rows<T>(grid, log_w.operand)),
+        block_(lanes_are_rows_ ? lane_block<T>(grid.rows) : 1),
+        partition_(grid.rows, grid.cols, !lanes_are_rows_, block_),
+        log_w_(grid, log_w, lanes_are_rows_ ? Axis::cols : Axis::rows, lanes_are_rows_ ? Axis::rows : Axis::cols) {}
+
+  int64_t units() const { return larger(1, partition_.count); }
+  bool split() const { return partition_.pieces > 1; }  // then finish is called once, after all threads are done
+
+  template <class Finish>
+  void run(const Parallel& parallel, const Finish& finish) const {
+    if (split()) {
+      Row partial[kMaxUnits + kFewRows];
+      partition_.run(parallel, [&](int64_t u) {
+        const int64_t row = partition_.row_begin(u), begin = partition_.col_begin(u), end = partition_.col_end(u);
+        partial[u] = row_sums(row, begin, end, row_maximum(row, begin, end));
+      });
+      Batch batch;
+      for (int64_t r = 0; r < partition_.rows; ++r) batch.set(int(r), merged(partial + r * partition_.pieces));
+      return finish(0, 0, int(partition_.rows), batch.shift, batch.sum, batch.extra);
+    }
+    partition_.run(parallel, [&](int64_t u) {
+      Batch batch;
+      const int64_t end = partition_.row_end(u), most = batch_rows<T>(partition_.cols, block_);
+      for (int64_t r = partition_.row_begin(u); r < end; r += most) {
+        const int n = int(smaller(most, end - r));
+        if (lanes_are_rows_) {
+          lane_rows(r, n, batch);
+        } else {
+          // two loops: rows overlap better in the processor where each is done with sooner
+          T maximum[kChunk<T>];
+          for (int i = 0; i < n; ++i) maximum[i] = row_maximum(r + i, 0, partition_.cols);
+          for (int i = 0; i < n; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, maximum[i]));
+        }
+        finish(u, r, n, batch.shift, batch.sum, batch.extra);
+      }
+    });
+  }
+
+ private:
+  struct Row {
+    T maximum;
+    double sum, extra;
+  };
+  struct Batch {
+    alignas(kVectorBytes) T shift[kChunk<T>];
+    alignas(kVectorBytes) double sum[kChunk<T>], extra[kChunk<T>];
+
+    UNIGEN_INLINE void set(int i, const Row& row) {
+      shift[i] = finite_shift(row.maximum);
+      sum[i] = row.sum;
+      extra[i] = row.extra;
+    }
+  };
+
+  UNIGEN_INLINE V over_temperature(V x) const { return scaled_ ? x / V(temperature_) : x; }
+
+  UNIGEN_NOINLINE T row_maximum(int64_t row, int64_t col_begin, int64_t col_end) const {
+    alignas(kVectorBytes) T room[kChunk<T>];
+    const V lowest = constant<V>(-HUGE_VAL);
+    const int64_t origin = log_w_.origin(row);
+    V maximum = lowest;
+    for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, col_end - c));
+      const T* source = log_w_.read(origin, c, n, room);
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        maximum = max(keep(l, over_temperature(load(source + i, l)), lowest), maximum);
+      });
+    }
+    return lane_max(maximum);
+  }
+
+  UNIGEN_NOINLINE Row row_sums(int64_t row, int64_t col_begin, int64_t col_end, T maximum) const {
+    alignas(kVectorBytes) T room[kChunk<T>];
+    const int64_t origin = log_w_.origin(row);
+    const V shift(finite_shift(maximum));
+    Row result = {maximum, 0, 0};
+    for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, col_end - c));
+      const T* source = log_w_.read(origin, c, n, room);
+      V sum(T(0)), extra(T(0));
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        const V x = load(source + i, l), e = exp(over_temperature(x) - shift);
+        sum = keep(l, sum + e, sum);
+        extra = keep(l, extra + f_.extra(x, e), extra);
+      });
+      result.sum += lane_sum(sum);
+      if constexpr (F::kExtra) result.extra += lane_sum(extra);
+    }
+    return result;
+  }
+
+  UNIGEN_NOINLINE Row merged(const Row* pieces) const {
+    Row row = {-T(HUGE_VAL), 0, 0};
+    for (int64_t p = 0; p < partition_.pieces; ++p) {
+      if (row.maximum < pieces[p].maximum) row.maximum = pieces[p].maximum;
+    }
+    for (int64_t p = 0; p < partition_.pieces; ++p) {
+      // a piece of -inf adds nothing, but may hold a NaN
+      const bool empty = pieces[p].maximum == -T(HUGE_VAL);
+      const double factor = empty ? 1 : ::exp(double(pieces[p].maximum) - double(row.maximum));
+      row.sum += pieces[p].sum * factor;
+      row.extra += pieces[p].extra * (F::kSquares ? factor * factor : factor);
+    }
+    return row;
+  }
+
+  // Block by block of columns, each read once: what was summed is rescaled where the maximum has risen.
+  UNIGEN_NOINLINE void lane_rows(int64_t row, int n, Batch& batch) const {
+    alignas(kVectorBytes) T room[kBlockCols][kChunk<T>];
+    alignas(kVectorBytes) T maximum[kChunk<T>], sum[kChunk<T>], extra[kChunk<T>];
+    const V lowest = constant<V>(-HUGE_VAL);
+    const int padded = int(round_up(n, V::size));
+    for (int i = 0; i < padded; ++i) {
+      maximum[i] = -T(HUGE_VAL);
+      batch.sum[i] = batch.extra[i] = 0;
+    }
+    for (int64_t block = 0; block < partition_.cols; block += kBlockCols) {
+      const int cols = int(smaller(kBlockCols, partition_.cols - block));
+      const T* source[kBlockCols];
+      alignas(kVectorBytes) T risen[kChunk<T>];
+      for (int i = 0; i < padded; i += V::size) store(risen + i, load(maximum + i));
+      for (int c = 0; c < cols; ++c) {
+        source[c] = log_w_.read(log_w_.origin(block + c), row, n, room[c]);
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          store(risen + i, max(over_temperature(load(source[c] + i, l)), load(risen + i)));
+        });
+      }
+      for (int i = 0; i < padded; i += V::size) {
+        const V before = load(maximum + i), now = load(risen + i);
+        store(maximum + i, now);
+        store(batch.shift + i, finite_shift(now));
+        store(sum + i, V(T(0)));
+        store(extra + i, V(T(0)));
+        if (block == 0) continue;
+        // nothing, or a NaN, was summed where all was -inf
+        const V factor = select(before == lowest, constant<V>(1), exp(before - now));
+        scale_lanes(batch.sum + i, factor);
+        if constexpr (F::kExtra) scale_lanes(batch.extra + i, F::kSquares ? factor * factor : factor);
+      }
+      for (int c = 0; c < cols; ++c) {
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          const V x = load(source[c] + i, l), e = exp(over_temperature(x) - load(batch.shift + i));
+          store(sum + i, load(sum + i) + e);
+          if constexpr (F::kExtra) store(extra + i, load(extra + i) + f_.extra(x, e));
+        });
+      }
+      for (int i = 0; i < padded; i += V::size) {
+        add_lanes(batch.sum + i, load(sum + i));
+        if constexpr (F::kExtra) add_lanes(batch.extra + i, load(extra + i));
+      }
+    }
+  }
+
+  F f_;
+  bool scaled_;
+  T temperature_;
+  bool lanes_are_rows_;
+  int64_t block_;
+  Partition partition_;
+  Stream<T> log_w_;
+};
+
+// ---- one sum over everything ---------------------------------------------------------------------------------------
+
+// Sum over all elements of f's value, in the order of RowResults for a column of rows; and of F::kOthers further
+// quantities: value = f(x, others).
+template <class T, class F>
+double flat_sum(const Grid& grid, const Array& in, const Parallel& parallel, const F& f, double* others) {
+  using V = Vec<T>;
+  constexpr int kOthers = F::kOthers, kRoom = kOthers ? kOthers : 1;
+  const Stream<T> stream(grid, in, Axis::none, Axis::rows_cols);
+  const Partition partition(grid.rows * grid.cols, 1, false, lane_block<T>(grid.rows * grid.cols));
+  double partial[kMaxUnits], partial_others[kMaxUnits][kRoom];
+  partition.run(parallel, [&](int64_t u) {
+    alignas(kVectorBytes) T room[kChunk<T>], values[kChunk<T>];
+    double sum = 0, other_sums[kRoom] = {};
+    const int64_t end = partition.row_end(u);
+    for (int64_t first = partition.row_begin(u); first < end; first += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, end - first));
+      const T* source = stream.read(0, first, n, room);
+      V other[kRoom];
+      for (int k = 0; k < kOthers; ++k) other[k] = V(T(0));
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        V next[kRoom];
+        store(values + i, f(load(source + i, l), next));
+        for (int k = 0; k < kOthers; ++k) other[k] = keep(l, other[k] + next[k], other[k]);
+      });
+      sum += sum_values(values, n);
+      for (int k = 0; k < kOthers; ++k) other_sums[k] += lane_sum(other[k]);
+    }
+    partial[u] = sum;
+    for (int k = 0; k < kOthers; ++k) partial_others[u][k] = other_sums[k];
+  });
+  double sum = 0;
+  for (int k = 0; k < kOthers; ++k) others[k] = 0;
+  for (int64_t u = 0; u < partition.count; ++u) {
+    sum += partial[u];
+    for (int k = 0; k < kOthers; ++k) others[k] += partial_others[u][k];
+  }
+  return sum;
+}
+
+// calls body(T()) with the arithmetic type of a dtype
+template <class Body>
+UNIGEN_INLINE void with_arithmetic(DType dtype, const Body& body) {
+  if (dtype == DType::float64) {
+    body(double());
+  } else {
+    body(float());
+  }
+}
+
+}  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

@@ -1,0 +1,462 @@
+// Vec<T>: the numbers of the formulas on a CPU, a vector register of float or double; and its elementary functions.
+//
+// GCC's vector extensions, so that one source serves every instruction set; intrinsics only where they say more than the
+// language can (masked loads, min and max, 2^n). Everything that is compiled once per instruction set lives in a
+// namespace of its own: the linker must never merge two versions of one function.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../formulas/number.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define UNIGEN_PASTE(a, b) a##b
+#define UNIGEN_JOIN(a, b) UNIGEN_PASTE(a, b)
+#define UNIGEN_ISA_NAMESPACE UNIGEN_JOIN(isa_, UNIGEN_ISA)
+
+namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct RawVec;
+template <>
+struct RawVec<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t ubits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct RawVec<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t ubits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+struct Mask {
+  typename RawVec<T>::bits v;
+};
+
+template <class T>
+struct Vec {
+  using Raw = typename RawVec<T>::type;
+  using Bits = typename RawVec<T>::bits;
+  static constexpr int size = kVectorBytes / int(sizeof(T));
+
+  Raw v;
+
+  Vec() = default;
+  UNIGEN_INLINE Vec(Raw raw) : v(raw) {}
+  UNIGEN_INLINE explicit Vec(T x) : v(x - Raw{}) {}  // x - 0 is x, -0 too
+};
+
+// ---- operators -----------------------------------------------------------------------------------------------------
+
+// clang-format off
+template <class T> UNIGEN_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }
+template <class T> UNIGEN_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }
+template <class T> UNIGEN_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }
+template <class T> UNIGEN_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }
+template <class T> UNIGEN_INLINE Vec<T> operator-(Vec<T> a) { return -a.v; }
+template <class T> UNIGEN_INLINE Mask<T> operator<(Vec<T> a, Vec<T> b) { return {a.v < b.v}; }
+template <class T> UNIGEN_INLINE Mask<T> operator==(Vec<T> a, Vec<T> b) { return {a.v == b.v}; }
+template <class T> UNIGEN_INLINE Vec<T> select(Mask<T> m, Vec<T> yes, Vec<T> no) { return m.v ? yes.v : no.v; }
+// clang-format on
+
+template <class T>
+UNIGEN_INLINE typename RawVec<T>::bits bits_of(Vec<T> x) {
+  return (typename RawVec<T>::bits)x.v;
+}
+template <class T>
+UNIGEN_INLINE Vec<T> from_bits(typename RawVec<T>::bits x) {
+  return Vec<T>((typename RawVec<T>::type)x);
+}
+
+template <class T>
+struct Format;  // of IEEE numbers
+template <>
+struct Format<float> {
+  static constexpr int mantissa_bits = 23, bias = 127;
+  static constexpr int32_t magnitude = 0x7fffffff, mantissa = 0x7fffff, one = 0x3f800000, root_half = 0x3f3504f3;
+  static constexpr float shifter = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
+  static constexpr float min_normal = 0x1p-126f;
+};
+template <>
+struct Format<double> {
+  static constexpr int mantissa_bits = 52, bias = 1023;
+  static constexpr int64_t magnitude = 0x7fffffffffffffff, mantissa = 0xfffffffffffff, one = 0x3ff0000000000000,
+                           root_half = 0x3fe6a09e667f3bcd;
+  static constexpr double shifter = 6755399441055744.0;  // 1.5 · 2^52
+  static constexpr double min_normal = 0x1p-1022;
+};
+
+template <class T>
+UNIGEN_INLINE Vec<T> abs(Vec<T> x) {
+  return from_bits<T>(bits_of(x) & Format<T>::magnitude);
+}
+
+// min and max give the second argument where either is NaN. (The masked forms of AVX-512, which compile to the plain ones:
+// GCC 12 warns about the undefined value inside the latter.)
+
+#if defined(__AVX512F__)
+UNIGEN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return Vec<float>(_mm512_maskz_min_ps(-1, a.v, b.v)); }
+UNIGEN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return Vec<float>(_mm512_maskz_max_ps(-1, a.v, b.v)); }
+UNIGEN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return Vec<double>(_mm512_maskz_min_pd(-1, a.v, b.v)); }
+UNIGEN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return Vec<double>(_mm512_maskz_max_pd(-1, a.v, b.v)); }
+UNIGEN_INLINE Vec<float> sqrt(Vec<float> x) { return Vec<float>(_mm512_maskz_sqrt_ps(-1, x.v)); }
+UNIGEN_INLINE Vec<double> sqrt(Vec<double> x) { return Vec<double>(_mm512_maskz_sqrt_pd(-1, x.v)); }
+#elif defined(__AVX2__)
+UNIGEN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return Vec<float>(_mm256_min_ps(a.v, b.v)); }
+UNIGEN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return Vec<float>(_mm256_max_ps(a.v, b.v)); }
+UNIGEN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return Vec<double>(_mm256_min_pd(a.v, b.v)); }
+UNIGEN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return Vec<double>(_mm256_max_pd(a.v, b.v)); }
+UNIGEN_INLINE Vec<float> sqrt(Vec<float> x) { return Vec<float>(_mm256_sqrt_ps(x.v)); }
+UNIGEN_INLINE Vec<double> sqrt(Vec<double> x) { return Vec<double>(_mm256_sqrt_pd(x.v)); }
+#elif defined(__SSE2__)
+UNIGEN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return Vec<float>(_mm_min_ps(a.v, b.v)); }
+UNIGEN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return Vec<float>(_mm_max_ps(a.v, b.v)); }
+UNIGEN_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return Vec<double>(_mm_min_pd(a.v, b.v)); }
+UNIGEN_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return Vec<double>(_mm_max_pd(a.v, b.v)); }
+UNIGEN_INLINE Vec<float> sqrt(Vec<float> x) { return Vec<float>(_mm_sqrt_ps(x.v)); }
+UNIGEN_INLINE Vec<double> sqrt(Vec<double> x) { return Vec<double>(_mm_sqrt_pd(x.v)); }
+#else
+template <class T>
+UNIGEN_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
+  return select(a < b, a, b);
+}
+template <class T>
+UNIGEN_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
+  return select(b < a, a, b);
+}
+template <class T>
+UNIGEN_INLINE Vec<T> sqrt(Vec<T> x) {
+  for (int i = 0; i < Vec<T>::size; ++i) x.v[i] = sizeof(T) == 4 ? T(::sqrtf(float(x.v[i]))) : T(::sqrt(double(x.v[i])));
+  return x;
+}
+#endif
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+// Lanes to load or store: all of them, or the first few. Lanes that are not loaded are 0.
+template <class T>
+struct Full {};
+template <class T>
+struct First {
+  int count;
+};
+
+template <class T>
+UNIGEN_INLINE Mask<T> lanes(First<T> first) {
+  typename RawVec<T>::bits index;
+  for (int i = 0; i < Vec<T>::size; ++i) index[i] = i;
+  return {index < first.count};
+}
+
+template <class T>
+UNIGEN_INLINE Vec<T> load(const T* source, Full<T> = {}) {
+  Vec<T> x;
+  __builtin_memcpy(&x, source, sizeof x);
+  return x;
+}
+template <class T>
+UNIGEN_INLINE void store(T* target, Vec<T> x, Full<T> = {}) {
+  __builtin_memcpy(target, &x, sizeof x);
+}
+
+#if defined(__AVX512F__)
+UNIGEN_INLINE Vec<float> load(const float* source, First<float> f) {
+  return Vec<float>(_mm512_maskz_loadu_ps(__mmask16((1u << f.count) - 1), source));
+}
+UNIGEN_INLINE Vec<double> load(const double* source, First<double> f) {
+  return Vec<double>(_mm512_maskz_loadu_pd(__mmask8((1u << f.count) - 1), source));
+}
+UNIGEN_INLINE void store(float* target, Vec<float> x, First<float> f) {
+  _mm512_mask_storeu_ps(target, __mmask16((1u << f.count) - 1), x.v);
+}
+UNIGEN_INLINE void store(double* target, Vec<double> x, First<double> f) {
+  _mm512_mask_storeu_pd(target, __mmask8((1u << f.count) - 1), x.v);
+}
+#elif defined(__AVX2__)
+UNIGEN_INLINE Vec<float> load(const float* source, First<float> f) {
+  return Vec<float>(_mm256_maskload_ps(source, (__m256i)lanes(f).v));
+}
+UNIGEN_INLINE Vec<double> load(const double* source, First<double> f) {
+  return Vec<double>(_mm256_maskload_pd(source, (__m256i)lanes(f).v));
+}
+UNIGEN_INLINE void store(float* target, Vec<float> x, First<float> f) {
+  _mm256_maskstore_ps(target, (__m256i)lanes(f).v, x.v);
+}
+UNIGEN_INLINE void store(double* target, Vec<double> x, First<double> f) {
+  _mm256_maskstore_pd(target, (__m256i)lanes(f).v, x.v);
+}
+#else
+template <class T>
+UNIGEN_INLINE Vec<T> load(const T* source, First<T> f) {
+  Vec<T> x(T(0));
+  for (int i = 0; i < f.count; ++i) x.v[i] = source[i];
+  return x;
+}
+template <class T>
+UNIGEN_INLINE void store(T* target, Vec<T> x, First<T> f) {
+  for (int i = 0; i < f.count; ++i) target[i] = x.v[i];
+}
+#endif
+
+// `now` in the lanes that count, `before` in the others
+template <class T>
+UNIGEN_INLINE Vec<T> keep(Full<T>, Vec<T> now, Vec<T>) {
+  return now;
+}
+template <class T>
+UNIGEN_INLINE Vec<T> keep(First<T> first, Vec<T> now, Vec<T> before) {
+  return select(lanes(first), now, before);
+}
+
+// body(index, lanes) for the vectors of n elements, the last of them partial
+template <class T, class Body>
+UNIGEN_INLINE void for_vectors(int n, const Body& body) {
+  int i = 0;
+  for (; i + Vec<T>::size <= n; i += Vec<T>::size) body(i, Full<T>{});
+  if (i < n) body(i, First<T>{n - i});
+}
+
+// ---- over the lanes ------------------------------------------------------------------------------------------------
+
+UNIGEN_INLINE double lane_sum(Vec<double> x) {
+#if defined(__AVX512F__)
+  typedef double Half __attribute__((vector_size(32)));
+  typedef double Quarter __attribute__((vector_size(16)));
+  const Half h = __builtin_shufflevector(x.v, x.v, 0, 1, 2, 3) + __builtin_shufflevector(x.v, x.v, 4, 5, 6, 7);
+  const Quarter q = __builtin_shufflevector(h, h, 0, 1) + __builtin_shufflevector(h, h, 2, 3);
+  return q[0] + q[1];
+#elif defined(__AVX2__)
+  typedef double Half __attribute__((vector_size(16)));
+  const Half h = __builtin_shufflevector(x.v, x.v, 0, 1) + __builtin_shufflevector(x.v, x.v, 2, 3);
+  return h[0] + h[1];
+#else
+  return x.v[0] + x.v[1];
+#endif
+}
+
+// the two halves of float lanes, as doubles
+struct Halves {
+  Vec<double> low, high;
+};
+UNIGEN_INLINE Halves widen(Vec<float> x) {
+#if defined(__AVX512F__)
+  // GCC 12 converts to 512 bits in two steps unless told otherwise
+  return {Vec<double>(_mm512_maskz_cvtps_pd(-1, __builtin_shufflevector(x.v, x.v, 0, 1, 2, 3, 4, 5, 6, 7))),
+          Vec<double>(_mm512_maskz_cvtps_pd(-1, __builtin_shufflevector(x.v, x.v, 8, 9, 10, 11, 12, 13, 14, 15)))};
+#elif defined(__AVX2__)
+  typedef RawVec<double>::type Wide;
+  return {Vec<double>(__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 0, 1, 2, 3), Wide)),
+          Vec<double>(__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 4, 5, 6, 7), Wide))};
+#else
+  typedef RawVec<double>::type Wide;
+  return {Vec<double>(__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 0, 1), Wide)),
+          Vec<double>(__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 2, 3), Wide))};
+#endif
+}
+
+UNIGEN_INLINE double lane_sum(Vec<float> x) {
+  const Halves halves = widen(x);
+  return lane_sum(halves.low + halves.high);
+}
+
+// totals[i] += lane i
+UNIGEN_INLINE void add_lanes(double* totals, Vec<double> x) { store(totals, load(totals) + x); }
+UNIGEN_INLINE void add_lanes(double* totals, Vec<float> x) {
+  const Halves halves = widen(x);
+  add_lanes(totals, halves.low);
+  add_lanes(totals + Vec<double>::size, halves.high);
+}
+
+// totals[i] *= lane i
+UNIGEN_INLINE void scale_lanes(double* totals, Vec<double> x) { store(totals, load(totals) * x); }
+UNIGEN_INLINE void scale_lanes(double* totals, Vec<float> x) {
+  const Halves halves = widen(x);
+  scale_lanes(totals, halves.low);
+  scale_lanes(totals + Vec<double>::size, halves.high);
+}
+
+// NaN loses
+template <class T>
+UNIGEN_INLINE T lane_max(Vec<T> x) {
+  typename Vec<T>::Bits index;
+  for (int i = 0; i < Vec<T>::size; ++i) index[i] = i;
+  for (int half = Vec<T>::size / 2; half; half /= 2) x = max(Vec<T>(__builtin_shuffle(x.v, index ^ half)), x);
+  return x.v[0];
+}
+
+// ---- elementary functions ------------------------------------------------------------------------------------------
+
+// polynomial by Horner's rule, highest coefficient first
+template <class T>
+UNIGEN_INLINE Vec<T> horner(Vec<T>, Vec<T> sum) {
+  return sum;
+}
+template <class T, class... Rest>
+UNIGEN_INLINE Vec<T> horner(Vec<T> x, Vec<T> sum, double next, Rest... rest) {
+  return horner(x, sum * x + constant<Vec<T>>(next), rest...);
+}
+
+// x · 2^n for an integral n; `rounded` is n + Format::shifter
+template <class T>
+UNIGEN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n, Vec<T> rounded) {
+#if defined(__AVX512F__)
+  (void)rounded;
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_maskz_scalef_ps(-1, x.v, n.v));
+  else return Vec<T>(_mm512_maskz_scalef_pd(-1, x.v, n.v));
+#else
+  // in two factors, as one of them may not be a number that T has
+  (void)rounded;
+  const Vec<T> shifter = constant<Vec<T>>(Format<T>::shifter);
+  const Vec<T> first = n * constant<Vec<T>>(0.5) + shifter, second = (n - (first - shifter)) + shifter;
+  const auto zero = bits_of(shifter) - Format<T>::bias;
+  return x * from_bits<T>((bits_of(first) - zero) << Format<T>::mantissa_bits) *
+         from_bits<T>((bits_of(second) - zero) << Format<T>::mantissa_bits);
+#endif
+}
+
+// e^x = 2^n e^r, |r| <= log(2) / 2. Cephes' polynomial for float, Taylor's for double.
+template <class T>
+UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
+  using V = Vec<T>;
+  constexpr bool wide = sizeof(T) == 8;
+  // beyond these bounds the result is 0 or infinite; NaN passes
+  x = max(constant<V>(wide ? -746 : -105), min(constant<V>(wide ? 710 : 89), x));
+  const V rounded = x * constant<V>(1.44269504088896340736) + constant<V>(Format<T>::shifter);
+  const V n = rounded - constant<V>(Format<T>::shifter);
+  V r = x - n * constant<V>(wide ? 6.93145751953125e-1 : 0.693359375);
+  r = r - n * constant<V>(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
+  V p;
+  if constexpr (wide) {
+    p = horner(r, constant<V>(1.0 / 6227020800), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+               1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5);
+  } else {
+    p = horner(r, constant<V>(1.9875691500e-4), 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+               5.0000001201e-1);
+  }
+  return scale_by_power(p * (r * r) + r + constant<V>(1), n, rounded);
+}
+
+// log(1 + f) + n log(2), 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.
+template <class T>
+UNIGEN_INLINE Vec<T> log_from_parts(Vec<T> f, Vec<T> n) {
+  using V = Vec<T>;
+  const V half_square = constant<V>(0.5) * f * f;
+  if constexpr (sizeof(T) == 8) {
+    const V s = f / (constant<V>(2) + f), z = s * s;
+    const V r = z * horner(z, constant<V>(1.479819860511658591e-01), 1.531383769920937332e-01, 1.818357216161805012e-01,
+                           2.222219843214978396e-01, 2.857142874366239149e-01, 3.999999999940941908e-01,
+                           6.666666666666735130e-01);
+    const V low = n * constant<V>(1.90821492927058770002e-10);
+    return n * constant<V>(6.93147180369123816490e-01) - ((half_square - (s * (half_square + r) + low)) - f);
+  } else {
+    const V p = horner(f, constant<V>(7.0376836292e-2), -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
+                       1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
+    const V correction = p * f * (f * f) + n * constant<V>(-2.12194440e-4) - half_square;
+    return f + correction + n * constant<V>(0.693359375);
+  }
+}
+
+// log of a positive, finite number that is not denormal
+template <class T>
+UNIGEN_INLINE Vec<T> log_normal(Vec<T> x, Vec<T> scale_exponent = constant<Vec<T>>(0)) {
+  using Bits = typename RawVec<T>::bits;
+  using UBits = typename RawVec<T>::ubits;
+  const Bits shifted = bits_of(x) + (Format<T>::one - Format<T>::root_half);
+  const Bits exponent = (Bits)((UBits)shifted >> Format<T>::mantissa_bits);
+  const Vec<T> shifter = constant<Vec<T>>(Format<T>::shifter);
+  const Vec<T> n = from_bits<T>(exponent + bits_of(shifter)) - (shifter + constant<Vec<T>>(Format<T>::bias));
+  const Vec<T> m = from_bits<T>((shifted & Format<T>::mantissa) + Format<T>::root_half);
+  return log_from_parts(m - constant<Vec<T>>(1), n + scale_exponent);
+}
+
+template <class T>
+UNIGEN_INLINE Vec<T> log(Vec<T> x) {
+  using V = Vec<T>;
+  const V zero = constant<V>(0);
+  constexpr int raise = Format<T>::mantissa_bits + 1;
+  const Mask<T> denormal = x < constant<V>(Format<T>::min_normal);
+  const V raised = select(denormal, x * constant<V>(T(int64_t(1) << raise)), x);
+  V y = log_normal(raised, select(denormal, constant<V>(-raise), zero));
+  y = select(x < constant<V>(HUGE_VAL), y, x);  // infinity and NaN
+  y = select(x == zero, constant<V>(-HUGE_VAL), y);
+  return select(x < zero, constant<V>(NAN), y);
+}
+
+// for -1 < x < inf
+template <class T>
+UNIGEN_INLINE Vec<T> log1p(Vec<T> x) {
+  using V = Vec<T>;
+  const V u = constant<V>(1) + x;
+  const V lost = x - (u - constant<V>(1));  // what u was rounded by
+  return log_normal(u) + lost / u;
+}
+
+// for x in [0, 1]. float: a minimax polynomial over the whole interval (relative error 5e-9), as accurate for small x.
+template <class T>
+UNIGEN_INLINE Vec<T> log1p_unit(Vec<T> x) {
+  using V = Vec<T>;
+  if constexpr (sizeof(T) == 4) {
+    const V p = horner(x, constant<V>(-0.00331847534157), 0.0202045981939, -0.0576644703461, 0.106805582735, -0.153553979936,
+                       0.196954011453, -0.249585875431, 0.333305113322, -0.49999932764);
+    return x * x * p + x;
+  } else {
+    const V zero = constant<V>(0), one = constant<V>(1);
+    const Mask<T> upper = constant<V>(0.41421356237309504880) < x;
+    return log_from_parts(select(upper, constant<V>(0.5) * (x - one), x), select(upper, one, zero));
+  }
+}
+
+// cosine and sine of 2π·u / 2^24 for integers u in [0, 2^24): the octant is exact. Cephes' polynomials.
+template <class T>
+struct CosSin {
+  Vec<T> cos, sin;
+
+  UNIGEN_INLINE explicit CosSin(Vec<T> u) {
+    using V = Vec<T>;
+    constexpr int sign_bit = sizeof(T) * 8 - 1;
+    const V shifter = constant<V>(Format<T>::shifter);
+    const V rounded = u * constant<V>(0x1p-22) + shifter;  // quarter turns
+    const V x = (u * constant<V>(0x1p-22) - (rounded - shifter)) * constant<V>(1.57079632679489661923);
+    const V z = x * x;
+    V s, c;
+    if constexpr (sizeof(T) == 8) {
+      s = horner(z, constant<V>(1.58962301576546568060e-10), -2.50507477628578072866e-8, 2.75573136213857245213e-6,
+                 -1.98412698295895385996e-4, 8.33333333332211858878e-3, -1.66666666666666307295e-1);
+      c = horner(z, constant<V>(-1.13585365213876817300e-11), 2.08757008419747316778e-9, -2.75573141792967388112e-7,
+                 2.48015872888517045348e-5, -1.38888888888730564116e-3, 4.16666666666665929218e-2);
+    } else {
+      s = horner(z, constant<V>(-1.9515295891e-4), 8.3321608736e-3, -1.6666654611e-1);
+      c = horner(z, constant<V>(2.443315711809948e-5), -1.388731625493765e-3, 4.166664568298827e-2);
+    }
+    s = s * z * x + x;
+    c = c * z * z - constant<V>(0.5) * z + constant<V>(1);
+    const auto quarter = bits_of(rounded);  // its two low bits count
+    const Mask<T> odd = {(quarter & 1) != 0};
+    cos = from_bits<T>(bits_of(select(odd, s, c)) ^ (((quarter + 1) & 2) << (sign_bit - 1)));
+    sin = from_bits<T>(bits_of(select(odd, c, s)) ^ ((quarter & 2) << (sign_bit - 1)));
+  }
+};
+
+}  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE
+
+namespace unigen {
+template <class T>
+struct ScalarOf<cpu::UNIGEN_ISA_NAMESPACE::Vec<T>> {
+  using type = T;
+};
+}  // namespace unigen
