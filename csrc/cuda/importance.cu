@@ -1,0 +1,321 @@
+// Rows of log-weights: bounds, self-normalised weights and their gradients.
+#include "../formulas/importance.h"
+
+#include "rows.cuh"
+
+namespace unigen::cuda {
+namespace {
+
+// Maximum of t = log-weight / temperature, and the sums of e = exp(t - maximum) and of e times something else. Formed
+// online: one read of the row, whatever its length.
+template <class T>
+struct Exponentials {
+  T maximum = -T(HUGE_VAL), sum = 0, extra = 0;
+
+  // to a larger maximum; `squares`: `extra` is the sum of e²
+  UNIGEN_DEVICE void raise(T to, bool squares) {
+    const T factor = exp(maximum - finite_shift(to));
+    maximum = to;
+    sum *= factor;
+    extra *= squares ? factor * factor : factor;
+  }
+};
+
+// extra(e, l) is what an element adds to the second sum
+template <int R, int C, int U, class T, class E, class Extra>
+UNIGEN_DEVICE void add(Exponentials<T> (&state)[R], const Pack<E, R * C> (&x)[U], const bool (&valid)[U],
+                                    T inverse_temperature, bool squares, Extra extra_of) {
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    T maximum = state[r].maximum;
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+        if (valid[u]) maximum = larger(maximum, x[u].template get<T>(r + c) * inverse_temperature);
+    }
+    const T shift = finite_shift(maximum);
+    T sum = 0, extra = 0;
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        if (!valid[u]) continue;
+        const T l = x[u].template get<T>(r + c);
+        const T e = exp(l * inverse_temperature - shift);
+        sum += e;
+        extra += extra_of(e, l);
+      }
+    }
+    state[r].raise(maximum, squares);
+    state[r].sum += sum;
+    state[r].extra += extra;
+  }
+}
+
+template <class T>
+UNIGEN_DEVICE void reduce(Exponentials<T>& s, const Group& group, bool extra, bool squares) {
+  s.raise(group.reduce(s.maximum, Maximum()), squares);
+  s.sum = group.reduce(s.sum, Plus());
+  if (extra) s.extra = group.reduce(s.extra, Plus());
+}
+
+template <class T>
+UNIGEN_DEVICE void merge(Exponentials<T>& s, Exponentials<T> other, bool squares) {
+  const T maximum = larger(s.maximum, other.maximum);
+  s.raise(maximum, squares);
+  other.raise(maximum, squares);
+  s.sum += other.sum;
+  s.extra += other.extra;
+}
+
+template <class Element>
+struct WeightRowsOp : WeightRows, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  using State = Exponentials<T>;
+  static constexpr bool kReduces = true, kTotals = true;
+  static constexpr int kVector = kWidest<E>, kUnroll = 4;
+  template <int V>
+  using Loaded = Pack<E, V>;
+
+  T inverse_temperature, log_count;
+
+  explicit WeightRowsOp(const WeightRows& a)
+      : WeightRows(a),
+        inverse_temperature(T(1 / a.temperature)),
+        log_count(T(::log(double(a.grid.cols > 0 ? a.grid.cols : 1)))) {}
+
+  UNIGEN_DEVICE bool squares() const { return kind == RowValue::effective_sample_size; }
+  UNIGEN_DEVICE bool plain() const {
+    return kind == RowValue::log_mean_exp || kind == RowValue::minus_log_mean_exp;
+  }
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return place.template load<E>(log_w);
+  }
+
+  template <int R, int C, int U, class At>
+  UNIGEN_DEVICE void batch(State (&state)[R], const Loaded<R * C> (&x)[U], const bool (&valid)[U], At) const {
+    if (plain()) {
+      add<R, C>(state, x, valid, inverse_temperature, false, [](T, T) { return T(0); });
+    } else {
+      add<R, C>(state, x, valid, inverse_temperature, squares(), [this](T e, T l) {
+        if (kind == RowValue::effective_sample_size) return e * e;
+        return weighted(e, kind == RowValue::iwgan ? payload<Payload::softplus_of_minus>(l) : l);
+      });
+    }
+  }
+
+  UNIGEN_DEVICE void reduce(State& s, const Group& group) const { cuda::reduce(s, group, !plain(), squares()); }
+  UNIGEN_DEVICE void merge(State& s, const State& other) const { cuda::merge(s, other, squares()); }
+
+  UNIGEN_DEVICE double finish(const Rows& rows, int r, const State& s) const {
+    const T shift = finite_shift(s.maximum);
+    T result;
+    switch (kind) {
+      case RowValue::log_mean_exp: result = log_mean_given(shift, s.sum, log_count); break;
+      case RowValue::minus_log_mean_exp: result = -log_mean_given(shift, s.sum, log_count); break;
+      case RowValue::effective_sample_size: result = effective_samples(s.sum, s.extra); break;
+      case RowValue::minus_surrogate: result = -s.extra * inverse_sum(s.sum); break;
+      default: result = s.extra * inverse_sum(s.sum);
+    }
+    if (!reduction.reduce) rows.at<T>(value, r) = result;
+    if (statistics.data) {
+      T* planes = &rows.at<T>(statistics, r);
+      planes[0] = shift;
+      planes[grid.rows] = s.sum;
+      if (kind == RowValue::iwgan) planes[2 * grid.rows] = result;
+    }
+    return double(result);
+  }
+};
+
+template <class Element>
+struct WeightRowsBackwardOp : WeightRowsBackward, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  static constexpr bool kWrites = true;
+  static constexpr int kVector = kWidest<E>, kUnroll = 4;
+  template <int V>
+  using Loaded = Pack<E, V>;
+
+  T inverse_temperature, factor;
+
+  explicit WeightRowsBackwardOp(const WeightRowsBackward& a)
+      : WeightRowsBackward(a),
+        inverse_temperature(T(1 / a.temperature)),
+        factor(T((a.kind == RowValue::minus_log_mean_exp || a.kind == RowValue::minus_surrogate ? -1 : 1) *
+                 a.reduction.scale / a.reduction.denominator)) {}
+
+  struct Row {
+    T shift, inverse, grad, loss;
+  };
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return place.template load<E>(log_w);
+  }
+
+  UNIGEN_DEVICE Row context(const Rows& rows, int r, NoState) const {
+    const T* planes = &rows.at<T>(statistics, r);
+    return {planes[0], inverse_sum(planes[grid.rows]), rows.at<T>(this->grad, r) * factor,
+            kind == RowValue::iwgan ? planes[2 * grid.rows] : T(0)};
+  }
+
+  template <int R, int C>
+  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&row)[R], const Loaded<R * C>& x) const {
+    T result[R * C];
+#pragma unroll
+    for (int v = 0; v < R * C; ++v) {
+      const Row& given = row[R > 1 ? v : 0];
+      const T l = x.template get<T>(v);
+      const T weight = exp(l * inverse_temperature - given.shift) * given.inverse;
+      const T slope =
+          kind == RowValue::iwgan ? iwgan_slope(l, weight, detach, given.loss, inverse_temperature) : weight;
+      result[v] = given.grad * slope;
+    }
+    place.template store<E>(grad_log_w, result);
+  }
+};
+
+template <class Element>
+struct WeightsOp : Weights, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  using State = Exponentials<T>;
+  static constexpr bool kReduces = true, kWrites = true;
+  static constexpr int kVector = kWidest<E>, kUnroll = 4;
+  template <int V>
+  using Loaded = Pack<E, V>;
+
+  T inverse_temperature;
+
+  explicit WeightsOp(const Weights& a) : Weights(a), inverse_temperature(T(1 / a.temperature)) {}
+
+  struct Row {
+    T shift, inverse;
+  };
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return place.template load<E>(log_w);
+  }
+
+  template <int R, int C, int U, class At>
+  UNIGEN_DEVICE void batch(State (&state)[R], const Loaded<R * C> (&x)[U], const bool (&valid)[U], At) const {
+    add<R, C>(state, x, valid, inverse_temperature, false, [](T, T) { return T(0); });
+  }
+
+  UNIGEN_DEVICE void reduce(State& s, const Group& group) const { cuda::reduce(s, group, false, false); }
+  UNIGEN_DEVICE void merge(State& s, const State& other) const { cuda::merge(s, other, false); }
+  UNIGEN_DEVICE double finish(const Rows&, int, const State&) const { return 0; }
+
+  UNIGEN_DEVICE Row context(const Rows&, int, const State& s) const {
+    return {finite_shift(s.maximum), inverse_sum(s.sum)};
+  }
+
+  template <int R, int C>
+  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&row)[R], const Loaded<R * C>& x) const {
+    T result[R * C];
+#pragma unroll
+    for (int v = 0; v < R * C; ++v) {
+      const Row& given = row[R > 1 ? v : 0];
+      result[v] = exp(x.template get<T>(v) * inverse_temperature - given.shift) * given.inverse;
+    }
+    place.template store<T>(weights, result);
+  }
+};
+
+template <class Element>
+struct WeightsBackwardOp : WeightsBackward, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  using State = Sum;
+  static constexpr bool kReduces = true, kWrites = true;
+  static constexpr int kVector = kWidest<E>, kUnroll = sizeof(E) == 2 ? 2 : 4;
+
+  T inverse_temperature;
+
+  explicit WeightsBackwardOp(const WeightsBackward& a)
+      : WeightsBackward(a), inverse_temperature(T(1 / a.temperature)) {}
+
+  template <int V>
+  struct Loaded {
+    Pack<T, V> grad, weight;
+  };
+  using Row = T;  // sum of weight · grad
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return {place.template load<T>(grad), place.template load<T>(weights)};
+  }
+
+  template <int R, int C, int U, class At>
+  UNIGEN_DEVICE void batch(State (&state)[R], const Loaded<R * C> (&x)[U], const bool (&valid)[U], At) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      T sum = 0;
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+#pragma unroll
+        for (int c = 0; c < C; ++c)
+          if (valid[u]) sum += x[u].weight.x[r + c] * x[u].grad.x[r + c];
+      }
+      state[r].value += double(sum);
+    }
+  }
+
+  UNIGEN_DEVICE double finish(const Rows&, int, const State&) const { return 0; }
+  UNIGEN_DEVICE Row context(const Rows&, int, const State& s) const { return T(s.value); }
+
+  template <int R, int C>
+  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&row)[R], const Loaded<R * C>& x) const {
+    T result[R * C];
+#pragma unroll
+    for (int v = 0; v < R * C; ++v)
+      result[v] = x.weight.x[v] * (x.grad.x[v] - row[R > 1 ? v : 0]) * inverse_temperature;
+    place.template store<E>(grad_log_w, result);
+  }
+};
+
+}  // namespace
+
+const char* weight_rows(const WeightRows& arguments, const Launch& launch) {
+  WeightRows a = arguments;
+  align(a.grid, {&a.log_w, &a.value, &a.statistics});
+  return dispatch(a.dtype, [&](auto e) {
+    return run_rows(WeightRowsOp<decltype(e)>(a), {{&a.log_w, sizeof(e)}}, launch, a.reduction.reduce);
+  });
+}
+
+const char* weight_rows_backward(const WeightRowsBackward& arguments, const Launch& launch) {
+  WeightRowsBackward a = arguments;
+  align(a.grid, {&a.grad, &a.log_w, &a.statistics, &a.grad_log_w});
+  return dispatch(a.dtype, [&](auto e) {
+    return run_rows(WeightRowsBackwardOp<decltype(e)>(a), {{&a.log_w, sizeof(e)}, {&a.grad_log_w, sizeof(e), true}},
+                    launch);
+  });
+}
+
+const char* weights(const Weights& arguments, const Launch& launch) {
+  Weights a = arguments;
+  align(a.grid, {&a.log_w, &a.weights});
+  return dispatch(a.dtype, [&](auto e) {
+    using T = Arithmetic<decltype(e)>;
+    return run_rows(WeightsOp<decltype(e)>(a), {{&a.log_w, sizeof(e)}, {&a.weights, sizeof(T), true}}, launch);
+  });
+}
+
+const char* weights_backward(const WeightsBackward& arguments, const Launch& launch) {
+  WeightsBackward a = arguments;
+  align(a.grid, {&a.grad, &a.weights, &a.grad_log_w});
+  return dispatch(a.dtype, [&](auto e) {
+    using T = Arithmetic<decltype(e)>;
+    return run_rows(WeightsBackwardOp<decltype(e)>(a),
+                    {{&a.weights, sizeof(T)}, {&a.grad, sizeof(T)}, {&a.grad_log_w, sizeof(e), true}}, launch);
+  });
+}
+
+}  // namespace unigen::cuda

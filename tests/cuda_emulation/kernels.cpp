@@ -1,0 +1,24 @@
+// The CUDA kernels of one family (-DFAMILY="…"), and in the first of them the C functions the test calls.
+#include FAMILY
+
+#ifdef UNIGEN_EMULATION_ENTRIES
+#include <cstring>
+
+namespace {
+
+const unigen::cuda::Launch launch_with(int multiprocessors) {
+  alignas(256) static char workspace[unigen::cuda::kWorkspaceBytes];
+  std::memset(workspace, 0xFF, sizeof workspace);  // NaN to whoever reads what was not written
+  return {nullptr, workspace, multiprocessors};
+}
+
+}  // namespace
+
+#define UNIGEN_ENTRY(function, Arguments)                                                               \
+  extern "C" const char* function(const unigen::Arguments* arguments, int multiprocessors) {            \
+    return unigen::cuda::function(*arguments, launch_with(multiprocessors));                            \
+  }                                                                                                     \
+  extern "C" int64_t sizeof_##function() { return int64_t(sizeof(unigen::Arguments)); }
+UNIGEN_KERNELS(UNIGEN_ENTRY)
+extern "C" int64_t max_dims() { return unigen::kMaxDims; }
+#endif

@@ -1,0 +1,627 @@
+"""The CUDA kernels' logic without a GPU: csrc/cuda/*.cu, compiled by g++ against tests/cuda_emulation, on small grids.
+
+Every kernel, in every direction and width of access, split and whole rows, against the references. What only a GPU can
+show (speed, real races, its own exponentials) is not here.
+"""
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unigen_fast.reference import adversarial, divergence, importance, likelihood
+
+ROOT = pathlib.Path(__file__).parent.parent
+FAMILIES = ("importance", "adversarial", "divergence", "likelihood")
+FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-w"]
+FLAGS += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+# one multiprocessor: whole rows, few lanes; many: rows are split over blocks
+MULTIPROCESSORS = (1, 100)
+MAX_DIMS = 4
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or not sys.platform.startswith("linux"), reason="needs g++ on Linux"
+)
+
+
+def _build(folder: pathlib.Path) -> pathlib.Path:
+    emulation = ROOT / "tests" / "cuda_emulation"
+    command = ["g++", *FLAGS, f"-I{emulation}", f"-I{ROOT / 'csrc'}"]
+    objects, running = [], []
+    for family in FAMILIES:
+        objects.append(str(folder / f"{family}.o"))
+        entries = ["-DUNIGEN_EMULATION_ENTRIES"] if family == FAMILIES[0] else []
+        define = f'-DFAMILY="cuda/{family}.cu"'
+        running.append(
+            subprocess.Popen([*command, define, *entries, "-c", str(emulation / "kernels.cpp"), "-o", objects[-1]])
+        )
+    assert all(process.wait() == 0 for process in running)
+    library = folder / "emulation.so"
+    subprocess.run(["g++", "-shared", *objects, "-o", str(library)], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def emulated() -> ctypes.CDLL:
+    """The library, built once for each state of its sources."""
+    sources = [*sorted((ROOT / "csrc").rglob("*.[hc]*")), *sorted((ROOT / "tests" / "cuda_emulation").iterdir())]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + " ".join(FLAGS).encode()).hexdigest()[:16]
+    cache = pathlib.Path(tempfile.gettempdir()) / f"unigen_fast_emulation_{os.getuid()}_{digest}"
+    library = cache / "emulation.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            built = _build(pathlib.Path(folder))
+            cache.mkdir(exist_ok=True)
+            shutil.copy(built, cache / "new.so")
+            os.replace(cache / "new.so", library)
+    loaded = ctypes.CDLL(str(library))
+    assert loaded.max_dims() == MAX_DIMS
+    return loaded
+
+
+# ---- csrc/kernels.h in ctypes ----------------------------------------------------------------------------------------
+
+_Dims = ctypes.c_int64 * MAX_DIMS
+
+
+class Grid(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("row_dims", ctypes.c_int),
+        ("col_dims", ctypes.c_int),
+        ("row_size", _Dims),
+        ("col_size", _Dims),
+    ]
+
+
+class Operand(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("row", _Dims), ("col", _Dims)]
+
+
+class Reduction(ctypes.Structure):
+    _fields_ = [("reduce", ctypes.c_bool), ("scale", ctypes.c_double), ("denominator", ctypes.c_double)]
+
+
+class Spread(ctypes.Structure):
+    _fields_ = [("spread", ctypes.c_int), ("clamp_min", ctypes.c_double), ("clamp_max", ctypes.c_double)]
+
+
+def _arguments(name: str, **fields: Any) -> type[ctypes.Structure]:
+    listed = [("grid", Grid), ("dtype", ctypes.c_int), *fields.items()]
+    return type(name, (ctypes.Structure,), {"_fields_": listed})
+
+
+INT, LONG, DOUBLE, POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+WeightRows = _arguments(
+    "WeightRows", log_w=Operand, value=Operand, statistics=Operand, kind=INT, temperature=DOUBLE, reduction=Reduction
+)
+WeightRowsBackward = _arguments(
+    "WeightRowsBackward",
+    grad=Operand,
+    log_w=Operand,
+    statistics=Operand,
+    grad_log_w=Operand,
+    kind=INT,
+    temperature=DOUBLE,
+    detach=ctypes.c_bool,
+    reduction=Reduction,
+)
+Weights = _arguments("Weights", log_w=Operand, weights=Operand, temperature=DOUBLE)
+WeightsBackward = _arguments("WeightsBackward", grad=Operand, weights=Operand, grad_log_w=Operand, temperature=DOUBLE)
+LogitItem = _arguments("LogitItem", logits=Operand, grad_logits=Operand, term=INT, count=DOUBLE)
+LogitTerm = _arguments("LogitTerm", logits=Operand, out=Operand, term=INT, scale=DOUBLE)
+LogitTermBackward = _arguments(
+    "LogitTermBackward", grad=Operand, logits=Operand, grad_logits=Operand, term=INT, scale=DOUBLE
+)
+
+
+class LogitLoss(ctypes.Structure):
+    _fields_ = [
+        ("items", ctypes.POINTER(LogitItem)),
+        ("num_items", LONG),
+        ("dtype", INT),
+        ("scale", DOUBLE),
+        ("value", POINTER),
+        ("statistics", POINTER),
+    ]
+
+
+class LogitLossBackward(ctypes.Structure):
+    _fields_ = [
+        ("items", ctypes.POINTER(LogitItem)),
+        ("num_items", LONG),
+        ("dtype", INT),
+        ("scale", DOUBLE),
+        ("grad", POINTER),
+    ]
+
+
+_FOUR = ("mean", "spread", "prior_mean", "prior_spread")
+_KL_OPTIONS = {"options": Spread, "dim_floor": DOUBLE, "row_floor": DOUBLE, "reduction": Reduction}
+GaussianKl = _arguments("GaussianKl", **dict.fromkeys((*_FOUR, "weights", "value", "rows"), Operand), **_KL_OPTIONS)
+GaussianKlBackward = _arguments(
+    "GaussianKlBackward",
+    **dict.fromkeys(("grad", *_FOUR, "weights", "rows", *(f"grad_{name}" for name in _FOUR)), Operand),
+    **_KL_OPTIONS,
+)
+SampleGaussian = _arguments(
+    "SampleGaussian",
+    mean=Operand,
+    spread=Operand,
+    rng_state=POINTER,
+    z=POINTER,
+    kl=Operand,
+    samples=LONG,
+    inner=LONG,
+    options=Spread,
+)
+SampleGaussianBackward = _arguments(
+    "SampleGaussianBackward",
+    grad_z=Operand,
+    grad_z_sample_stride=LONG,
+    grad_kl=Operand,
+    mean=Operand,
+    spread=Operand,
+    rng_state=POINTER,
+    grad_mean=Operand,
+    grad_spread=Operand,
+    samples=LONG,
+    inner=LONG,
+    options=Spread,
+)
+BernoulliLogProb = _arguments("BernoulliLogProb", logits=Operand, x=Operand, value=Operand)
+BernoulliLogProbBackward = _arguments(
+    "BernoulliLogProbBackward", grad=Operand, logits=Operand, x=Operand, grad_logits=Operand, grad_x=Operand
+)
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def describe(
+    arguments: Any, columns: Sequence[int], elements: dict[str, Tensor | None], rows: dict[str, Tensor | None]
+) -> None:
+    """Fills in the grid and the operands: `columns` are dimensions of the elements, the others the rows'."""
+    elements = {name: x for name, x in elements.items() if x is not None}
+    rows = {name: x for name, x in rows.items() if x is not None}
+    first = next(iter(elements.values()))
+    arguments.dtype = (torch.float32, torch.float64, torch.bfloat16, torch.float16).index(first.dtype)
+    row_dims = [d for d in range(first.dim()) if d not in columns]
+    for side, dims in (("row", row_dims), ("col", list(columns))):
+        strides = {name: [x.stride(d) for d in dims] for name, x in elements.items()}
+        if side == "row":
+            strides |= {name: list(x.stride()) if x.dim() else [0] * len(dims) for name, x in rows.items()}
+        sizes = [first.size(d) for d in dims]
+        total = 1
+        for size in sizes:
+            total *= size
+        kept: list[int] = []
+        merged: list[int] = []
+        for i in range(len(sizes)):
+            if sizes[i] == 1:
+                continue
+            if kept and all(s[kept[-1]] == s[i] * sizes[i] for s in strides.values()):
+                merged[-1] *= sizes[i]
+                kept[-1] = i
+            else:
+                kept.append(i)
+                merged.append(sizes[i])
+        assert len(kept) <= MAX_DIMS
+        setattr(arguments.grid, f"{side}s", total)
+        setattr(arguments.grid, f"{side}_dims", len(kept))
+        getattr(arguments.grid, f"{side}_size")[:] = merged + [1] * (MAX_DIMS - len(kept))
+        for name, stride in strides.items():
+            getattr(getattr(arguments, name), side)[:] = [stride[i] for i in kept] + [0] * (MAX_DIMS - len(kept))
+    for name, x in (elements | rows).items():
+        getattr(arguments, name).data = x.data_ptr()
+
+
+def call(library: ctypes.CDLL, name: str, arguments: Any, multiprocessors: int) -> None:
+    assert getattr(library, f"sizeof_{name}")() == ctypes.sizeof(arguments)
+    function: Callable[..., Any] = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    error = function(ctypes.byref(arguments), multiprocessors)
+    assert error is None, error
+
+
+def close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(got.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def _sliced(x: Tensor) -> Tensor:
+    """Misaligned, with a gap after each row."""
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), float("nan"), dtype=x.dtype)
+    wide[..., 1 : 1 + x.shape[-1]] = x
+    return wide[..., 1 : 1 + x.shape[-1]]
+
+
+def _chunk(x: Tensor) -> Tensor:
+    """Aligned rows, with a gap after each: half of a larger tensor."""
+    return torch.cat([x, torch.full_like(x, float("nan"))], dim=-1)[..., : x.shape[-1]]
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+LAYOUTS = (_contiguous, _sliced, _chunk, _transposed)
+# rows of less than a pack, of odd length, of a warp, of a block, of several blocks; columns alone
+SHAPES = [(5, 3), (64, 8), (16, 33), (9, 256), (3, 2600), (300, 1), (1, 1000)]
+LONG_SHAPE = (2, 20000)
+LARGE = 10_000  # elements beyond which options that have nothing to do with size are left out
+
+
+def empty_like(x: Tensor) -> Tensor:
+    return torch.full_like(x, 77)
+
+
+def normal(shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(dtype)
+
+
+def cases(shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Any]:
+    """Each dtype with each shape; layouts and numbers of multiprocessors in turn."""
+    listed = []
+    for shape in shapes:
+        for dtype in DTYPES:
+            turn = len(listed)
+            # float64 has no packs, so one layout will do
+            others = [] if dtype == torch.float64 else [LAYOUTS[(turn + 1 + turn // 4) % 4]]
+            for layout in dict.fromkeys([LAYOUTS[turn % 4], *others]):
+                multiprocessors = MULTIPROCESSORS[(len(listed) + turn // 3) % 2]
+                listed.append(pytest.param(shape, dtype, layout, multiprocessors))
+    for layout, dtype in ((_contiguous, torch.float32), (_chunk, torch.bfloat16), (_transposed, torch.float32)):
+        listed.append(pytest.param(LONG_SHAPE, dtype, layout, 100))
+    listed.append(pytest.param((64, 1000), torch.float32, _transposed, 100))  # rows split, packs along the rows
+    return listed
+
+
+everything = pytest.mark.parametrize("shape,dtype,layout,multiprocessors", cases())
+
+
+# ---- importance ------------------------------------------------------------------------------------------------------
+
+KINDS = ("log_mean_exp", "iwae_loss", "surrogate", "effective_sample_size", "iwgan")
+
+
+def _row_value(kind: str, log_w: Tensor, temperature: float, detach: bool, reduction: str) -> Tensor:
+    if kind == "log_mean_exp":
+        return importance.log_mean_exp(log_w, 1)[0]
+    if kind == "effective_sample_size":
+        return importance.effective_sample_size(log_w, 1)
+    if kind == "iwgan":
+        return importance.importance_weighted_generator_loss(log_w, 1, temperature, detach, reduction)[0]
+    return importance.iwae_loss(log_w, 1, reduction, "surrogate" if kind == "surrogate" else "bound")[0]
+
+
+@everything
+def test_weight_rows(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    log_w = layout(normal(shape, dtype) * 4)
+    for number, kind in enumerate(KINDS):
+        temperature = 1.5 if kind == "iwgan" else 1.0
+        for reduction, detach in (("none", True), ("mean", False)):
+            if reduction == "mean" and kind in ("log_mean_exp", "effective_sample_size"):
+                continue
+            a = WeightRows(kind=number, temperature=temperature)
+            value = torch.full((shape[0],) if reduction == "none" else (), 77, dtype=arithmetic(dtype))
+            statistics = torch.full((3, shape[0]), 77, dtype=arithmetic(dtype))
+            a.reduction = Reduction(reduction == "mean", 1.0, shape[0] if reduction == "mean" else 1.0)
+            describe(a, [1], {"log_w": log_w}, {"value": value, "statistics": statistics[0]})
+            if kind == "effective_sample_size":
+                a.statistics = Operand()
+            call(emulated, "weight_rows", a, multiprocessors)
+            leaf = log_w.double().requires_grad_()
+            expected = _row_value(kind, leaf, temperature, detach, reduction)
+            close(value, expected, arithmetic(dtype))
+            if kind == "effective_sample_size":
+                continue
+            grad = normal(expected.shape, arithmetic(dtype), 1)
+            b = WeightRowsBackward(kind=number, temperature=temperature, detach=detach, reduction=a.reduction)
+            result = empty_like(log_w)
+            describe(b, [1], {"log_w": log_w, "grad_log_w": result}, {"grad": grad, "statistics": statistics[0]})
+            call(emulated, "weight_rows_backward", b, multiprocessors)
+            close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+
+
+@everything
+def test_weights(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    log_w = layout(normal(shape, dtype) * 4)
+    a = Weights(temperature=0.7)
+    weights = torch.full(shape, 77, dtype=arithmetic(dtype))
+    describe(a, [1], {"log_w": log_w, "weights": weights}, {})
+    call(emulated, "weights", a, multiprocessors)
+    leaf = log_w.double().requires_grad_()
+    expected = importance.importance_weights(leaf, 1, 0.7)
+    close(weights, expected, arithmetic(dtype))
+    for grad in (layout(normal(shape, arithmetic(dtype), 1)), torch.ones((), dtype=arithmetic(dtype)).expand(shape)):
+        b = WeightsBackward(temperature=0.7)
+        result = empty_like(log_w)
+        describe(b, [1], {"grad_log_w": result, "grad": grad, "weights": weights}, {})
+        call(emulated, "weights_backward", b, multiprocessors)
+        close(result, torch.autograd.grad(expected, leaf, grad.double(), retain_graph=True)[0], dtype)
+
+
+@pytest.mark.parametrize("columns", [4, 33, 20000])
+@pytest.mark.parametrize("layout", [_contiguous, _transposed])
+def test_rows_that_are_not_finite(emulated: ctypes.CDLL, columns: int, layout: Any) -> None:
+    inf, nan = float("inf"), float("nan")
+    log_w = normal((6, columns), torch.float32)
+    log_w[1] = -inf
+    log_w[2, 1] = nan
+    log_w[3, 1] = inf
+    log_w[4, : columns // 2] = -inf
+    log_w[5, 1] = -inf
+    log_w = layout(log_w)
+    expected = importance.log_mean_exp(log_w, 1)[0]
+    expected[3] = nan
+    value, statistics = torch.empty(6), torch.empty(2, 6)
+    a = WeightRows(kind=0, temperature=1.0, reduction=Reduction(False, 1.0, 1.0))
+    describe(a, [1], {"log_w": log_w}, {"value": value, "statistics": statistics[0]})
+    call(emulated, "weight_rows", a, 100)
+    close(value, expected, torch.float32)
+    result = empty_like(log_w)
+    b = WeightRowsBackward(kind=0, temperature=1.0, detach=True, reduction=a.reduction)
+    ones = torch.ones(6)
+    describe(b, [1], {"log_w": log_w, "grad_log_w": result}, {"grad": ones, "statistics": statistics[0]})
+    call(emulated, "weight_rows_backward", b, 100)
+    weights = empty_like(log_w)
+    c = Weights(temperature=1.0)
+    describe(c, [1], {"log_w": log_w, "weights": weights}, {})
+    call(emulated, "weights", c, 100)
+    for got in (result, weights):
+        assert (got[1] == 0).all() and got[2].isnan().all() and got[3].isnan().all()
+        close(got[[0, 4, 5]], log_w[[0, 4, 5]].softmax(1), torch.float32)
+
+
+# ---- adversarial -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count,size", [(1, 20), (2, 64), (7, 3001), (3, 0), (30, 40), (26, 2000)])
+def test_logit_loss(emulated: ctypes.CDLL, count: int, size: int, dtype: torch.dtype, multiprocessors: int) -> None:
+    logits = [LAYOUTS[i % 4](normal((max(size, 1), 1 + i % 5), dtype, i)[:size]) for i in range(count)]
+    terms = [i % 6 for i in range(count)]
+    reduction = "sum" if size == 0 else "mean"
+    items, back_items = (LogitItem * count)(), (LogitItem * count)()
+    grads = [empty_like(x) for x in logits]
+    for i, x in enumerate(logits):
+        for item in (items[i], back_items[i]):
+            item.term, item.count = terms[i], x.numel() if reduction == "mean" else 1.0
+        describe(items[i], range(x.dim()), {"logits": x}, {})
+        describe(back_items[i], range(x.dim()), {"logits": x, "grad_logits": grads[i]}, {})
+    leaves = [x.double().requires_grad_() for x in logits]
+    loss, expected = adversarial.logit_loss(leaves, terms, reduction, 0.5, True)
+    code = items[0].dtype
+    for with_statistics in (True, False):
+        value = torch.full((), 77, dtype=arithmetic(dtype))
+        statistics = torch.full((count, 4), 77, dtype=arithmetic(dtype))
+        pointer = statistics.data_ptr() if with_statistics else None
+        call(emulated, "logit_loss", LogitLoss(items, count, code, 0.5, value.data_ptr(), pointer), multiprocessors)
+        close(value, loss, arithmetic(dtype))
+        if with_statistics:
+            close(statistics, expected, arithmetic(dtype))
+    grad = torch.full((), 3.0, dtype=arithmetic(dtype))
+    call(
+        emulated,
+        "logit_loss_backward",
+        LogitLossBackward(back_items, count, code, 0.5, grad.data_ptr()),
+        multiprocessors,
+    )
+    for got, want in zip(grads, torch.autograd.grad(loss, leaves, grad.double()), strict=True):
+        close(got, want, dtype)
+
+
+@everything
+def test_logit_term(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    logits = layout(normal(shape, dtype) * 3)
+    for term in range(1 if shape[0] * shape[1] > LARGE else 6):
+        out = torch.full(shape, 77, dtype=arithmetic(dtype))
+        a = LogitTerm(term=term, scale=-2.0)
+        describe(a, [0, 1], {"logits": logits, "out": out}, {})
+        call(emulated, "logit_term", a, multiprocessors)
+        leaf = logits.double().requires_grad_()
+        expected = adversarial.logit_term(leaf, term, -2.0)
+        close(out, expected, arithmetic(dtype))
+        grad = normal(shape, arithmetic(dtype), 1) if term else torch.ones((), dtype=arithmetic(dtype)).expand(shape)
+        result = empty_like(logits)
+        b = LogitTermBackward(term=term, scale=-2.0)
+        describe(b, [0, 1], {"logits": logits, "grad": grad, "grad_logits": result}, {})
+        b.dtype = a.dtype
+        call(emulated, "logit_term_backward", b, multiprocessors)
+        close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+
+
+# ---- divergence ------------------------------------------------------------------------------------------------------
+
+INF = float("inf")
+KL_OPTIONS = [
+    # prior mean, prior spread, weights, spread, free bits, its mode, clamp, reduction
+    (False, False, False, "logvar", 0.0, "sum", (-INF, INF), "mean"),
+    (False, False, True, "logstd", 0.9, "per_dim", (-1.0, 0.5), "none"),
+    (True, True, True, "std", 1.0, "sum", (-INF, INF), "mean"),
+    (True, False, False, "logvar", 0.2, "per_dim", (-1.0, 1.0), "none"),
+    (False, True, False, "logvar", 6.0, "sum", (-INF, INF), "sum"),
+]
+
+
+@everything
+def test_gaussian_kl(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    for number, (prior_mean, prior_spread, weighted, spread, free, mode, clamp, reduction) in enumerate(KL_OPTIONS):
+        if number > 1 and shape[0] * shape[1] > LARGE:
+            continue
+        given = [layout(normal(shape, dtype, i)) for i in range(4)]
+        if spread == "std":
+            given[1], given[3] = (layout((x.double().exp() + 0.3).to(dtype)) for x in (given[1], given[3]))
+        if not prior_mean:
+            given[2] = None
+        if not prior_spread:
+            given[3] = None
+        elif spread == "logvar":
+            given[3] = layout(given[3][:1, :1].contiguous()).expand(shape)
+        weights = normal(shape[:1], arithmetic(dtype), 9) if weighted else None
+        floors = {"dim_floor": -INF, "row_floor": -INF}
+        if free > 0:
+            floors["dim_floor" if mode == "per_dim" else "row_floor"] = free
+        options = Spread(("logvar", "logstd", "std").index(spread), *clamp)
+        scaled = Reduction(reduction != "none", 0.5, shape[0] if reduction == "mean" else 1.0)
+        value = torch.full((shape[0],) if reduction == "none" else (), 77, dtype=arithmetic(dtype))
+        rows = torch.full(shape[:1], 77, dtype=arithmetic(dtype))
+        tensors = dict(zip(_FOUR, given, strict=True))
+        a = GaussianKl(options=options, reduction=scaled, **floors)
+        describe(a, [1], tensors, {"weights": weights, "value": value, "rows": rows})
+        call(emulated, "gaussian_kl", a, multiprocessors)
+        leaves = [None if x is None else x.double().requires_grad_() for x in given]
+        double_weights = None if weights is None else weights.double()
+        expected, _ = divergence.gaussian_kl(*leaves, double_weights, 1, spread, free, mode, *clamp, 0.5, reduction)
+        close(value, expected, arithmetic(dtype))
+        grad = normal(expected.shape, arithmetic(dtype), 5)
+        results = {
+            f"grad_{name}": None if x is None else empty_like(x.contiguous() if 0 in x.stride() else x)
+            for name, x in tensors.items()
+        }
+        b = GaussianKlBackward(options=options, reduction=scaled, **floors)
+        kept = rows if floors["row_floor"] > -INF else None
+        describe(b, [1], tensors | results, {"grad": grad, "weights": weights, "rows": kept})
+        call(emulated, "gaussian_kl_backward", b, multiprocessors)
+        present = [x for x in leaves if x is not None]
+        wanted = torch.autograd.grad(expected, present, grad.double())
+        for got, want in zip((x for x in results.values() if x is not None), wanted, strict=True):
+            close(got, want, dtype)
+
+
+SAMPLE_SHAPES = [(5, 3), (8, 8), (7, 64), (3, 1040), (300, 1), (4, 6, 8)]
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SAMPLE_SHAPES)
+def test_sample_gaussian(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, multiprocessors: int) -> None:
+    rng_state = torch.tensor([2**62 + 12345, 2**61 + 678])
+    choices = [(-1, 0), (3, 0), (40, shape[0] % 2), (2, len(shape)), (0, 0)]
+    for number, (samples, sample_dim) in enumerate(choices):
+        if samples > 3 and shape[-1] > 100:
+            continue
+        layout = LAYOUTS[number % 4]
+        mean, logvar = layout(normal(shape, dtype)), layout(normal(shape, dtype, 1))
+        clamp = (-1.0, 1.0) if samples == 3 else (-INF, INF)
+        for with_kl in (True, False):
+            z_shape = list(shape)
+            if samples >= 0:
+                z_shape.insert(sample_dim, samples)
+            z = torch.full(z_shape, 77, dtype=dtype)
+            kl = torch.full(shape[:-1], 77, dtype=arithmetic(dtype)) if with_kl else None
+            inner = 1
+            for size in shape[max(sample_dim, 0) :]:
+                inner *= size
+            common = {"samples": max(samples, 0) if samples >= 0 else 1, "inner": inner, "options": Spread(0, *clamp)}
+            columns = [len(shape) - 1]
+            a = SampleGaussian(rng_state=rng_state.data_ptr(), z=z.data_ptr(), **common)
+            describe(a, columns, {"mean": mean, "spread": logvar}, {"kl": kl})
+            call(emulated, "sample_gaussian", a, multiprocessors)
+            leaves = [x.double().requires_grad_() for x in (mean, logvar)]
+            expected, expected_kl = divergence.sample_gaussian_with_kl(
+                *leaves, rng_state, samples, sample_dim, 1, "logvar", *clamp
+            )
+            close(z, expected, dtype)
+            grad_z, grad_kl = normal(z_shape, dtype, 2), None
+            if number % 2:
+                grad_z = _sliced(grad_z)
+            outputs, grads = [expected], [grad_z.double()]
+            if with_kl:
+                close(kl, expected_kl, arithmetic(dtype))
+                grad_kl = normal(shape[:-1], arithmetic(dtype), 3)
+                outputs, grads = [expected, expected_kl], [grad_z.double(), grad_kl.double()]
+            grad_mean, grad_logvar = empty_like(mean), empty_like(logvar)
+            b = SampleGaussianBackward(rng_state=rng_state.data_ptr(), **common)
+            of_one = grad_z
+            if samples >= 0:
+                b.grad_z_sample_stride = grad_z.stride(sample_dim)
+                strides = [s for d, s in enumerate(grad_z.stride()) if d != sample_dim]
+                of_one = grad_z.as_strided(shape, strides) if samples > 0 else torch.empty(shape, dtype=dtype)
+            describe(
+                b,
+                columns,
+                {"mean": mean, "spread": logvar, "grad_z": of_one, "grad_mean": grad_mean, "grad_spread": grad_logvar},
+                {"grad_kl": grad_kl},
+            )
+            call(emulated, "sample_gaussian_backward", b, multiprocessors)
+            for got, want in zip((grad_mean, grad_logvar), torch.autograd.grad(outputs, leaves, grads), strict=True):
+                tolerance = TOLERANCE[dtype] * (4 if samples > 3 else 1)
+                torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+# ---- likelihood ------------------------------------------------------------------------------------------------------
+
+
+@everything
+def test_bernoulli(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    for repeated, event_ndims in ((False, 1), (True, 1), (False, 0)):
+        logits = normal(shape, dtype) * 3
+        x = (normal(shape, torch.float64, 1) > 0).to(dtype)
+        if repeated:  # [rows, 3, columns] logits of [rows, 1, columns] data
+            logits = torch.stack([logits, -logits, 2 * logits], dim=1)
+            x = layout(x).unsqueeze(1).expand(logits.shape)
+        logits = layout(logits)
+        columns = [logits.dim() - 1] if event_ndims else []
+        rows = logits.shape[: logits.dim() - event_ndims]
+        value = torch.full(rows, 77, dtype=arithmetic(dtype))
+        a = BernoulliLogProb()
+        describe(a, columns, {"logits": logits, "x": x}, {"value": value})
+        call(emulated, "bernoulli_log_prob", a, multiprocessors)
+        leaves = [t.double().requires_grad_() for t in (logits, x)]
+        expected = likelihood.bernoulli_log_prob(*leaves, event_ndims)
+        close(value, expected, arithmetic(dtype))
+        grad = normal(rows, arithmetic(dtype), 2)
+        grad_logits, grad_x = empty_like(logits), empty_like(x)
+        b = BernoulliLogProbBackward()
+        describe(b, columns, {"logits": logits, "x": x, "grad_logits": grad_logits, "grad_x": grad_x}, {"grad": grad})
+        call(emulated, "bernoulli_log_prob_backward", b, multiprocessors)
+        for got, want in zip((grad_logits, grad_x), torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+            close(got, want, dtype)
+
+
+# ---- edges -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction,expected", [("mean", float("nan")), ("sum", 0.0)])
+def test_no_rows(emulated: ctypes.CDLL, reduction: str, expected: float) -> None:
+    value = torch.full((), 77.0)
+    empty = torch.empty(0, 5)
+    scaled = Reduction(True, 1.0, 0.0 if reduction == "mean" else 1.0)
+    a = GaussianKl(options=Spread(0, -INF, INF), dim_floor=-INF, row_floor=-INF, reduction=scaled)
+    describe(a, [1], {"mean": empty, "spread": empty}, {"value": value})
+    a.mean.data = a.spread.data = value.data_ptr()
+    call(emulated, "gaussian_kl", a, 100)
+    torch.testing.assert_close(value, torch.tensor(expected), equal_nan=True)
+
+
+def test_no_columns(emulated: ctypes.CDLL) -> None:
+    value, empty = torch.full((3,), 77.0), torch.empty(3, 0)
+    a = BernoulliLogProb()
+    describe(a, [1], {"logits": empty, "x": empty}, {"value": value})
+    call(emulated, "bernoulli_log_prob", a, 100)
+    assert (value == 0).all()
