@@ -1,0 +1,242 @@
+"""Compiles every Triton kernel ahead of time for sm_80, sm_90 and gfx942: no GPU needed.
+
+    python benches/compile_triton.py [--target sm_90] [--kernel NAME] [--processes 2]
+
+The variants are those that the ops launch: each op runs on CPU tensors with its launches recorded instead of made;
+every option in fp32, the main ones in the other dtypes. Prints the most registers of each kernel and every spill to
+memory; exits with 1 if a kernel does not compile, or spills.
+"""
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+os.environ.setdefault("UNIGEN_FAST_DISABLE", "cuda,triton")  # nothing is run
+os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="compile_triton_")
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from unigen_fast.triton import OPS, _rows
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+INF = math.inf
+
+
+# ---- what the ops launch ---------------------------------------------------------------------------------------------
+
+
+def tensors(dtype: torch.dtype, *shape: int, count: int = 1) -> Any:
+    made = [torch.empty(shape, dtype=dtype) for _ in range(count)]
+    return made if count > 1 else made[0]
+
+
+def importance_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    # rows split among programs, rows that outgrow a tile, K first, K last
+    shapes = (((8, 65536), 1), ((2048, 16384), 1), ((64, 4096), 0), ((4096, 64), 1))
+    for shape, dim in shapes if dtype == torch.float32 else shapes[::3]:
+        x = tensors(dtype, *shape)
+        rows = shape[1 - dim]
+        grad, scalar_grad, statistics = tensors(wide, rows), tensors(wide), tensors(wide, 3, rows)
+        yield "log_mean_exp", x, dim
+        yield "log_mean_exp_backward", grad, x, statistics[:2], dim
+        yield "effective_sample_size", x, dim
+        yield "importance_weights", x, dim, 2.0
+        yield "importance_weights_backward", tensors(wide, *shape), x, tensors(wide, *shape), dim, 2.0
+        for value in ("bound", "surrogate"):
+            yield "iwae_loss", x, dim, "mean", value
+        yield "iwae_loss_backward", scalar_grad, x, statistics[:2], dim, "mean", "bound"
+        yield "importance_weighted_generator_loss", x, dim, 1.0, True, "mean"
+        for detach in (True, False):
+            options = (dim, 1.0, detach, "mean")
+            yield "importance_weighted_generator_loss_backward", scalar_grad, x, statistics, *options
+
+
+def adversarial_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    full = dtype == torch.float32
+    for term in range(6 if full else 1):
+        x = tensors(dtype, 64, 1024)
+        yield "logit_term", x, term, 1.0
+        yield "logit_term_backward", tensors(wide, 64, 1024), x, term, 1.0
+    lists = ((64, (0, 1)), (100_000, (0, 1)), (100_000, (3, 4)), (100_000, (2, 5)), (800, (0, 1) * 6), (8, (0,) * 17))
+    for size, terms in lists if full else lists[:2]:
+        items = [tensors(dtype, size) for _ in terms]
+        yield "logit_loss", items, terms, "mean", 1.0, False
+        yield "logit_loss_backward", tensors(wide), items, terms, "mean", 1.0, False
+        if len(terms) == 2:
+            yield "logit_loss", items, terms, "mean", 1.0, True
+
+
+def divergence_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    full = dtype == torch.float32
+    mean, logvar, prior_mean, prior_logvar = tensors(dtype, 4096, 64, count=4)
+    weights, grad, scalar_grad, empty = tensors(wide, 4096), tensors(wide, 4096), tensors(wide), tensors(wide, 0)
+    none, both, ends = (None, None), (prior_mean, prior_logvar), (-INF, INF)
+    free = ((0.0, "sum", None), (0.5, "per_dim", None), (2.0, "sum", weights))
+    combinations = [("logvar", ends, none, free[0]), ("std", (-30.0, 20.0), both, free[1])]
+    if full:
+        combinations += [(s, c, both, free[1]) for s in ("logvar", "logstd", "std") for c in (ends, (-30.0, 20.0))]
+        combinations += [("logvar", ends, p, f) for p in (none, both, (prior_mean, None)) for f in free]
+    for spread, clamp, priors, (free_bits, mode, w) in combinations:
+        options = (1, spread, free_bits, mode, *clamp, 1.0, "mean")
+        head = (mean, logvar, *priors, w)
+        needed = 3 if priors == none else 7 if priors[1] is None else 15
+        yield "gaussian_kl", *head, *options
+        yield "gaussian_kl_backward", scalar_grad, *head, empty if w is None else grad, *options, needed
+    plain = ("logvar", 0.0, "sum", *ends, 1.0, "none")
+    few, few_spread = tensors(dtype, 4, 8, 64, 64, count=2)
+    yield "gaussian_kl", few, few_spread, None, None, None, 3, *plain
+    if full:
+        yield "gaussian_kl", mean, logvar, None, None, None, 0, *plain
+        swapped = [t.transpose(1, 2) for t in (few, few_spread)]  # several column dimensions
+        yield "gaussian_kl", *swapped, few, few_spread, None, 3, *plain
+        yield "gaussian_kl_backward", tensors(wide, 4), *swapped, few, few_spread, None, empty, 3, *plain, 15
+    rng = torch.zeros(2, dtype=torch.int64)
+    odd, odd_spread = tensors(dtype, 128, 10, count=2)
+    samples = [(m, s, -1, 0, "logvar", ends) for m, s in ((mean, logvar), (odd, odd_spread))]
+    if full:
+        samples += [(m, s, 5, d, "logvar", ends) for m, s in ((mean, logvar), (odd, odd_spread)) for d in (0, 1)]
+        samples += [(mean, logvar, -1, 0, "logstd", (-30.0, 20.0)), (mean, logvar, -1, 0, "std", ends)]
+    for m, s, count, dim, spread, clamp in samples:
+        z = tensors(dtype, *((*m.shape[:dim], 5, *m.shape[dim:]) if count > 0 else m.shape))
+        yield "sample_gaussian", m, s, rng, count, dim, spread, *clamp
+        yield "sample_gaussian_backward", z, m, s, rng, count, dim, spread, *clamp, 3
+        options = (count, dim, 1, spread, *clamp)
+        yield "sample_gaussian_with_kl", m, s, rng, *options
+        yield "sample_gaussian_with_kl_backward", z, tensors(wide, m.size(0)), m, s, rng, *options, 3
+    yield "sample_gaussian_with_kl", few, few_spread, rng, -1, 0, 3, "logvar", *ends
+
+
+def likelihood_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes = ((100, 50, 784), (16, 4, 65536))
+    for shape in shapes if dtype == torch.float32 else shapes[:1]:
+        logits = tensors(dtype, *shape)
+        x = tensors(dtype, shape[0], 1, shape[2]).expand(shape)
+        for event_ndims in (1, 0):
+            yield "bernoulli_log_prob", logits, x, event_ndims
+            grad = tensors(wide, *shape[: 3 - event_ndims])
+            for needed in (1, 3):
+                yield "bernoulli_log_prob_backward", grad, logits, x, event_ndims, needed
+
+
+Variant = tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any], int]
+
+
+class NoDevice:
+    """A driver that says what the runtime asks for before it compiles; the target changes nothing there."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS["sm_90"]
+
+
+def variants() -> list[Variant]:
+    """Every distinct specialisation, as the runtime itself derives it from a launch's arguments."""
+    found: dict[str, Variant] = {}
+    backend = triton.compiler.make_backend(TARGETS["sm_90"])
+
+    def record(kernel: Any, grid: Any, device: Any, *args: Any, num_warps: int, **constants: Any) -> None:
+        binder = kernel.device_caches[0][-1]
+        options = {"num_warps": num_warps, "debug": False}
+        bound = binder(*args, **constants, **options)
+        key = f"{kernel.fn.__module__} {kernel.fn.__name__} {bound[1]} {num_warps}"
+        if key not in found:
+            _, signature, folded, attributes = kernel._pack_args(backend, options, *bound)
+            found[key] = (kernel, signature, folded, attributes, num_warps)
+
+    triton.runtime.driver.set_active(NoDevice())
+    launch, _rows.launch = _rows.launch, record
+    calls: tuple[Callable[..., Any], ...] = (importance_calls, adversarial_calls, divergence_calls, likelihood_calls)
+    for family, dtype in itertools.product(calls, (torch.float32, torch.bfloat16, torch.float16, torch.float64)):
+        for name, *args in family(dtype):
+            OPS[name](*args)
+    _rows.launch = launch
+    return list(found.values())
+
+
+# ---- compiling them --------------------------------------------------------------------------------------------------
+
+
+def resources(compiled: Any, target: GPUTarget) -> tuple[int, int]:
+    """(registers per thread, bytes or registers spilled to memory)."""
+    if target.backend == "hip":
+        text = compiled.asm["amdgcn"]  # scalar registers spill into lanes of vector registers
+        spills = [int(n) for n in re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", text)]
+        return int(re.search(r"\.vgpr_count:\s*(\d+)", text).group(1)), sum(spills)  # type: ignore[union-attr]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+        ptx.write(compiled.asm["ptx"])
+        ptx.flush()
+        architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"]).group(1)  # type: ignore[union-attr]
+        command = [knobs.nvidia.ptxas.path, "-v", f"-arch={architecture}", ptx.name, "-o", os.devnull]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", log)]
+    return int(re.search(r"Used (\d+) registers", log).group(1)), sum(spills)  # type: ignore[union-attr]
+
+
+def compile_one(job: tuple[int, str]) -> tuple[str, str, int, int, str]:
+    """(kernel, target, registers, spills, error)."""
+    kernel, signature, constants, attributes, num_warps = VARIANTS[job[0]]
+    name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+    target = TARGETS[job[1]]
+    try:
+        source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+        registers, spills = resources(compiled, target)
+    except Exception as error:  # any failure is one to report, and the others go on
+        return name, job[1], 0, 0, f"{type(error).__name__}: {error}"[:2000]
+    detail = f"{signature} {constants}" if spills else ""
+    return name, job[1], registers, spills, detail
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    jobs = [
+        (i, target)
+        for target in options.target or TARGETS
+        for i, variant in enumerate(VARIANTS)
+        if options.kernel in variant[0].fn.__name__
+    ]
+    rows: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    failed = 0
+    with multiprocessing.get_context("fork").Pool(options.processes) as pool:
+        for name, target, registers, spills, detail in pool.imap_unordered(compile_one, jobs, chunksize=4):
+            if detail:
+                failed += 1
+                verdict = f"{registers} registers, {spills} spilled" if spills else "FAILED"
+                print(f"{name} {target} {verdict}: {detail}", flush=True)
+            rows[name, target].append((registers, spills))
+    print(f"{'kernel':<48} {'target':<7} {'variants':>8} {'registers':>9} {'spills':>6}")
+    for (name, target), found in sorted(rows.items()):
+        print(f"{name:<48} {target:<7} {len(found):>8} {max(found)[0]:>9} {sum(s for _, s in found):>6}")
+    print(f"{len(jobs)} compilations, {failed} failed or spilled")
+    return 1 if failed else 0
+
+
+VARIANTS: list[Variant] = variants()
+
+if __name__ == "__main__":
+    sys.exit(main())

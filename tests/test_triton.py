@@ -1,0 +1,580 @@
+"""Triton kernels against the references in float64.
+
+The kernels run on the GPU if there is one, else in Triton's interpreter. Both need the environment set before Triton is
+imported, so a plain run starts this file anew in a process of its own.
+"""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unigen_fast as uf
+from unigen_fast import _ops
+from unigen_fast._fused import FusedOp
+from unigen_fast.reference.adversarial import TERMS
+from unigen_fast.reference.random import philox, philox_normal
+
+SERVING = any(backend.name == "triton" and backend.loaded for backend in uf.info().backends)
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of lanes that are masked out
+INF, NAN = math.inf, math.nan
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+if SERVING:
+    import triton
+    import triton.language as tl
+
+    from unigen_fast.triton import OPS, _rows
+    from unigen_fast.triton.philox import words
+
+
+def kernels(test: Any) -> Any:
+    """A test of the kernels: collected only where they serve."""
+    return test if SERVING else None
+
+
+@pytest.mark.skipif(SERVING, reason="the kernels run in this process")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_in_a_process_of_its_own() -> None:
+    chosen = {"UNIGEN_FAST_DISABLE": "cuda"} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-4000:]
+    assert " passed" in run.stdout
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def contiguous(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def sliced(x: Tensor) -> Tensor:
+    """Out of a larger tensor full of NaN: rows neither adjacent nor aligned."""
+    large = torch.full([size + 3 for size in x.shape], NAN, dtype=x.dtype, device=x.device)
+    return large[tuple(slice(1, size + 1) for size in x.shape)].copy_(x)
+
+
+def transposed(x: Tensor) -> Tensor:
+    order = tuple(reversed(range(x.dim())))
+    return contiguous(x.permute(order)).permute(order)
+
+
+def stepped(x: Tensor) -> Tensor:
+    large = torch.full((*x.shape[:-1], 2 * x.size(-1)), NAN, dtype=x.dtype, device=x.device) if x.dim() else x.clone()
+    return (large[..., ::2] if x.dim() else large).copy_(x)
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x[:1].expand(x.shape) if x.dim() else x
+
+
+LAYOUTS = [contiguous, sliced, transposed, stepped, expanded]
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """An op, its options, and how its tensors are drawn, a letter each: n normal, p positive, u unit, r rng_state,
+    w row weights, - absent. `lists`: the shapes of a list of tensors."""
+
+    name: str
+    op: FusedOp
+    letters: str
+    options: tuple[Any, ...]
+    shape: tuple[int, ...] = (5, 3, 10)
+    rows: int = 1  # dimensions of the weights
+    lists: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def tensors(self, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...] | None = None) -> list[Any]:
+        shape = self.shape if shape is None else shape
+        if self.lists:
+            return [draw("n", item, dtype, device) for item in self.lists]
+        return [draw(letter, shape[: self.rows] if letter == "w" else shape, dtype, device) for letter in self.letters]
+
+
+def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    if letter == "-":
+        return None
+    if letter == "r":
+        return torch.tensor([-0x123456789ABCDEF, 0x7EDCBA9876543210], device=device)
+    if letter == "n":
+        return (1.5 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
+    values = torch.rand(shape, dtype=torch.float64)
+    if letter == "w":
+        return values.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    return (values + 0.3 if letter == "p" else values).to(device, dtype)
+
+
+def softmax_cases() -> Iterator[Case]:
+    for dim in (0, 1, -1):
+        yield Case(f"log_mean_exp[{dim}]", _ops.log_mean_exp, "n", (dim,))
+        yield Case(f"effective_sample_size[{dim}]", _ops.effective_sample_size, "n", (dim,))
+        yield Case(f"importance_weights[{dim}]", _ops.importance_weights, "n", (dim, 1.3))
+        for reduction, value in (("mean", "bound"), ("sum", "surrogate"), ("none", "surrogate")):
+            yield Case(f"iwae[{dim},{reduction},{value}]", _ops.iwae_loss, "n", (dim, reduction, value))
+    generator = _ops.importance_weighted_generator_loss
+    for dim, reduction in ((None, "mean"), (0, "none"), (1, "sum"), (2, "mean")):
+        for detach in (True, False):
+            yield Case(f"iwgan[{dim},{reduction},{detach}]", generator, "n", (dim, 0.7, detach, reduction))
+
+
+def logit_cases() -> Iterator[Case]:
+    for number, term in enumerate(TERMS):
+        yield Case(f"logit_term[{term}]", _ops.logit_term, "n", (number, 0.1))
+        for reduction in ("mean", "sum", "none"):
+            options = ([number], reduction, 0.1, reduction != "none")
+            yield Case(f"logit_loss[{term},{reduction}]", _ops.logit_loss, "n", options, lists=[(3, 5)])
+    some, terms = [(5,), (2, 3, 4), (1,), ()], [0, 1, 3, 4]
+    yield Case("logit_loss[list]", _ops.logit_loss, "nnnn", (terms, "mean", 0.3, True), lists=some)
+    many = [(2, n + 1) for n in range(18)]  # more than one launch takes
+    yield Case("logit_loss[18]", _ops.logit_loss, "n" * 18, ([2, 5] * 9, "sum", 0.3, True), lists=many)
+    large = [(9000,), (3,), (70, 100)]  # several programs
+    yield Case("logit_loss[large]", _ops.logit_loss, "nnn", ([0, 1, 4], "mean", 1.0, True), lists=large)
+    yield Case("logit_loss[large,no statistics]", _ops.logit_loss, "nnn", ([0, 1, 4], "sum", 1.0, False), lists=large)
+
+
+def kl_cases() -> Iterator[Case]:
+    plain = (0.0, "sum", -INF, INF, 0.1)
+    for event in (0, 1, 2, 3):
+        for reduction in ("mean", "none"):
+            yield kl(f"gaussian_kl[{event},{reduction}]", "nn---", (event, "logvar", *plain, reduction))
+    for letters in ("nnn--", "nn-n-", "nnnn-"):
+        yield kl(f"gaussian_kl[{letters}]", letters, (1, "logvar", *plain, "sum"))
+    for spread in ("logvar", "logstd", "std"):
+        letters = "npnp-" if spread == "std" else "nnnn-"
+        for clamp in ((-INF, INF), (-0.7, 0.9), (-INF, 0.5)):
+            yield kl(f"gaussian_kl[{spread},{clamp}]", letters, (1, spread, 0.0, "sum", *clamp, 2.0, "mean"))
+    for mode, bits in (("sum", 55.0), ("per_dim", 0.6)):  # rows, and dimensions, on both sides
+        for reduction in ("mean", "sum", "none"):
+            options = (2, "logvar", bits, mode, -INF, INF, 0.5, reduction)
+            yield kl(f"gaussian_kl[{mode},{reduction}]", "nn---", options)
+            yield kl(f"gaussian_kl[{mode},{reduction},weights]", "nn--w", options)
+    yield kl("gaussian_kl[sum,prior]", "nnnn-", (2, "logvar", 260.0, "sum", -INF, INF, 0.5, "sum"))
+    yield kl("gaussian_kl[per_dim,prior]", "npnp-", (1, "std", 1.0, "per_dim", -0.7, 0.9, 0.5, "none"))
+    yield kl("gaussian_kl[weights]", "nnnnw", (1, "logvar", *plain, "mean"), rows=2)
+
+
+def kl(name: str, letters: str, options: tuple[Any, ...], shape: tuple[int, ...] = (5, 3, 10), rows: int = 1) -> Case:
+    return Case(name, _ops.gaussian_kl, letters, options, shape, rows)
+
+
+def sample_cases() -> Iterator[Case]:
+    # ten columns share Philox blocks between rows; eight do not
+    for last in (10, 8):
+        for count, dim in ((-1, 0), (3, 0), (2, 1), (2, -1), (1, 1)):
+            for spread, clamp in (("logvar", (-INF, INF)), ("logstd", (-0.8, 0.9)), ("std", (-INF, INF))):
+                if spread != "logvar" and (count, dim) != (3, 0):
+                    continue
+                letters, shape = "npr" if spread == "std" else "nnr", (5, 3, last)
+                label = f"{last},{count},{dim},{spread}"
+                yield Case(f"sample[{label}]", _ops.sample_gaussian, letters, (count, dim, spread, *clamp), shape)
+                for event in (1, 2):
+                    options = (count, dim, event, spread, *clamp)
+                    name = f"sample_with_kl[{label},{event}]"
+                    yield Case(name, _ops.sample_gaussian_with_kl, letters, options, shape)
+    options = (-1, 0, "std", -0.8, 0.9)
+    yield Case("sample[std,clamp]", _ops.sample_gaussian, "npr", options)
+
+
+def likelihood_cases() -> Iterator[Case]:
+    for event in (0, 1, 2, 3):
+        yield Case(f"bernoulli[{event}]", _ops.bernoulli_log_prob, "nu", (event,))
+
+
+CASES = [*softmax_cases(), *logit_cases(), *kl_cases(), *sample_cases(), *likelihood_cases()]
+MAIN_NAMES = (
+    "log_mean_exp[1]",
+    "importance_weights[0]",
+    "iwae[-1,mean,bound]",
+    "iwgan[1,sum,False]",
+    "iwgan[None,mean,True]",
+    "logit_term[logistic_fake]",
+    "logit_loss[list]",
+    "gaussian_kl[std,(-0.7, 0.9)]",
+    "gaussian_kl[sum,mean,weights]",
+    "sample[10,3,0,logvar]",
+    "sample_with_kl[8,2,1,logvar,1]",
+    "bernoulli[1]",
+)
+MAIN = [case for case in CASES if case.name in MAIN_NAMES]
+assert len(MAIN) == len(MAIN_NAMES)
+HALF = [case for i, case in enumerate(CASES) if i % 2 == 0 or case in MAIN]
+
+
+# ---- what every case must do -----------------------------------------------------------------------------------------
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """To the tolerance of the dtype, relative to the largest value (gradients may all cancel: or to 0.01)."""
+    assert actual.shape == expected.shape
+    expected = expected.to(actual.device)
+    tolerance = TOLERANCE[actual.dtype] if tolerance is None else tolerance
+    finite = expected[expected.isfinite()].abs()
+    scale = max(finite.max().item(), 0.01) if finite.numel() else 1.0
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True
+    )
+
+
+def as_tuple(x: Any) -> tuple[Tensor, ...]:
+    return (x,) if isinstance(x, Tensor) else tuple(x)
+
+
+def differentiated(op: FusedOp, tensors: list[Any]) -> list[Tensor]:
+    """The tensors that get a gradient: all floating ones but row weights."""
+    given = tensors if op.tensor_list else tensors[:4]
+    return [t for t in given if t is not None and t.is_floating_point()]
+
+
+def run(op: FusedOp, tensors: list[Any], options: tuple[Any, ...], grads: list[Tensor] | None = None) -> Any:
+    """(outputs, gradients, incoming gradients)."""
+    inputs = [None if t is None else t.detach() for t in tensors]
+    wanted = [t.requires_grad_() for t in differentiated(op, inputs)]
+    outputs = as_tuple(op(*inputs, *options, tensors=len(inputs)))
+    differentiable = outputs[: op.differentiable_outputs]
+    if not differentiable:
+        return outputs, [], []
+    if grads is None:
+        grads = [torch.randn_like(o) for o in differentiable]
+    return outputs, list(torch.autograd.grad(differentiable, wanted, grads)), grads
+
+
+def check(case: Case, tensors: list[Any], grad_layout: Callable[[Tensor], Tensor] = contiguous) -> Any:
+    """Compares with the reference; returns what `run` does."""
+    op = case.op
+    exact = [t if t is None or not t.is_floating_point() else t.detach().double().requires_grad_() for t in tensors]
+    oracle = as_tuple(op.reference(*op._pack(exact), *case.options))
+    wanted = differentiated(op, exact)
+    shapes = [o.shape for o in oracle[: op.differentiable_outputs]]
+    low = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    grads = [grad_layout(torch.randn(s, dtype=low, device=exact[0].device)) for s in shapes]
+    if op in (_ops.sample_gaussian, _ops.sample_gaussian_with_kl):
+        grads[0] = grad_layout(grads[0].to(tensors[0].dtype))
+    outputs, found, _ = run(op, tensors, case.options, grads)
+    for actual, expected in zip(outputs, oracle, strict=True):
+        assert actual.is_contiguous()
+        close(actual, expected.detach())
+    if grads:
+        expected_grads = torch.autograd.grad(oracle[: len(grads)], wanted, [g.double() for g in grads])
+        for leaf, actual, expected in zip(differentiated(op, tensors), found, expected_grads, strict=True):
+            assert actual.dtype == leaf.dtype and actual.stride() == torch.empty_like(leaf).stride()
+            close(actual, expected)
+    return outputs, found, grads
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels launched."""
+    names: list[str] = []
+    launch = _rows.launch
+
+    def counted(kernel: Any, *args: Any, **constants: Any) -> None:
+        names.append(kernel.fn.__name__)
+        launch(kernel, *args, **constants)
+
+    monkeypatch.setattr(_rows, "launch", counted)
+    return names
+
+
+@kernels
+def test_every_op_has_kernels() -> None:
+    ops = [op for op in vars(_ops).values() if isinstance(op, FusedOp)]
+    expected = {op.name for op in ops} | {f"{op.name}_backward" for op in ops if op.differentiable_outputs}
+    assert set(OPS) == expected
+    key = "CUDA" if torch.cuda.is_available() else "CPU"
+    assert all(torch._C._dispatch_has_kernel_for_dispatch_key(f"unigen_fast::{name}", key) for name in expected)
+
+
+@kernels
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case: Case, device: torch.device, launches: list[str]) -> None:
+    check(case, case.tensors(torch.float32, device))
+    assert len(launches) >= 1 + bool(case.op.differentiable_outputs)
+
+
+@kernels
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", HALF, ids=str)
+def test_layouts(case: Case, layout: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    """Of the inputs, and of the incoming gradients."""
+    tensors = case.tensors(torch.float32, device)
+    check(case, [t if t is None or not t.is_floating_point() else layout(t) for t in tensors], layout)
+
+
+@kernels
+@pytest.mark.parametrize("case", [c for c in CASES if "large" not in c.name], ids=str)
+def test_float64(case: Case, device: torch.device) -> None:
+    check(case, case.tensors(torch.float64, device))
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", MAIN, ids=str)
+def test_low_precision(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    """Results in fp32, to the accuracy of fp32; gradients and samples in the inputs' dtype."""
+    check(case, case.tensors(dtype, device))
+
+
+@kernels
+@pytest.mark.parametrize("case", MAIN, ids=str)
+@pytest.mark.parametrize("shape", [(0, 3, 10), (5, 0, 10), (5, 3, 0)], ids=str)
+def test_empty(case: Case, shape: tuple[int, ...], device: torch.device) -> None:
+    """No rows, or rows of nothing: sums are 0, means NaN."""
+    if case.lists:
+        case = Case(case.name, case.op, "nn", ([0, 3], *case.options[1:]), lists=[shape, (2, 0)])
+    elif case.op in SOFTMAX and (case.options[0] is None or not shape[case.options[0]]):
+        pytest.skip("at least one sample")
+    check(case, case.tensors(torch.float32, device, shape))
+
+
+# ---- sizes that take another path: long rows, split rows, many rows --------------------------------------------------
+
+
+SIZES = [
+    Case("long rows", _ops.log_mean_exp, "n", (1,), (3, 9000)),
+    Case("long columns", _ops.log_mean_exp, "n", (0,), (2100, 5)),
+    Case("split rows", _ops.log_mean_exp, "n", (1,), (2, 12000)),
+    Case("split rows", _ops.iwae_loss, "n", (1, "mean", "surrogate"), (2, 12000)),
+    Case("split rows", _ops.effective_sample_size, "n", (1,), (2, 12000)),
+    Case("split rows", _ops.importance_weights, "n", (1, 2.0), (2, 12000)),
+    Case("long columns", _ops.importance_weights, "n", (0, 2.0), (1500, 9)),
+    Case("one row", _ops.importance_weighted_generator_loss, "n", (None, 1.0, True, "mean"), (3, 4000)),
+    Case("split rows", _ops.importance_weighted_generator_loss, "n", (1, 2.0, False, "none"), (2, 12000)),
+    Case("many rows", _ops.iwae_loss, "n", (1, "mean", "bound"), (700, 3)),
+    kl("split rows", "nn---", (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none"), (2, 9000)),
+    kl("split rows", "nnnnw", (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "mean"), (2, 9000)),
+    kl("one row", "nn---", (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "mean"), (3, 4000)),
+    kl("many rows", "nn--w", (1, "logvar", 3.0, "sum", -INF, INF, 1.0, "sum"), (700, 3)),
+    Case("split rows", _ops.sample_gaussian_with_kl, "nnr", (-1, 0, 1, "logvar", -INF, INF), (2, 5200)),
+    Case("many programs", _ops.sample_gaussian, "nnr", (3, 0, "logvar", -INF, INF), (3, 1003)),
+    Case("split rows", _ops.bernoulli_log_prob, "nu", (1,), (2, 9000)),
+]
+
+
+@kernels
+@pytest.mark.parametrize("case", SIZES, ids=lambda c: f"{c.op.name}[{c.name}]")
+def test_sizes(case: Case, device: torch.device) -> None:
+    """Right, and the same bits every time."""
+    tensors = case.tensors(torch.float32, device)
+    outputs, found, grads = check(case, tensors)
+    outputs_again, found_again, _ = run(case.op, tensors, case.options, grads)
+    for first, second in zip((*outputs, *found), (*outputs_again, *found_again), strict=True):
+        assert torch.equal(first, second)
+
+
+@kernels
+@pytest.mark.parametrize("event", [3, 5])
+def test_more_dimensions_than_kernels_resolve(event: int, device: torch.device) -> None:
+    """Strides that nothing collapses: contiguous copies, and gradients in the inputs' own layout all the same."""
+    shape = (2, 3, 2, 3, 2)
+    tensors = [t[::2, ::2, ::2, ::2, ::2] for t in (torch.randn([2 * n for n in shape], device=device) for _ in "mv")]
+    tensors = [t.permute(1, 0, 4, 2, 3) for t in tensors]
+    options = (event, "logvar", 0.0, "sum", -INF, INF, 1.0, "none")
+    if event == 5:
+        with pytest.raises(_rows.Unsupported):
+            OPS["gaussian_kl"](*tensors, None, None, None, *options)
+    check(kl("5-D", "nn---", options), [*tensors, None, None, None], transposed)
+    check(Case("5-D", _ops.logit_loss, "n", ([0], "mean", 1.0, True), lists=[shape]), tensors[:1])
+    check(Case("5-D", _ops.log_mean_exp, "n", (2,)), tensors[:1])
+
+
+@kernels
+def test_tiles_and_offsets() -> None:
+    """A row beyond 2³¹ elements is indexed in 64 bits, and split among many programs."""
+    g = _rows.Geometry((4, 2**31), (1,), ((2**31, 1),))
+    plan = g.reduction(2048, tl.float32)
+    rows, cols, splits, span = plan.counts
+    assert g.index == tl.int64 and (rows, cols) == (4, 2**31)
+    assert splits == 128 and span * splits >= cols > span * (splits - 1) and span % plan.block_c == 0
+    assert _rows.Geometry((4, 5, 6), (2,), ((30, 6, 1), (0, 0, 1))).shape == ((20,), (6,))
+    assert _rows.Geometry((4, 5, 6), (1,), ((30, 6, 1),)).shape == ((4, 6), (5,))
+
+
+# ---- infinities and NaN ----------------------------------------------------------------------------------------------
+
+SOFTMAX = (
+    _ops.log_mean_exp,
+    _ops.importance_weights,
+    _ops.effective_sample_size,
+    _ops.iwae_loss,
+    _ops.importance_weighted_generator_loss,
+)
+ROWS = [
+    Case("log_mean_exp", _ops.log_mean_exp, "n", (1,)),
+    Case("importance_weights", _ops.importance_weights, "n", (1, 0.5)),
+    Case("effective_sample_size", _ops.effective_sample_size, "n", (1,)),
+    Case("iwae", _ops.iwae_loss, "n", (1, "none", "bound")),
+    Case("iwae[surrogate]", _ops.iwae_loss, "n", (1, "none", "surrogate")),
+    Case("iwgan", _ops.importance_weighted_generator_loss, "n", (1, 2.0, True, "none")),
+    Case("iwgan[attached]", _ops.importance_weighted_generator_loss, "n", (1, 1.0, False, "none")),
+]
+
+
+@kernels
+@pytest.mark.parametrize("columns", [7, 10500])
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_rows_of_infinities(case: Case, columns: int, device: torch.device) -> None:
+    x = torch.randn(6, columns, device=device)
+    x[1] = -INF
+    x[2, ::2] = -INF
+    x[3, 5] = NAN
+    x[4, 5] = INF
+    x[5] = x[5].sign() * 1e4
+    outputs, grads, incoming = run(case.op, [x], case.options)
+    value = outputs[0]
+    assert value[0].isfinite().all() and value[2].isfinite().all() and value[5].isfinite().all()
+    assert value[3].isnan().all() and value[4].isnan().all()
+    lost = {"log_mean_exp": -INF, "iwae": INF}.get(case.name, 0.0)
+    assert (value[1] == lost).all()
+    fine = [0, 2, 5]
+    if grads:
+        assert (grads[0][1] == 0).all()
+        assert grads[0][3].isnan().all() and grads[0][4].isnan().all()
+        assert (grads[0][2, ::2] == 0).all()
+    exact = x[fine].double().requires_grad_()
+    oracle = as_tuple(case.op.reference(exact, *case.options))
+    close(value[fine], oracle[0].detach())
+    if grads:
+        expected = torch.autograd.grad(oracle[0], exact, incoming[0][fine].double())[0]
+        close(grads[0][fine], expected)
+
+
+@kernels
+def test_one_sample_is_the_single_sample_loss(device: torch.device) -> None:
+    x = torch.randn(9, 1, device=device)
+    assert torch.equal(_ops.iwae_loss(x, 1, "none", "bound")[0], -x[:, 0])
+    assert torch.equal(_ops.iwae_loss(x, 1, "none", "surrogate")[0], -x[:, 0])
+    loss = _ops.importance_weighted_generator_loss(x, 1, 1.0, True, "none")[0]
+    assert torch.equal(loss, _ops.logit_term(x, 0, 1.0)[:, 0])
+
+
+@kernels
+@pytest.mark.parametrize("term", range(6))
+def test_extreme_logits(term: int, device: torch.device) -> None:
+    x = torch.tensor([-INF, -1e4, -80.0, -20.0, -1e-3, 0.0, 1e-3, 1.0, 20.0, 80.0, 1e4, INF, NAN], device=device)
+    oracle = x.double().requires_grad_()
+    expected = _ops.logit_term.reference(oracle, term, 1.0)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), oracle)
+    (value,), (grad,), _ = run(_ops.logit_term, [x], (term, 1.0), [torch.ones_like(x)])
+    # relative to each value: e^-80 is not 0
+    torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-5, atol=1e-45, equal_nan=True)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-5, atol=1e-45, equal_nan=True)
+
+
+@kernels
+def test_extreme_likelihoods(device: torch.device) -> None:
+    logits = torch.tensor([-INF, -1e4, -50.0, 0.0, 50.0, 1e4, INF, NAN], device=device).repeat_interleave(3)
+    x = torch.tensor([0.0, 1.0, 0.25], device=device).repeat(8)
+    check(Case("bernoulli", _ops.bernoulli_log_prob, "nu", (0,)), [logits[3:-6], x[3:-6]])
+    (value,), (grad, grad_x), _ = run(_ops.bernoulli_log_prob, [logits, x], (0,), [torch.ones_like(x)])
+    assert value[:3].tolist() == [0, -INF, -INF] and value[-6:-3].tolist() == [-INF, 0, -INF]
+    assert grad[:3].tolist() == [0, 1, 0.25] and grad[-6:-3].tolist() == [-1, 0, -0.75]
+    assert grad_x[:3].tolist() == [0, -INF, -INF] and grad_x[-6:-3].tolist() == [INF, 0, INF]
+    assert all(t[-3:].isnan().all() for t in (value, grad, grad_x))
+
+
+@kernels
+def test_near_and_far_from_the_prior(device: torch.device) -> None:
+    """e^d - 1 - d neither cancels nor overflows early; NaN stays in its row."""
+    logvar = torch.tensor([[0.0, 1e-6, -1e-3, 0.99, -1.01, 30.0, -80.0, 88.0]], device=device).t()
+    mean = torch.zeros_like(logvar)
+    value = _ops.gaussian_kl(mean, logvar, None, None, None, 1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none")[0]
+    exact = logvar[:, 0].double()
+    expected = 0.5 * (torch.expm1(exact) - exact)
+    expected[1:3] = (exact.square() / 4 + exact**3 / 12)[1:3]
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    mean[3], logvar[4] = NAN, NAN
+    for free_bits, clamp in ((0.0, (-1.0, 1.0)), (0.5, (-1.0, 1.0)), (0.0, (-INF, INF))):
+        case = kl("NaN", "nn---", (1, "logvar", free_bits, "per_dim", *clamp, 1.0, "none"))
+        (value, _), _, _ = check(case, [mean, logvar, None, None, None])
+        assert value.isnan().nonzero().flatten().tolist() == [3, 4]
+
+
+# ---- random numbers --------------------------------------------------------------------------------------------------
+
+if SERVING:
+
+    @triton.jit
+    def store_words(out, rng_state, first, BLOCK: tl.constexpr):
+        block = tl.full((), first, tl.int64) + tl.arange(0, BLOCK)
+        w0, w1, w2, w3 = words(block, rng_state)
+        at = out + tl.arange(0, BLOCK) * 4
+        tl.store(at, w0.to(tl.int64))
+        tl.store(at + 1, w1.to(tl.int64))
+        tl.store(at + 2, w2.to(tl.int64))
+        tl.store(at + 3, w3.to(tl.int64))
+
+
+def philox_by_hand(seed: int, offset: int, block: int) -> list[int]:
+    mask = 0xFFFFFFFF
+    c = [block & mask, block >> 32, offset & mask, offset >> 32 & mask]
+    k = [seed & mask, seed >> 32 & mask]
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [b >> 32 ^ c[1] ^ k[0], b & mask, a >> 32 ^ c[3] ^ k[1], a & mask]
+        k = [k[0] + 0x9E3779B9 & mask, k[1] + 0xBB67AE85 & mask]
+    return c
+
+
+@kernels
+@pytest.mark.parametrize("first", [0, 2**32 - 4])
+@pytest.mark.parametrize("state", [(0, 0), (-1, -1), (0x0123456789ABCDEF, -0x7EDCBA9876543210)])
+def test_words(state: tuple[int, int], first: int, device: torch.device) -> None:
+    """Bit for bit, across the carry into the counter's second word too."""
+    rng_state = torch.tensor(state, device=device)
+    out = torch.empty(8, 4, dtype=torch.int64, device=device)
+    store_words[(1,)](out, rng_state, first, 8)
+    assert out.tolist() == [philox_by_hand(*state, block) for block in range(first, first + 8)]
+    if first == 0:
+        assert torch.equal(out, philox(rng_state, 8))
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(10007,), (37, 12), (37, 11)])
+def test_normals(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    rng_state = torch.tensor([1234, -5678], device=device)
+    zeros, ones = torch.zeros(shape, dtype=dtype, device=device), torch.ones(shape, dtype=dtype, device=device)
+    z = _ops.sample_gaussian(zeros, ones, rng_state, -1, 0, "std", -INF, INF)
+    exact = philox_normal(rng_state, shape, torch.float64)
+    torch.testing.assert_close(z.double(), exact, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
+    with_kl = _ops.sample_gaussian_with_kl(zeros, ones, rng_state, -1, 0, 1, "std", -INF, INF)[0]
+    assert torch.equal(z, with_kl)
+
+
+# ---- the bare backward ops -------------------------------------------------------------------------------------------
+
+
+@kernels
+@pytest.mark.parametrize("needed", range(1, 16))
+def test_only_needed_gradients(needed: int, device: torch.device) -> None:
+    mean, logvar, prior_mean, prior_logvar = torch.randn(4, 3, 5, device=device).unbind()
+    grad = torch.randn(3, device=device)
+    arguments = (grad, mean, logvar, prior_mean, prior_logvar, None, mean.new_empty((0,)))
+    options = (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none")
+    everything = _ops.gaussian_kl.backward(*arguments, *options, 15)
+    some = _ops.gaussian_kl.backward(*arguments, *options, needed)
+    for i, (one, other) in enumerate(zip(some, everything, strict=True)):
+        assert torch.equal(one, other) if needed >> i & 1 else one.shape == (0,)
+    if needed < 4:
+        rng_state = torch.tensor([3, 4], device=device)
+        sample = (rng_state, -1, 0, "logvar", -INF, INF)
+        everything = _ops.sample_gaussian.backward(mean, mean, logvar, *sample, 3)
+        some = _ops.sample_gaussian.backward(mean, mean, logvar, *sample, needed)
+        for i, (one, other) in enumerate(zip(some, everything, strict=True)):
+            assert torch.equal(one, other) if needed >> i & 1 else one.shape == (0,)

@@ -1,0 +1,75 @@
+"""Triton kernels of the log-likelihoods."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unigen_fast.triton import _rows
+from unigen_fast.triton._rows import (
+    close_rows,
+    columns_at,
+    load,
+    load_rows,
+    log1p_unit,
+    program,
+    sigmoid,
+    store,
+    tile_of,
+)
+
+__all__ = ["bernoulli_log_prob", "bernoulli_log_prob_backward"]
+
+
+@triton.jit
+def _bernoulli_kernel(
+    inputs, parameters, close, shape, counts,
+    STAGE: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    logits, data = inputs
+    row, split, first, last = program(counts, BLOCK_R, INDEX)
+    total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    for start in range(first, last, BLOCK_C):
+        col, mask = columns_at(start, row, counts, BLOCK_C)
+        logit = load(logits, row, col, shape, mask, DTYPE)
+        x = load(data, row, col, shape, mask, DTYPE)
+        size = tl.abs(logit)
+        wrong = tl.where(logit >= 0, 1 - x, x)  # the mass on the side that the logit speaks against
+        value = tl.where(wrong == 0, 0.0, wrong * size) + log1p_unit(tl.exp(-size))
+        total -= tl.where(mask, value, 0.0)
+    close_rows(tl.sum(total, 1), row, split, close, shape, counts, STAGE, DTYPE)
+
+
+@triton.jit
+def _bernoulli_backward_kernel(
+    grad, logits, data, grad_logits, grad_data, shape, counts,
+    DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    row, col, mask = tile_of(counts, BLOCK_R, BLOCK_C, INDEX)
+    g = load_rows(grad, row, shape, counts, DTYPE)[:, None]
+    logit = load(logits, row, col, shape, mask, DTYPE)
+    x = load(data, row, col, shape, mask, DTYPE)
+    if grad_logits is not None:
+        store(grad_logits, row, col, shape, mask, g * (x * sigmoid(-logit) - (1 - x) * sigmoid(logit)))
+    if grad_data is not None:
+        certain = (tl.abs(logit) == float("inf")) & (tl.where(logit >= 0, 1 - x, x) == 0)
+        store(grad_data, row, col, shape, mask, g * tl.where(certain, 0.0, logit))
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor, event_ndims: int) -> Tensor:
+    row_shape = logits.shape[: logits.dim() - event_ndims]
+    return _rows.sum_rows(_bernoulli_kernel, _rows.event_dims(logits, event_ndims), (logits, x), row_shape=row_shape)[0]
+
+
+def bernoulli_log_prob_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, event_ndims: int, needed: int
+) -> tuple[Tensor, Tensor]:
+    grads = [torch.empty_like(t) if needed >> i & 1 else None for i, t in enumerate((logits, x))]
+    g, full, rows = _rows.operands(_rows.event_dims(logits, event_ndims), (logits, x, *grads), (grad,))
+    dtype = _rows.arithmetic(logits)
+    plan = g.map(1024, dtype)
+    _rows.launch(
+        _bernoulli_backward_kernel, (plan.programs,), logits.device, *rows, *full, g.shape, plan.counts,
+        DTYPE=dtype, INDEX=g.index, **plan.constants,
+    )  # fmt: skip
+    return _rows.present(grads, logits)
