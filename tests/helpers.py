@@ -1,13 +1,14 @@
 """One table of cases, and what the generic tests do with it.
 
-A `Case` is a public function with its options fixed, a description of its tensors, and an oracle: an independent formula
-in float64, from `torch.distributions` or PyTorch's own losses where they have one. A new op is a new row of `CASES`.
+A `Case` is a public function with its options fixed, a description of its tensors, and an oracle: an independent
+formula in float64, from `torch.distributions` or PyTorch's own losses where they have one. A new op is a new row of
+`CASES`.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -293,6 +294,7 @@ class Case:
     call: Callable[..., Any]
     specs: Callable[[int, int], Sequence[Spec]]
     oracle: Callable[..., Any]
+    differentiable: bool = True
     # the derivative is that of the value: not so where weights are detached
     derivative: bool = True
     random: bool = False
@@ -301,7 +303,9 @@ class Case:
     # all sizes of the grid, or (where only the shape's structure is new) a few
     every_size: bool = True
     # a composition of PyTorch ops or of several kernels: nothing is said about what it saves
-    composed: bool = field(default=False)
+    composed: bool = False
+    # a differentiated input is broadcast: PyTorch sums its gradient, out of numbers already rounded to its dtype
+    broadcast: bool = False
 
     def __call__(self, *tensors: Tensor) -> Any:
         """The call; a random one with the same noise each time."""
@@ -368,7 +372,9 @@ def bce(logits: Tensor, x: Tensor, event_ndims: int = 1) -> Tensor:
     return terms.sum(dim=tuple(range(-event_ndims, 0))) if event_ndims else terms
 
 
-def reparameterised(mean: Tensor, std: Tensor, shape: Sequence[int] | None = None, sample_dim: int | None = None) -> Tensor:
+def reparameterised(
+    mean: Tensor, std: Tensor, shape: Sequence[int] | None = None, sample_dim: int | None = None
+) -> Tensor:
     if sample_dim is not None:
         mean, std = mean.unsqueeze(sample_dim), std.unsqueeze(sample_dim)
     eps = noise(draw_rng_state(mean.device), mean.shape if shape is None else shape)
@@ -389,7 +395,9 @@ def first(kind: str = "normal") -> Callable[[int, int], list[Spec]]:
     return lambda rows, n: [Spec((n, rows), kind)]
 
 
-def gaussian(spread: str = "normal", *, prior: bool = False, shape: Callable[..., Any] = lambda rows, n: (rows, n)) -> Any:
+def gaussian(
+    spread: str = "normal", *, prior: bool = False, shape: Callable[..., Any] = lambda rows, n: (rows, n)
+) -> Any:
     """mean and spread, once or twice."""
     return lambda rows, n: [Spec(shape(rows, n)), Spec(shape(rows, n), spread)] * (2 if prior else 1)
 
@@ -447,6 +455,7 @@ IMPORTANCE = [
         lambda x: uf.effective_sample_size(x, dim=-1),
         last("log_w"),
         lambda x: 1 / torch.softmax(x.detach(), -1).square().sum(-1),
+        differentiable=False,
         empty_event=False,
     ),
     Case(
@@ -454,6 +463,7 @@ IMPORTANCE = [
         lambda x: uf.effective_sample_size(x, dim=0),
         first("log_w"),
         lambda x: 1 / torch.softmax(x.detach(), 0).square().sum(0),
+        differentiable=False,
         empty_event=False,
         every_size=False,
     ),
@@ -525,7 +535,9 @@ ADVERSARIAL = [
     ),
     Case(
         "importance_weighted_generator_loss[attached]",
-        lambda x: uf.importance_weighted_generator_loss(fake=x, dim=-1, detach=False, temperature=0.8, reduction="none"),
+        lambda x: uf.importance_weighted_generator_loss(
+            fake=x, dim=-1, detach=False, temperature=0.8, reduction="none"
+        ),
         last("logits"),
         lambda x: iwgan(x, -1, 0.8, detach=False, reduction="none"),
         empty_event=False,
@@ -678,6 +690,7 @@ DIVERGENCE = [
         lambda rows, n: [Spec((2, rows, n)), Spec((rows, n)), Spec((rows, 1)), Spec((n,))],
         lambda m, v, pm, pv: kl(m, (v / 2).exp(), pm, (pv / 2).exp()).mean(),
         every_size=False,
+        broadcast=True,
     ),
     Case(
         "gaussian_kl[std,prior]",
@@ -837,6 +850,7 @@ LIKELIHOOD = [
         lambda rows, n: [Spec((2, rows, n), "logits"), Spec((n,), "unit")],
         bce,
         every_size=False,
+        broadcast=True,
     ),
     Case(
         "bernoulli_log_prob[4-D]",

@@ -1,0 +1,593 @@
+"""Losses of discriminator logits, and IWGAN's generator loss: what is particular to them."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, iwgan, softplus
+from torch import Tensor
+
+import unigen_fast as uf
+
+INF = math.inf
+iw_loss = uf.importance_weighted_generator_loss
+
+
+def gradient(loss: Tensor, x: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, x)[0]
+
+
+@pytest.fixture
+def logits(device: torch.device) -> Tensor:
+    return (2 * torch.randn(16, dtype=torch.float64, device=device)).requires_grad_()
+
+
+# ---- IWGAN -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 30.0])
+@pytest.mark.parametrize("k", [1, 2, 64, 256, 1000])
+def test_iwgan_gradient_in_closed_form(k: int, scale: float, device: torch.device) -> None:
+    """-sigma(l_i) / sum_j exp(l_j), whole minibatch and groups."""
+    x = (scale * torch.randn(k, 3, dtype=torch.float64, device=device)).requires_grad_()
+
+    def closed_form(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+        x = x.detach()
+        peak = x.amax(dim, keepdim=True)
+        return -x.sigmoid() * (-peak).exp() / (x - peak).exp().sum(dim, keepdim=True)
+
+    assert_close(gradient(iw_loss(fake=x), x), closed_form(x, (0, 1)), 1e-12)
+    assert_close(gradient(iw_loss(fake=x, dim=0, reduction="sum"), x), closed_form(x, 0), 1e-12)
+    assert_close(gradient(iw_loss(fake=x, dim=0), x), closed_form(x, 0) / 3, 1e-12)
+    assert_close(gradient(iw_loss(fake=x, dim=1, reduction="sum"), x), closed_form(x, 1), 1e-12)
+
+
+def test_iwgan_of_the_whole_minibatch_is_saturating_over_mean_odds(logits: Tensor) -> None:
+    """The saturating gradient, divided by the mean of D / (1 - D)."""
+    saturating = gradient(uf.generator_loss(fake=logits, kind="saturating"), logits)
+    assert_close(gradient(iw_loss(fake=logits), logits), saturating / logits.detach().exp().mean(), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("size", [1, 8, 17, 64, 1000])
+def test_iwgan_with_one_sample_is_exactly_non_saturating(
+    size: int, detach: bool, reduction: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """A `dim` of size 1: the same bits, value and gradient."""
+    flat = (5 * torch.randn(size, device=device)).to(dtype)
+    flat[0] = 100
+    expected_input = flat.clone().requires_grad_()
+    expected = uf.generator_loss(fake=expected_input, reduction=reduction)
+    expected_gradient = gradient(expected.sum(), expected_input)
+    for dim in (0, 1):
+        x = flat.unsqueeze(dim).clone().requires_grad_()
+        loss = iw_loss(fake=x, dim=dim, reduction=reduction, detach=detach)
+        assert_same_bits(loss, expected)
+        assert_same_bits(gradient(loss.sum(), x).squeeze(dim), expected_gradient)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
+def test_iwgan_with_logits_of_ten_thousand(dtype: torch.dtype, detach: bool, device: torch.device) -> None:
+    rows = [[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e4, 1e4, 1e4], [-1e4, -9e3, -8e3]]
+    x = torch.tensor(rows, dtype=dtype, device=device, requires_grad=True)
+    wide = x.detach().double()
+    for options in (
+        {},
+        {"dim": 1},
+        {"dim": 1, "reduction": "none"},
+        {"dim": 0},
+        {"temperature": 0.01},
+        {"temperature": 50.0},
+    ):
+        loss = iw_loss(fake=x, detach=detach, **options)
+        g = gradient(loss.sum(), x)
+        assert loss.isfinite().all() and g.isfinite().all()
+        oracle = wide.clone().requires_grad_()
+        expected = iwgan(
+            oracle, options.get("dim"), options.get("temperature", 1.0), detach, options.get("reduction", "mean")
+        )
+        assert_close(loss, expected, 1e-5, 1e-30)
+        eps = torch.finfo(dtype).eps if dtype in LOW_PRECISION else 1e-5
+        assert_close(g, gradient(expected.sum(), oracle), eps, torch.finfo(torch.float32).tiny)
+
+
+def test_iwgan_weights_are_detached(logits: Tensor) -> None:
+    """Attached, most gradients have another sign: the default must be the one of Eq. 16."""
+    detached = gradient(iw_loss(fake=logits), logits)
+    attached = gradient(iw_loss(fake=logits, detach=False), logits)
+    assert (detached < 0).all(), "every generated sample is pushed up"
+    weights = torch.softmax(logits.detach(), 0)
+    per_sample = softplus(-logits.detach())
+    mean = (weights * per_sample).sum()
+    assert_close(attached, detached + weights * (per_sample - mean), 1e-12)
+    assert (attached > 0).any()
+    assert_same_bits(iw_loss(fake=logits), iw_loss(fake=logits, detach=False))
+
+
+def test_iwgan_weights_are_those_of_importance_weights(logits: Tensor) -> None:
+    """w = q^r(0|x) / q(0|x) = exp(log_ratio(l, y=0, reversed=True)) = exp(l)."""
+    log_w = uf.log_ratio(logits, y=0, reversed=True)
+    assert_close(log_w, logits, 1e-15)
+    expected = (uf.importance_weights(log_w, dim=0) * -uf.log_discriminator(logits, 0, reversed=True)).sum()
+    assert_close(iw_loss(fake=logits), expected, 1e-13)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_iwgan_second_derivative_of_detached_weights(detach: bool, logits: Tensor) -> None:
+    for call in (
+        lambda f: f(logits, None, 0.7, detach),
+        lambda f: f(logits.reshape(4, 4), 0, 1.0, detach),
+        lambda f: f(logits.reshape(2, 8).t(), -2, 1.3, detach, "sum"),
+    ):
+        results = []
+        for function in (
+            lambda x, dim, t, d, r="mean": iw_loss(fake=x, dim=dim, temperature=t, detach=d, reduction=r),
+            iwgan,
+        ):
+            (first,) = torch.autograd.grad(call(function), logits, create_graph=True)
+            (second,) = torch.autograd.grad((first * torch.arange(16, device=logits.device)).sum(), logits)
+            results.append((first, second))
+        for got, expected in zip(*results, strict=True):
+            assert_close(got, expected, 1e-11)
+
+
+def test_iwgan_rows_of_minus_infinity(device: torch.device) -> None:
+    """Weights 0: no loss and no gradient from that row."""
+    x = torch.tensor([[-INF, -INF], [0.5, -1.0]], dtype=torch.float64, device=device, requires_grad=True)
+    for detach in (True, False):
+        loss = iw_loss(fake=x, dim=1, reduction="none", detach=detach)
+        assert loss[0] == 0
+        assert_close(loss[1], iwgan(x[1].detach(), 0), 1e-13)
+        g = gradient(loss.sum(), x)
+        assert (g[0] == 0).all() and (g[1] != 0).all()
+    mixed = torch.tensor([[-INF, 1.0, 2.0]], dtype=torch.float64, device=device, requires_grad=True)
+    loss = iw_loss(fake=mixed, dim=1)
+    assert_close(loss, iwgan(mixed.detach()[:, 1:], 1), 1e-13)
+    assert gradient(loss, mixed)[0, 0] == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, INF])
+@pytest.mark.parametrize("k", [4, 100])
+def test_iwgan_nan_stays_in_its_row(bad: float, k: int, device: torch.device) -> None:
+    clean = torch.randn(3, k, device=device)
+    x = clean.clone()
+    x[1, 2] = bad
+    x.requires_grad_(), clean.requires_grad_()
+    got, expected = (iw_loss(fake=t, dim=1, reduction="none") for t in (x, clean))
+    got_gradient, expected_gradient = gradient(got.sum(), x), gradient(expected.sum(), clean)
+    assert got[1].isnan() and got_gradient[1].isnan().any()
+    for a, b in ((got, expected), (got_gradient, expected_gradient)):
+        assert_same_bits(a[[0, 2]], b[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(
+    "labels", [[0] * 7, [0, 1, 0, 2, 1, 0, 5], [9, -3, 4, 2, 1, 0, 7], [3, 3, 3, -1, -1, -1, -1]], ids=str
+)
+def test_iwgan_groups(
+    labels: list[int], detach: bool, reduction: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Weights normalised among the samples of one label, against a loop over the labels."""
+    x = torch.randn(7, device=device).mul(3).to(dtype).requires_grad_()
+    groups = torch.tensor(labels, device=device)
+    wide = x.detach().double().requires_grad_()
+    each = torch.stack([iwgan(wide[groups == g], 0, 1.5, detach) for g in groups.unique()])
+    expected = each.mean() if reduction == "mean" else each.sum()
+    got = iw_loss(fake=x, groups=groups, temperature=1.5, detach=detach, reduction=reduction)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close(got, expected, 1e-10 if dtype == torch.float64 else 1e-5)
+    eps = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3}[dtype]
+    assert_close(gradient(got, x), gradient(expected, wide), eps, 1e-7 if dtype == torch.float16 else 0.0)
+
+
+def test_iwgan_one_group_is_the_whole_minibatch(logits: Tensor) -> None:
+    groups = torch.full((16,), 4, dtype=torch.int32, device=logits.device)
+    got, expected = iw_loss(fake=logits.reshape(4, 4), groups=groups), iw_loss(fake=logits)
+    assert_close(got, expected, 1e-14)
+    assert_close(gradient(got, logits), gradient(expected, logits), 1e-12)
+
+
+def test_iwgan_groups_do_not_see_each_other(device: torch.device) -> None:
+    """Groups 1e4 apart: each is normalised by its own maximum."""
+    x = torch.tensor([1e4, -1e4, 9999.0, -9999.0], dtype=torch.float64, device=device, requires_grad=True)
+    groups = torch.tensor([0, 1, 0, 1], device=device)
+    expected = torch.stack([iwgan(x[groups == g], 0) for g in (0, 1)]).mean()
+    assert_close(iw_loss(fake=x, groups=groups), expected, 1e-13)
+    assert_close(gradient(iw_loss(fake=x, groups=groups), x), gradient(expected, x), 1e-12, 1e-300)
+
+
+def test_iwgan_of_a_column_is_that_of_a_vector(device: torch.device) -> None:
+    """[N, 1], as discriminators return it, and any shape for dim=None."""
+    x = torch.randn(12, device=device)
+    for shape in ((12, 1), (1, 12), (3, 4), (2, 3, 2)):
+        assert_close(iw_loss(fake=x.reshape(shape)), iwgan(x.double(), 0), 1e-6)
+        assert_close(iw_loss(fake=x.reshape(shape).transpose(0, 1)), iwgan(x.double(), 0), 1e-6)
+
+
+# ---- discriminator and generator losses ------------------------------------------------------------------------------
+
+FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "logistic": (
+        lambda r: F.binary_cross_entropy_with_logits(r, torch.ones_like(r), reduction="none"),
+        lambda f: F.binary_cross_entropy_with_logits(f, torch.zeros_like(f), reduction="none"),
+    ),
+    "hinge": (lambda r: torch.clamp(1 - r, min=0), lambda f: torch.clamp(1 + f, min=0)),
+}
+GENERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "non_saturating": lambda f: -torch.sigmoid(f).log(),
+    "saturating": lambda f: torch.sigmoid(-f).log(),
+    "hinge": lambda f: -f,
+}
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("scale", [1.0, 0.5, -2, 0.0])
+def test_discriminator_loss(kind: str, reduction: str, scale: float, device: torch.device) -> None:
+    real, fake = (torch.randn(5, 7, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    reduce = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}[reduction]
+    expected = scale * (reduce(FORMULAS[kind][0](real)) + reduce(FORMULAS[kind][1](fake)))
+    got = uf.discriminator_loss(real=real, fake=fake, kind=kind, reduction=reduction, scale=scale)
+    assert_close(got, expected, 1e-13, 1e-300)
+    for x in (real, fake):
+        (a,) = torch.autograd.grad(got.sum(), x, retain_graph=True)
+        (b,) = torch.autograd.grad(expected.sum(), x, retain_graph=True)
+        assert_close(a, b, 1e-12, 1e-300)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_generator_loss(kind: str, reduction: str, device: torch.device) -> None:
+    fake = torch.randn(5, 7, dtype=torch.float64, device=device, requires_grad=True)
+    reduce = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}[reduction]
+    expected = 1.5 * reduce(GENERATORS[kind](fake))
+    got = uf.generator_loss(fake=fake, kind=kind, reduction=reduction, scale=1.5)
+    assert_close(got, expected, 1e-12)
+    assert_close(gradient(got.sum(), fake), gradient(expected.sum(), fake), 1e-12)
+
+
+def test_each_side_is_averaged_over_its_own_batch(device: torch.device) -> None:
+    """wiseodd/generative-models #13: one mean over another number of elements changes the balance of the terms."""
+    real, fake = (
+        torch.randn(3, 2, dtype=torch.float64, device=device),
+        torch.randn(50, dtype=torch.float64, device=device),
+    )
+    expected = softplus(-real).mean() + softplus(fake).mean()
+    assert_close(uf.discriminator_loss(real=real, fake=fake), expected, 1e-13)
+    lists = uf.discriminator_loss(real=[real, fake], fake=[fake, real])
+    assert_close(lists, expected + softplus(-fake).mean() + softplus(real).mean(), 1e-13)
+
+
+def test_real_and_fake_are_not_interchangeable(logits: Tensor) -> None:
+    other = torch.randn_like(logits)
+    assert uf.discriminator_loss(real=logits, fake=other) != uf.discriminator_loss(real=other, fake=logits)
+    with pytest.raises(TypeError, match="positional"):
+        uf.discriminator_loss(logits, other)
+    with pytest.raises(TypeError, match="positional"):
+        uf.generator_loss(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
+def test_logits_of_ten_thousand(dtype: torch.dtype, device: torch.device) -> None:
+    values = [1e4, -1e4, 0.0, 88.0, -88.0, 104.0, -104.0, 20.5, -20.5]
+    x = torch.tensor(values, dtype=dtype, device=device, requires_grad=True)
+    eps = torch.finfo(dtype).eps if dtype in LOW_PRECISION else 1e-5
+    for reduction in ("mean", "sum", "none"):
+        calls = [
+            lambda y, r=reduction: uf.discriminator_loss(real=y, fake=y, reduction=r),
+            lambda y, r=reduction: uf.discriminator_loss(real=y, fake=y, reduction=r, kind="hinge"),
+            lambda y, r=reduction: uf.generator_loss(fake=y, reduction=r),
+            lambda y, r=reduction: uf.generator_loss(fake=y, reduction=r, kind="saturating"),
+        ]
+        for call in calls:
+            loss = call(x)
+            g = gradient(loss.sum(), x)
+            wide = x.detach().double().requires_grad_()
+            expected = call(wide)
+            assert loss.isfinite().all() and g.isfinite().all()
+            assert_close(loss, expected, 1e-5)
+            assert_close(g, gradient(expected.sum(), wide), eps, torch.finfo(dtype).smallest_normal)
+
+
+def test_tails_of_softplus_are_exact(device: torch.device) -> None:
+    """softplus(-l) at l = 30 is 9.4e-14, not 0; and at -30 it is 30 + 9.4e-14, with F.softplus 30."""
+    x = torch.tensor([30.0, 15.0, 60.0, -30.0], dtype=torch.float64, device=device)
+    expected = torch.tensor(
+        [*(math.log1p(math.exp(-v)) for v in (30, 15, 60)), 30 + math.exp(-30)], dtype=torch.float64
+    )
+    for got in (uf.generator_loss(fake=x, reduction="none"), -uf.log_discriminator(x, 1)):
+        assert (got.cpu() / expected - 1).abs().max() < 1e-14
+    low = uf.generator_loss(fake=x.float(), reduction="none")
+    assert (low.cpu().double() / expected - 1).abs().max() < 1e-6
+
+
+def test_infinite_and_nan_logits(device: torch.device) -> None:
+    """On its side an infinite logit costs 0; on the other +inf, with a gradient of 1; NaN stays NaN."""
+    x = torch.tensor([INF, -INF, math.nan, 1.0], dtype=torch.float64, device=device, requires_grad=True)
+    loss = uf.generator_loss(fake=x, reduction="none")
+    assert loss[0] == 0 and loss[1] == INF and loss[2].isnan()
+    assert_close(loss[3], softplus(-x[3]), 1e-13)
+    g = gradient(loss.sum(), x)
+    assert g[0] == 0 and g[1] == -1 and g[2].isnan()
+    saturating = uf.generator_loss(fake=x, reduction="none", kind="saturating")
+    assert saturating[0] == -INF and saturating[1] == 0 and saturating[2].isnan()
+    for kind in ("logistic", "hinge"):
+        total = uf.discriminator_loss(real=x, fake=x.detach(), kind=kind)
+        assert total.isnan()
+    hinge = uf.discriminator_loss(real=x[3:], fake=x[1:2], kind="hinge", reduction="none")
+    assert hinge == 0
+
+
+def test_hinge_has_no_gradient_beyond_the_margin(device: torch.device) -> None:
+    real = torch.tensor([2.0, 0.0, 1.0001], device=device, requires_grad=True)
+    fake = torch.tensor([-2.0, 0.0, -1.0001], device=device, requires_grad=True)
+    uf.discriminator_loss(real=real, fake=fake, kind="hinge", reduction="sum").backward()
+    assert torch.equal(real.grad.cpu(), torch.tensor([0.0, -1.0, 0.0]))
+    assert torch.equal(fake.grad.cpu(), torch.tensor([0.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_statistics(kind: str, reduction: str, device: torch.device) -> None:
+    """Of the same pass, detached, of means whatever the reduction; a logit of 0 is right on neither side."""
+    shapes = [(4, 1), (3, 5), (700,)]
+    reals = [torch.randn(s, device=device, requires_grad=True) for s in shapes]
+    fakes = [torch.randn(2, *s, device=device, requires_grad=True) for s in shapes]
+    with torch.no_grad():
+        reals[1][0, 0] = fakes[1][0, 0, 0] = 0
+    loss, stats = uf.discriminator_loss(
+        real=reals, fake=fakes, kind=kind, reduction=reduction, scale=3.0, return_stats=True
+    )
+    assert isinstance(stats, uf.DiscriminatorStats)
+    plain = uf.discriminator_loss(real=reals, fake=fakes, kind=kind, reduction=reduction, scale=3.0)
+    assert_close(loss, plain, 1e-6)
+    for i, (r, f) in enumerate(zip(reals, fakes, strict=True)):
+        r, f = r.detach().double(), f.detach().double()
+        expected = uf.DiscriminatorStats(
+            losses=FORMULAS[kind][0](r).mean() + FORMULAS[kind][1](f).mean(),
+            real_accuracy=(r > 0).double().mean(),
+            fake_accuracy=(f < 0).double().mean(),
+            real_mean_logit=r.mean(),
+            fake_mean_logit=f.mean(),
+            real_mean_probability=r.sigmoid().mean(),
+            fake_mean_probability=f.sigmoid().mean(),
+        )
+        for name, got, e in zip(stats._fields, stats, expected, strict=True):
+            assert got.shape == (3,) and not got.requires_grad
+            assert_close(got[i], e, 1e-5, 1e-7, what=name)
+        _, single = uf.discriminator_loss(real=reals[i], fake=fakes[i], kind=kind, return_stats=True)
+        for got, e in zip(single, expected, strict=True):
+            assert got.shape == ()
+            assert_close(got, e, 1e-5, 1e-7)
+    assert_close(
+        torch.stack(torch.autograd.grad(loss, reals)[:1]), torch.stack(torch.autograd.grad(plain, reals)[:1]), 1e-6
+    )
+
+
+def test_lists_add_up(device: torch.device) -> None:
+    """Multi-scale discriminators: each tensor averaged by itself, then summed; gradients go to each."""
+    reals = [torch.randn(3, n, dtype=torch.float64, device=device, requires_grad=True) for n in (1, 7, 130)]
+    fakes = [torch.randn(3, n, dtype=torch.float64, device=device, requires_grad=True) for n in (1, 7, 130)]
+    for kind in FORMULAS:
+        got = uf.discriminator_loss(real=reals, fake=tuple(fakes), kind=kind)
+        singles = [uf.discriminator_loss(real=r, fake=f, kind=kind) for r, f in zip(reals, fakes, strict=True)]
+        assert_close(got, sum(singles), 1e-13)
+        for a, b in zip(
+            torch.autograd.grad(got, reals + fakes), torch.autograd.grad(sum(singles), reals + fakes), strict=True
+        ):
+            assert_close(a, b, 1e-13)
+    for kind in GENERATORS:
+        got = uf.generator_loss(fake=fakes, kind=kind, scale=2.0)
+        assert_close(got, 2 * sum(GENERATORS[kind](f).mean() for f in fakes), 1e-12)
+    rows = uf.generator_loss(fake=fakes, reduction="none")
+    assert isinstance(rows, list) and [r.shape for r in rows] == [f.shape for f in fakes]
+    both = uf.discriminator_loss(real=reals, fake=fakes, reduction="none")
+    assert isinstance(both, list)
+    for r, f, b in zip(reals, fakes, both, strict=True):
+        assert_close(b, softplus(-r) + softplus(f), 1e-13)
+
+
+def test_lists_of_many(device: torch.device) -> None:
+    """More tensors than a launch may hold by value, each of another size and strides."""
+    fakes = [torch.randn(2, n + 3, dtype=torch.float64, device=device)[:, :n].requires_grad_() for n in range(1, 41)]
+    got = uf.generator_loss(fake=fakes)
+    assert_close(got, sum(softplus(-f).mean() for f in fakes), 1e-12)
+    for f, g in zip(fakes, torch.autograd.grad(got, fakes), strict=True):
+        assert_close(g, -torch.sigmoid(-f) / f.numel(), 1e-12)
+
+
+def test_partly_detached_lists(device: torch.device) -> None:
+    """The discriminator step: the fake side may be detached, whole or in part."""
+    reals = [torch.randn(4, device=device, requires_grad=True), torch.randn(5, device=device)]
+    fakes = [torch.randn(4, device=device), torch.randn(5, device=device, requires_grad=True)]
+    uf.discriminator_loss(real=reals, fake=fakes).backward()
+    assert_close(reals[0].grad, -torch.sigmoid(-reals[0]) / 4, 1e-6)
+    assert_close(fakes[1].grad, torch.sigmoid(fakes[1]) / 5, 1e-6)
+    assert reals[1].grad is None and fakes[0].grad is None
+
+
+def test_mixed_dtypes_in_lists(device: torch.device) -> None:
+    half = torch.randn(6, device=device).half().requires_grad_()
+    full = torch.randn(6, device=device).requires_grad_()
+    loss = uf.discriminator_loss(real=half, fake=full)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert half.grad.dtype == torch.float16 and full.grad.dtype == torch.float32
+    assert_close(half.grad, -torch.sigmoid(-half.detach().double()) / 6, 1e-3)
+
+
+# ---- log-ratios ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reversed", [False, True])
+def test_log_discriminator_and_log_ratio(reversed: bool, logits: Tensor) -> None:
+    labels = torch.arange(16, device=logits.device) % 2
+    for y in (0, 1, False, True):
+        probability = torch.sigmoid(logits)
+        of_one = (y == 1) != reversed
+        expected = probability.log() if of_one else (1 - probability).log()
+        got = uf.log_discriminator(logits, y, reversed=reversed)
+        assert_close(got, expected, 1e-12)
+        assert (got <= 0).all()
+        assert_close(gradient(got.sum(), logits), gradient(expected.sum(), logits), 1e-12)
+        ratio = uf.log_ratio(logits, y=y, reversed=reversed)
+        assert_close(ratio, logits if of_one else -logits, 1e-15)
+    for kind in (torch.int64, torch.bool, torch.float32, torch.uint8):
+        both = uf.log_discriminator(logits, labels.to(kind), reversed=reversed)
+        ones = uf.log_discriminator(logits, 1, reversed=reversed)
+        zeros = uf.log_discriminator(logits, 0, reversed=reversed)
+        assert_close(both, torch.where(labels == 1, ones, zeros), 1e-14)
+        ratios = uf.log_ratio(logits, y=labels.to(kind), reversed=reversed)
+        assert_close(ratios, torch.where((labels == 1) != reversed, logits, -logits), 1e-15)
+    soft = uf.log_discriminator(logits, torch.full_like(logits, 0.25), reversed=reversed)
+    p = 0.75 if reversed else 0.25
+    assert_close(soft, p * probability.log() + (1 - p) * (1 - probability).log(), 1e-12)
+
+
+def test_labels_broadcast(device: torch.device) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, device=device)
+    y = torch.tensor([0, 1, 1, 0], device=device).unsqueeze(1)
+    sign = (2 * y - 1).double()
+    assert_close(uf.log_ratio(x, y=y), sign * x, 1e-15)
+    assert_close(uf.log_discriminator(x, y), -softplus(-sign * x), 1e-13)
+    assert uf.log_discriminator(x[:1], y).shape == (4, 3)
+
+
+def test_log_ratio_of_classes(device: torch.device) -> None:
+    x = torch.randn(4, 5, dtype=torch.float64, device=device, requires_grad=True)
+    log_q = torch.log_softmax(x, -1)
+    for a, b in ((0, 3), (-1, 0), (2, 2)):
+        got = uf.log_ratio(x, y=(a, b))
+        assert_close(got, log_q[:, a] - log_q[:, b], 1e-12, 1e-15)
+        assert_close(uf.log_ratio(x, y=(a, b), reversed=True), -got, 1e-15)
+    assert uf.log_ratio(x.half(), y=(0, 1)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
+def test_elementwise_results_are_fp32(dtype: torch.dtype, device: torch.device) -> None:
+    x = torch.randn(5, device=device).to(dtype)
+    labels = torch.ones(5, device=device)
+    for result in (
+        uf.log_ratio(x),
+        uf.log_ratio(x, y=labels),
+        uf.log_discriminator(x, 0),
+        uf.log_discriminator(x, labels),
+        uf.generator_loss(fake=x, reduction="none"),
+        uf.discriminator_loss(real=x, fake=x, reduction="none"),
+    ):
+        assert result.dtype == torch.float32
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_discriminator_and_generator_loss(device: torch.device) -> None:
+    x, other = torch.randn(3, device=device), torch.randn(4, device=device)
+    d, g = uf.discriminator_loss, uf.generator_loss
+    assert_refused(
+        lambda: d(real=x, fake=x, kind="gan"), ValueError, "kind: got 'gan', expected one of 'logistic', 'hinge'"
+    )
+    assert_refused(
+        lambda: g(fake=x, kind="gan"), ValueError, "kind: got 'gan', expected one of 'non_saturating', 'saturating'"
+    )
+    assert_refused(
+        lambda: d(real=x, fake=x, reduction="avg"), ValueError, "reduction: got 'avg', expected one of 'mean'"
+    )
+    assert_refused(lambda: g(fake=x, reduction=None), ValueError, "reduction: got None")
+    assert_refused(lambda: d(real=x, fake=x, scale="1"), TypeError, "scale: expected a number, got str")
+    assert_refused(lambda: g(fake=x, scale=math.nan), ValueError, "scale: got nan")
+    assert_refused(lambda: g(fake=x, scale=True), TypeError, "scale: expected a number, got bool")
+    assert_refused(lambda: d(real=[], fake=[]), ValueError, "real: got an empty list, expected at least one")
+    assert_refused(lambda: g(fake=[]), ValueError, "fake: got an empty list")
+    assert_refused(
+        lambda: d(real=[x], fake=[x, x]), ValueError, "got lists of 1 and 2 tensors, expected as many of each"
+    )
+    assert_refused(lambda: d(real=x, fake=[x, x]), ValueError, "got lists of 1 and 2 tensors")
+    assert_refused(
+        lambda: d(real=x.int(), fake=x), TypeError, "real: expected a floating-point tensor, got torch.int32"
+    )
+    assert_refused(lambda: d(real=[x, 1.0], fake=[x, x]), TypeError, r"real\[1\]: expected a torch.Tensor, got float")
+    assert_refused(
+        lambda: d(real=x, fake=[x.bool()]), TypeError, r"fake\[0\]: expected a floating-point tensor, got torch.bool"
+    )
+    assert_refused(lambda: g(fake=x, real=x), ValueError, "real: got logits, expected None for kind 'non_saturating'")
+    assert_refused(
+        lambda: d(real=x, fake=other, reduction="none"),
+        ValueError,
+        r"expected equal shapes, got real \(3,\), fake \(4,\)",
+    )
+    assert_refused(
+        lambda: d(real=x, fake=x, reduction="none", return_stats=True),
+        ValueError,
+        'return_stats: expected reduction "mean"',
+    )
+
+
+def test_tensors_on_two_devices_are_refused(device: torch.device) -> None:
+    x, elsewhere = torch.randn(3, device=device), torch.randn(3, device="meta")
+    assert_refused(
+        lambda: uf.discriminator_loss(real=[x, elsewhere], fake=[x, x]),
+        ValueError,
+        r"real\[1\]: got device meta, expected",
+    )
+    assert_refused(lambda: uf.log_discriminator(x, elsewhere), ValueError, "y: got device meta, expected .* as logits")
+    assert_refused(lambda: uf.log_ratio(x, y=elsewhere), ValueError, "y: got device meta, expected .* as logits")
+    assert_refused(
+        lambda: iw_loss(fake=x, groups=torch.zeros(3, dtype=torch.int64, device="meta")),
+        ValueError,
+        "groups: got device meta, expected",
+    )
+    assert_refused(
+        lambda: uf.discriminator_loss(real=x, fake=elsewhere), ValueError, "fake: got device meta, expected .* as real"
+    )
+
+
+def test_errors_of_iwgan(device: torch.device) -> None:
+    x, groups = torch.randn(3, 4, device=device), torch.zeros(12, dtype=torch.int64, device=device)
+    assert_refused(lambda: iw_loss(fake=1.0), TypeError, "fake: expected a torch.Tensor, got float")
+    assert_refused(lambda: iw_loss(fake=x.long()), TypeError, "fake: expected a floating-point tensor, got torch.int64")
+    assert_refused(lambda: iw_loss(fake=x, dim=2), ValueError, r"dim: got 2, expected a dimension of .* \(3, 4\)")
+    assert_refused(lambda: iw_loss(fake=x, dim="1"), TypeError, "dim: expected an int, got str")
+    assert_refused(
+        lambda: iw_loss(fake=x[:, :0], dim=1), ValueError, r"fake: got shape \(3, 0\), expected at least one"
+    )
+    assert_refused(lambda: iw_loss(fake=x, temperature=0.0), ValueError, "temperature: got 0.0, expected a number > 0")
+    assert_refused(lambda: iw_loss(fake=x, temperature=x), TypeError, "temperature: expected a number, got Tensor")
+    assert_refused(lambda: iw_loss(fake=x, reduction="batch"), ValueError, "reduction: got 'batch'")
+    assert_refused(
+        lambda: iw_loss(fake=x, groups=groups, dim=1), ValueError, "groups: got dim as well, expected one of the two"
+    )
+    assert_refused(
+        lambda: iw_loss(fake=x, groups=groups[:3]), ValueError, r"groups: got shape \(3,\), expected \(12,\)"
+    )
+    assert_refused(
+        lambda: iw_loss(fake=x, groups=groups.float()), TypeError, "groups: expected an integer .* got torch.float32"
+    )
+    assert_refused(lambda: iw_loss(fake=x, groups=[0] * 12), TypeError, "groups: expected an integer .* got list")
+    assert_refused(lambda: iw_loss(fake=x, groups=groups, reduction="none"), ValueError, 'reduction: got "none"')
+
+
+def test_errors_of_labels(device: torch.device) -> None:
+    x = torch.randn(3, 4, device=device)
+    for f in (uf.log_discriminator, lambda x, y: uf.log_ratio(x, y=y)):
+        assert_refused(lambda f=f: f(x, 2), ValueError, "y: got 2, expected 0, 1 or a tensor of labels")
+        assert_refused(lambda f=f: f(x, -1), ValueError, "y: got -1")
+        assert_refused(lambda f=f: f(x.long(), 1), TypeError, "logits: expected a floating-point tensor")
+        assert_refused(
+            lambda f=f: f(x, torch.ones(5, device=device)),
+            ValueError,
+            r"broadcast together, got logits \(3, 4\), y \(5,\)",
+        )
+    assert_refused(
+        lambda: uf.log_ratio(x, y=(0, 4)), ValueError, r"y: got class 4, expected one of the 4 of logits \(3, 4\)"
+    )
+    assert_refused(lambda: uf.log_ratio(x, y=(0, 1, 2)), ValueError, r"y: got \(0, 1, 2\) .* expected two classes")
+    assert_refused(lambda: uf.log_ratio(x, y=(0, 1.0)), ValueError, "y: got class 1.0")
+    assert_refused(lambda: uf.log_ratio(x[0, 0], y=(0, 1)), ValueError, r"expected two classes of the last dim")

@@ -1,0 +1,266 @@
+"""The benchmark measures what it says: right code, against peers that compute the same, with figures that add up.
+
+Numbers and errors only; no timing is asserted.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unigen_fast import bench
+from unigen_fast.bench import harness, report
+from unigen_fast.bench.cases import ROWS, Row, describe_shapes
+
+CPU = torch.device("cpu")
+
+
+def shrunk(row: Row) -> Row:
+    """At most 37 along each dimension: more than a vector, and no multiple of one."""
+    inputs = tuple(dataclasses.replace(item, shape=tuple(min(n, 37) for n in item.shape)) for item in row.inputs)
+    return dataclasses.replace(row, inputs=inputs)
+
+
+@pytest.fixture
+def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_MEMORY_COPY", {"cpu": 2**20, "cuda": 2**20})
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """A run with a row won and one lost, made up."""
+
+    def figures(seconds: float, peak: int) -> dict[str, Any]:
+        spread = [0.9 * seconds, 1.2 * seconds]
+        return {
+            "seconds": seconds,
+            "quartiles": spread,
+            "rounds": 9,
+            "host_seconds": None,
+            "device_seconds": None,
+            "peak_bytes": peak,
+        }
+
+    def row(name: str, dtype: str, eager: float, compiled: float, level: str) -> dict[str, Any]:
+        faster = "eager" if eager < compiled else "compile"
+        return {
+            "row": name,
+            "family": ROWS[name].family,
+            "dtype": dtype,
+            "replaces": ROWS[name].replaces,
+            "shapes": [list(item.shape) for item in ROWS[name].inputs],
+            "floor_bytes": 1000,
+            "contestants": {
+                "fused": figures(2e-5, 1024),
+                "eager": figures(eager, 2048),
+                "compile": figures(compiled, 4096),
+            },
+            "missing": {},
+            "fastest_peer": faster,
+            "ratio": min(eager, compiled) / 2e-5,
+            "copy_level": level,
+            "copy_share": 0.5,
+            "error": None,
+        }
+
+    return {
+        "date": "2026-01-02T03:04:05+00:00",
+        "device": {"type": "cpu", "name": "Some CPU"},
+        "threads": 2,
+        "versions": {"unigen_fast": "0", "torch": "2.13.0", "triton": None, "python": "3.11"},
+        "kernels": ["cpu     yes"],
+        "seconds_per_row": 1.0,
+        "copy_bandwidth": {"memory": 1e10, "cache": 5e10},
+        "rows": [
+            row("logits_64", "float32", 6e-5, 5e-5, "cache"),
+            row("gaussian_kl_large", "bfloat16", 1.5e-5, 3e-5, "memory"),
+        ],
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+def test_row_equals_eager(row: Row, dtype: torch.dtype, device: torch.device):
+    """Value and every gradient, against float64; and eager, as it is timed, gives tensors of the same kind."""
+    case = harness.Case(shrunk(row), device, dtype)
+    case.check()
+    fused, eager = (case.step(case.function(name))() for name in (harness.FUSED, harness.EAGER))
+    for ours, theirs in zip(_tensors(fused), _tensors(eager), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    return [outputs] if isinstance(outputs, torch.Tensor) else [t for item in outputs for t in _tensors(item)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda real, fake: 1.0001 * ROWS["logits_64"].eager(real, fake), "output 0"),
+        (lambda real, fake: ROWS["logits_64"].eager(real, fake.detach()) + 0 * fake.sum(), "gradient of input 1"),
+        (lambda real, fake: math.nan * ROWS["logits_64"].eager(real, fake), "output 0"),
+        (lambda real, fake: ROWS["logits_64"].eager(real, fake).expand(2), "shape"),
+    ],
+    ids=["value", "gradient", "nan", "shape"],
+)
+def test_wrong_code_is_not_timed(wrong: Any, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harness, "time_steps", lambda *_: pytest.fail("timed"))
+    row = dataclasses.replace(ROWS["logits_64"], fused=wrong)
+    result = harness.measure(row, CPU, torch.float32, 0.0, False, {"memory": 1.0})
+    assert message in result["error"] and result["ratio"] is None
+
+
+def test_one_row_through_the_command_line(device, small_copies, tmp_path: Path, capsys):
+    path = tmp_path / "figures.json"
+    options = ["--rows", "gaussian_kl_tiny", "--dtype", "float32", "--no-compile", "--seconds", "0.2"]
+    assert bench.main([*options, "--device", device.type, "--json", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert record["threads"] == torch.get_num_threads()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["device"]["type"] == device.type and record["device"]["name"]
+    assert all(rate > 0 for rate in record["copy_bandwidth"].values())
+    assert any("cpu" in line for line in record["kernels"])
+    (row,) = record["rows"]
+    assert row["error"] is None and row["missing"] == {} and set(row["contestants"]) == {"fused", "eager"}
+    for figures in row["contestants"].values():
+        first, third = figures["quartiles"]
+        assert 0 < first <= figures["seconds"] <= third < math.inf
+        assert figures["rounds"] >= 6 and figures["peak_bytes"] > 0
+    fused, eager = (row["contestants"][name]["seconds"] for name in ("fused", "eager"))
+    assert row["fastest_peer"] == "eager" and row["ratio"] == pytest.approx(eager / fused)
+    # two inputs and their gradients of 128 x 10 floats, the loss and its gradient
+    assert row["floor_bytes"] == 4 * 128 * 10 * 4 + 2 * 4
+    assert 0 < row["copy_share"] < math.inf
+    assert "gaussian_kl_tiny" in capsys.readouterr().out
+
+
+def test_an_error_is_shown_and_is_the_exit_status(small_copies, monkeypatch, capsys):
+    wrong = dataclasses.replace(ROWS["logits_64"], fused=lambda real, fake: 2 * ROWS["logits_64"].eager(real, fake))
+    monkeypatch.setitem(ROWS, "logits_64", wrong)
+    options = ["--rows", "logits_64,logits_64_generator", "--no-compile", "--seconds", "0", "--device", "cpu"]
+    assert bench.main(options) == 1
+    out = capsys.readouterr().out
+    assert "ERROR  AssertionError: output 0" in out and "1 rows with an ERROR" in out and "of 1 rows" in out
+
+
+def test_unknown_row_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--rows", "no_such_row"])
+    assert "no row 'no_such_row'" in capsys.readouterr().err
+
+
+def test_a_peer_that_cannot_run_is_named(monkeypatch, record):
+    def compile(eager: Any, **_: Any) -> Any:
+        def fail(*_: Any) -> Any:
+            raise RuntimeError("no compiler\nat all")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    row = harness.measure(shrunk(ROWS["logits_64"]), CPU, torch.float32, 0.0, True, {"memory": 1e9})
+    assert row["missing"] == {"compile": "RuntimeError: no compiler"} and row["fastest_peer"] == "eager"
+    assert "no compile: RuntimeError: no compiler" in report.line(record, row)
+
+
+def test_peak_memory(device):
+    """Two megabytes at once, the second of which is freed again; what was there before does not count."""
+    before = torch.ones(2**20, device=device)
+
+    def step() -> torch.Tensor:
+        freed = before[: 2**18].neg()
+        return freed.neg()
+
+    assert harness.peak_bytes(step, device) == 2 * 2**20
+
+
+def test_table(record):
+    text = report.table(record)
+    won, lost = (
+        next(line for line in text.splitlines() if name in line) for name in ("logits_64", "gaussian_kl_large")
+    )
+    assert "20.0 µs ±15%" in won and "50.0 µs" in won and "2.50×" in won and "50%*" in won and "SLOWER" not in won
+    assert "1.0 KiB / 4.0 KiB" in won  # memory is held against the same peer as the time
+    assert "0.75×" in lost and lost.endswith("SLOWER") and "(bfloat16)" in lost
+    assert "faster in 1 of 2 rows; geometric mean 1.37×" in text
+
+
+def test_table_of_a_gpu(record):
+    record["device"] = {"type": "cuda", "name": "H100"}
+    for row in record["rows"]:
+        for name, times in {"fused": (8e-6, 1e-6), "eager": (1.6e-5, 4e-6), "compile": (1.2e-5, 3e-6)}.items():
+            row["contestants"][name] |= {"host_seconds": times[0], "device_seconds": times[1]}
+    autotuned = {"seconds": 4e-5, "host_seconds": 2e-5, "device_seconds": 2e-6}
+    row = record["rows"][0]
+    row["contestants"]["compile_autotune"] = row["contestants"]["compile"] | autotuned
+    row |= {"fastest_peer": "compile_autotune", "ratio": 2.0}
+    text = report.table(record)
+    won = next(line for line in text.splitlines() if "logits_64" in line)
+    assert "40.0 µs" in won and "50.0 µs" not in won  # the better of the two modes
+    assert won.split().count("2.00×") == 2 and "2.50×" in won  # in all and on the device; until the calls return
+
+
+def test_words():
+    assert [report.duration(t) for t in (1.234e-6, 4.56e-5, 7.89e-4, 1.5e-3, 0.25, 2.0)] == [
+        "1.23 µs",
+        "45.6 µs",
+        "789 µs",
+        "1.50 ms",
+        "250 ms",
+        "2.00 s",
+    ]
+    assert [report.size(n) for n in (12, 2048, 3 * 2**20, 2**30)] == ["12 B", "2.0 KiB", "3.0 MiB", "1.0 GiB"]
+    assert describe_shapes([(64, 1), (64, 1), (3,)]) == "2 × [64, 1], [3]"
+
+
+def _readme(tmp_path: Path, text: str, record: dict[str, Any]) -> Path:
+    results = tmp_path / "benches" / "results"
+    results.mkdir(parents=True)
+    (results / "cpu.json").write_text(json.dumps(record))
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    return readme
+
+
+def test_readme_is_brought_up_to_date_once(tmp_path, record):
+    pytest.importorskip("matplotlib")
+    readme = _readme(tmp_path, "before\n<!-- bench:cpu -->\nold\n<!-- /bench -->\nafter\n", record)
+    assert bench.main(["--readme", str(readme)]) == 0
+    once = readme.read_text()
+    assert once.startswith("before\n<!-- bench:cpu -->\n| row |") and once.endswith("\n<!-- /bench -->\nafter\n")
+    assert "old" not in once and "| **2.50×** |" in once and "| 0.75× (slower) |" in once and "| 50%\\* |" in once
+    assert (tmp_path / "benches" / "results" / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert bench.main(["--readme", str(readme)]) == 0
+    assert readme.read_text() == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no markers\n",
+        "<!-- bench:cpu -->\nnever closed\n",
+        "<!-- bench:cpu -->\n<!-- bench:cpu -->\n<!-- /bench -->\n",
+        "<!-- bench:cpu --> not on a line of its own <!-- /bench -->\n",
+        "<!-- bench:cpu -->\n<!-- /bench -->\nstray <!-- /bench -->\n",
+    ],
+)
+def test_readme_without_its_markers_is_refused(text, tmp_path, record):
+    readme = _readme(tmp_path, text, record)
+    with pytest.raises(ValueError, match="expected pairs of lines"):
+        bench.main(["--readme", str(readme)])
+    assert readme.read_text() == text
+
+
+def test_readme_takes_no_errors_and_no_missing_figures(tmp_path, record):
+    text = "<!-- bench:cpu -->\n<!-- /bench -->\n"
+    record["rows"][0]["error"] = "AssertionError: output 0"
+    readme = _readme(tmp_path, text, record)
+    with pytest.raises(ValueError, match="logits_64: AssertionError"):
+        bench.main(["--readme", str(readme)])
+    (tmp_path / "benches" / "results" / "cpu.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        bench.main(["--readme", str(readme)])
+    assert readme.read_text() == text

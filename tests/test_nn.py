@@ -1,0 +1,202 @@
+"""The modules: one for each function, with all its options."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from helpers import as_tuple, assert_same_bits
+from torch import Tensor, nn
+
+import unigen_fast as uf
+
+FUNCTION_OF: dict[type[nn.Module], Any] = {
+    uf.nn.LogMeanExp: uf.log_mean_exp,
+    uf.nn.ImportanceWeights: uf.importance_weights,
+    uf.nn.EffectiveSampleSize: uf.effective_sample_size,
+    uf.nn.IWAELoss: uf.iwae_loss,
+    uf.nn.DiscriminatorLoss: uf.discriminator_loss,
+    uf.nn.GeneratorLoss: uf.generator_loss,
+    uf.nn.ImportanceWeightedGeneratorLoss: uf.importance_weighted_generator_loss,
+    uf.nn.LogDiscriminator: uf.log_discriminator,
+    uf.nn.LogRatio: uf.log_ratio,
+    uf.nn.GaussianKL: uf.gaussian_kl,
+    uf.nn.SampleGaussian: uf.sample_gaussian,
+    uf.nn.SampleGaussianWithKL: uf.sample_gaussian_with_kl,
+    uf.nn.BernoulliLogProb: uf.bernoulli_log_prob,
+}
+MODULES = list(FUNCTION_OF)
+
+X = torch.linspace(-2, 3, 24).reshape(6, 4)
+M, V = X, X.flip(0) / 2
+# (module, options other than the defaults, positional arguments, keyword arguments of the call)
+CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
+    (uf.nn.LogMeanExp, {"dim": 1}, (X,), {}),
+    (uf.nn.ImportanceWeights, {"dim": 0, "temperature": 2.0, "detach": False}, (X,), {}),
+    (uf.nn.EffectiveSampleSize, {"dim": -1}, (X,), {}),
+    (uf.nn.IWAELoss, {"dim": 1, "reduction": "none", "value": "surrogate"}, (X,), {}),
+    (
+        uf.nn.DiscriminatorLoss,
+        {"kind": "hinge", "reduction": "sum", "scale": 0.5, "return_stats": True},
+        (),
+        {"real": X, "fake": V},
+    ),
+    (uf.nn.GeneratorLoss, {"kind": "saturating", "reduction": "none", "scale": 2.0}, (), {"fake": X}),
+    (
+        uf.nn.ImportanceWeightedGeneratorLoss,
+        {"dim": 1, "temperature": 0.5, "detach": False, "reduction": "sum"},
+        (),
+        {"fake": X},
+    ),
+    (uf.nn.ImportanceWeightedGeneratorLoss, {}, (), {"fake": X, "groups": torch.arange(24) % 5}),
+    (uf.nn.LogDiscriminator, {"reversed": True}, (X, 1), {}),
+    (uf.nn.LogRatio, {"reversed": True}, (X,), {"y": (0, 2)}),
+    (
+        uf.nn.GaussianKL,
+        {
+            "event_ndims": 2,
+            "spread": "logstd",
+            "free_bits": 0.1,
+            "free_bits_mode": "per_dim",
+            "clamp_logvar": (-1.0, 1.0),
+            "normalize_weights": True,
+            "scale": 0.3,
+            "reduction": "none",
+        },
+        (M.reshape(2, 3, 4), V.reshape(2, 3, 4), M[0], V[0]),
+        {"weights": torch.tensor([0.5])},
+    ),
+    (
+        uf.nn.SampleGaussian,
+        {"num_samples": 3, "sample_dim": -1, "spread": "logstd", "clamp_logvar": (-1.0, 1.0)},
+        (M, V),
+        {},
+    ),
+    (
+        uf.nn.SampleGaussianWithKL,
+        {"event_ndims": 2, "num_samples": 2, "sample_dim": 1, "spread": "logstd", "clamp_logvar": (-1.0, 1.0)},
+        (M, V),
+        {},
+    ),
+    (uf.nn.BernoulliLogProb, {"event_ndims": 2}, (X, X.sigmoid()), {}),
+]
+each_call = pytest.mark.parametrize(
+    ("module", "options", "args", "kwargs"), CALLS, ids=lambda x: x.__name__ if isinstance(x, type) else ""
+)
+# what a module is given at its call, although it is no tensor of the function's own
+AT_CALL = {"real", "fake", "groups", "y", "weights", "generator"}
+
+
+def tensors_of(function: Any) -> set[str]:
+    """Positional parameters are tensors; so are the keyword-only ones named above."""
+    parameters = inspect.signature(function).parameters
+    return {n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD} | (AT_CALL & set(parameters))
+
+
+def moved(x: Any, device: torch.device) -> Any:
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def test_every_function_has_a_module() -> None:
+    functions = {getattr(uf, n) for n in uf.__all__ if inspect.isfunction(getattr(uf, n)) and n != "info"}
+    assert functions == set(FUNCTION_OF.values())
+    modules = {
+        c for c in vars(uf.nn).values() if inspect.isclass(c) and issubclass(c, nn.Module) and c.__name__[0] != "_"
+    }
+    assert modules == set(MODULES)
+    assert {call[0] for call in CALLS} == modules
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_signatures_are_complete(module: type[nn.Module]) -> None:
+    """Options at construction, tensors at the call, with the function's defaults and order, and none missing."""
+    function = FUNCTION_OF[module]
+    parameters = inspect.signature(function).parameters
+    at_call = tensors_of(function)
+    options = {n: p.default for n, p in parameters.items() if n not in at_call}
+    constructor = inspect.signature(module).parameters
+    assert {n: p.default for n, p in constructor.items()} == options
+    assert all(p.kind is p.KEYWORD_ONLY for p in constructor.values())
+    forward = dict(list(inspect.signature(module.forward).parameters.items())[1:])
+    assert {n: (p.default, p.kind) for n, p in forward.items()} == {
+        n: (p.default, p.kind) for n, p in parameters.items() if n in at_call
+    }
+
+
+@each_call
+def test_module_equals_its_function(module, options, args, kwargs, device: torch.device) -> None:
+    args = tuple(moved(x, device) for x in args)
+    kwargs = {n: moved(x, device) for n, x in kwargs.items()}
+    torch.manual_seed(0)
+    got = module(**options)(*args, **kwargs)
+    torch.manual_seed(0)
+    expected = FUNCTION_OF[module](*args, **kwargs, **options)
+    assert type(got) is type(expected)
+    for a, b in zip(as_tuple(got), as_tuple(expected), strict=True):
+        assert_same_bits(a, b)
+
+
+@each_call
+def test_every_option_is_passed_on(module, options, args, kwargs) -> None:
+    """Each option of the table, taken out, changes the result: none is dropped on the way."""
+
+    def run(chosen: dict[str, Any]) -> list[Tensor]:
+        tensors = [x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+        given = {
+            n: x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for n, x in kwargs.items()
+        }
+        torch.manual_seed(0)
+        outputs = as_tuple(module(**chosen)(*tensors, **given))
+        inputs = [x for x in (*tensors, *given.values()) if isinstance(x, Tensor) and x.requires_grad]
+        total = sum(o.sum() for o in outputs if o.requires_grad)
+        gradients = torch.autograd.grad(total, inputs) if isinstance(total, Tensor) else ()
+        return [*outputs, *gradients]
+
+    full = run(options)
+    for name in options:
+        if name == "dim":
+            continue  # no default to fall back to
+        without = run({n: v for n, v in options.items() if n != name})
+        same = len(full) == len(without) and all(
+            a.shape == b.shape and a.requires_grad == b.requires_grad and torch.equal(a, b)
+            for a, b in zip(full, without, strict=True)
+        )
+        assert not same, name
+
+
+@each_call
+def test_repr_shows_every_option(module, options, args, kwargs) -> None:
+    instance = module(**options)
+    shown = repr(instance)
+    assert shown.startswith(f"{module.__name__}(")
+    for name, value in options.items():
+        assert f"{name}={value!r}" in shown
+    for name in inspect.signature(module).parameters:
+        assert f"{name}=" in shown
+    assert repr(instance) in repr(nn.Sequential(instance))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_modules_hold_no_state(module: type[nn.Module]) -> None:
+    needs_dim = inspect.signature(module).parameters.get("dim")
+    options = {"dim": 0} if needs_dim is not None and needs_dim.default is inspect.Parameter.empty else {}
+    instance = module(**options)
+    assert not list(instance.parameters()) and not list(instance.buffers()) and not instance.state_dict()
+    assert module.__doc__ and FUNCTION_OF[module].__name__ in module.__doc__
+    with pytest.raises(TypeError, match="bogus"):
+        module(**options, bogus=1)
+
+
+def test_options_are_checked_at_the_call() -> None:
+    with pytest.raises(ValueError, match="reduction: got 'avg'"):
+        uf.nn.GaussianKL(reduction="avg")(M, V)
+
+
+def test_generator_is_given_at_the_call(device: torch.device) -> None:
+    for module in (uf.nn.SampleGaussian(), uf.nn.SampleGaussianWithKL()):
+        a, b = (
+            as_tuple(module(M.to(device), V.to(device), generator=torch.Generator(device).manual_seed(3)))[0]
+            for _ in range(2)
+        )
+        assert_same_bits(a, b)
