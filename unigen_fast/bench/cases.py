@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import unigen_fast as uf
-from unigen_fast.reference.random import philox_normal
 
 Draw = Callable[[Tensor, torch.Generator], Any]
 
@@ -230,9 +229,9 @@ def _fused_sample_with_kl_of_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fused_noise(like: Tensor) -> Tensor:
-    """The noise that the next sampling call would draw for a tensor like this one."""
-    rng_state = torch.empty(2, dtype=torch.int64, device=like.device).random_()
-    return philox_normal(rng_state, like.shape, like.dtype)
+    """The noise that a sampling call would draw now, for a tensor like this one: it hangs on the generator alone."""
+    zeros = torch.zeros_like(like)
+    return uf.sample_gaussian(zeros, zeros)
 
 
 def _divergence(

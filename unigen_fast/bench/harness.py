@@ -148,7 +148,8 @@ class Case:
             bound = tolerance * (w.abs() + w.abs().amax())
             error = (g.double() - w).abs()
             if not bool((error <= bound).all()):  # a NaN is an error too
-                raise AssertionError(f"{name}: fused differs from eager by {error.max().item():.3g} (tolerance {tolerance:.0e})")
+                worst = error.max().item()
+                raise AssertionError(f"{name}: fused differs from eager by {worst:.3g} (tolerance {tolerance:.0e})")
 
     @staticmethod
     def _values_and_gradients(
@@ -192,9 +193,10 @@ def peak_bytes(step: Step, device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _no_stderr(), torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with (
+        _no_stderr(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     events.sort(key=lambda event: event.start_ns())
@@ -322,13 +324,26 @@ def measure(
         "copy_share": None,
         "error": None,
     }
-    torch._dynamo.reset()
     try:
-        case = Case(row, device, dtype)
-        case.check()
-    except Exception as error:  # whatever is wrong with the fused function, the other rows can still be measured
+        _measure(result, row, device, dtype, seconds, compiled, bandwidth)
+    except Exception as error:  # whatever is wrong with this row, the others can still be measured
         result["error"] = _one_line(error)
-        return result
+    return result
+
+
+def _measure(
+    result: dict[str, Any],
+    row: Row,
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float,
+    compiled: bool,
+    bandwidth: Mapping[str, float],
+) -> None:
+    case = Case(row, device, dtype)
+    case.check()
+    if compiled:
+        torch._dynamo.reset()  # no row is recompiled, or compiled for dynamic shapes, because of another
     steps: dict[str, Step] = {}
     for name in contestants(device, compiled):
         step = case.step(case.function(name))
@@ -339,8 +354,8 @@ def measure(
             if name in (FUSED, EAGER):
                 raise
             result["missing"][name] = _one_line(error)  # no compiler, most often
-            continue
-        steps[name] = step
+        else:
+            steps[name] = step
     figures = time_steps(steps, device, seconds)
     for name, step in steps.items():
         figures[name]["peak_bytes"] = peak_bytes(step, device)
@@ -355,7 +370,6 @@ def measure(
         copy_level=level,
         copy_share=case.floor_bytes / (fused["device_seconds"] or fused["seconds"]) / bandwidth[level],
     )
-    return result
 
 
 def _one_line(error: Exception) -> str:

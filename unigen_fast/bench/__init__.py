@@ -1,0 +1,118 @@
+"""`python -m unigen_fast bench`: every row's forward + backward against eager PyTorch and `torch.compile`."""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unigen_fast as uf
+from unigen_fast.bench import harness, report
+from unigen_fast.bench.cases import ROWS, Row, describe_shapes
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _names(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {what} {name!r}; there are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m unigen_fast bench", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="print the rows and leave")
+    parser.add_argument("--rows", type=_names([*ROWS], "row"), default=[*ROWS], help="comma-separated (default: all)")
+    parser.add_argument(
+        "--dtype", type=_names(_DTYPES, "dtype"), help="comma-separated (default: float32; on a GPU bfloat16 as well)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each row, beside compilation (default: 2)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures, after every row")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios (needs matplotlib)")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        nargs="?",
+        const=Path("README.md"),
+        metavar="PATH",
+        help="measure nothing: bring README.md's tables and pictures up to date with benches/results/*.json",
+    )
+    return parser
+
+
+def new_record(device: torch.device, seconds: float) -> dict[str, Any]:
+    """All of a run's figures but its rows."""
+    try:
+        import triton
+    except ImportError:
+        triton = None
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": {"type": device.type, "name": harness.device_name(device)},
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "unigen_fast": uf.__version__,
+            "torch": torch.__version__,
+            "triton": triton and triton.__version__,
+            "python": platform.python_version(),
+        },
+        "kernels": [str(backend) for backend in uf.info().backends],
+        "seconds_per_row": seconds,
+        "copy_bandwidth": harness.copy_bandwidth(device),
+        "rows": [],
+    }
+
+
+def _list_rows(rows: Sequence[Row]) -> None:
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        shapes = describe_shapes([item.shape for item in row.inputs])
+        print(f"{row.name:<{width}}  {row.family:<12} {shapes:<32} {row.replaces}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 1 if a row has an error."""
+    options = _parser().parse_args(argv)
+    if options.list:
+        _list_rows(list(ROWS.values()))
+        return 0
+    if options.readme is not None:
+        for name in report.update_readme(options.readme):
+            print(f"{options.readme}: {name}")
+        return 0
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtypes = options.dtype or list(_DTYPES[: 1 if device.type == "cpu" else 2])
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    record = new_record(device, options.seconds)
+    print(report.heading(record), flush=True)
+    for dtype in dtypes:
+        for name in options.rows:
+            row = harness.measure(
+                ROWS[name],
+                device,
+                getattr(torch, dtype),
+                options.seconds,
+                not options.no_compile,
+                record["copy_bandwidth"],
+            )
+            record["rows"].append(row)
+            print(report.line(record, row), flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(report.closing(record))
+    if options.plot is not None:
+        report.plot(record, options.plot)
+    return 1 if any(row["error"] is not None for row in record["rows"]) else 0

@@ -1,0 +1,264 @@
+"""What the figures of a run look like: in the terminal, in README.md, as a picture. All of it from the JSON record."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unigen_fast.bench.cases import describe_shapes
+from unigen_fast.bench.harness import EAGER, FUSED
+
+Record = Mapping[str, Any]
+Figures = Mapping[str, Any]
+
+_NO_VALUE = "–"
+_MARKERS = re.compile(r"(<!-- bench:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /bench -->)", re.DOTALL)
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size or unit == "µs":
+            value = seconds / size
+            return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def size(count: float) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def label(row: Figures) -> str:
+    return row["row"] if row["dtype"] == "float32" else f"{row['row']} ({row['dtype']})"
+
+
+def _compiled(row: Figures) -> Figures | None:
+    """The fastest of torch.compile's modes."""
+    found = [f for name, f in row["contestants"].items() if name not in (FUSED, EAGER)]
+    return min(found, key=lambda f: f["seconds"], default=None)
+
+
+def _time(figures: Figures | None, spread: bool = False) -> str:
+    if figures is None:
+        return _NO_VALUE
+    text = duration(figures["seconds"])
+    if spread:
+        first, third = figures["quartiles"]
+        text += f" ±{50 * (third - first) / figures['seconds']:2.0f}%"
+    return text
+
+
+def _ratio(row: Figures) -> str:
+    return f"{row['ratio']:.2f}×"
+
+
+def _ratio_of(row: Figures, key: str) -> str:
+    """The fastest peer's figure over ours."""
+    ours, theirs = (row["contestants"][name][key] for name in (FUSED, row["fastest_peer"]))
+    return f"{theirs / ours:.2f}×" if ours else _NO_VALUE
+
+
+def _memory(row: Figures) -> str:
+    ours, theirs = (row["contestants"][name]["peak_bytes"] for name in (FUSED, row["fastest_peer"]))
+    return f"{size(ours)} / {size(theirs)}"
+
+
+def _share(row: Figures, star: str = "*") -> str:
+    return f"{100 * row['copy_share']:.0f}%" + (star if row["copy_level"] == "cache" else "")
+
+
+# ---- the terminal ----------------------------------------------------------------------------------------------------
+
+Column = tuple[str, int, Callable[[Figures], str]]
+
+_COLUMNS: list[Column] = [
+    ("fused", 15, lambda row: _time(row["contestants"][FUSED], spread=True)),
+    ("eager", 15, lambda row: _time(row["contestants"][EAGER], spread=True)),
+    ("compile", 15, lambda row: _time(_compiled(row), spread=True)),
+    ("faster by", 10, _ratio),
+    ("peak memory: ours / theirs", 27, _memory),
+    ("of copy", 8, _share),
+]
+_GPU_COLUMNS: list[Column] = [
+    ("device", 8, lambda row: _ratio_of(row, "device_seconds")),
+    ("host", 8, lambda row: _ratio_of(row, "host_seconds")),
+]
+_LABEL_WIDTH = 42
+
+
+def _columns(record: Record) -> list[Column]:
+    if record["device"]["type"] == "cpu":
+        return _COLUMNS
+    return _COLUMNS[:4] + _GPU_COLUMNS + _COLUMNS[4:]
+
+
+def heading(record: Record) -> str:
+    """The machine, the kernels in use, and the head of the table."""
+    versions = record["versions"]
+    copies = ", ".join(f"{rate / 1e9:.1f} GB/s in {where}" for where, rate in record["copy_bandwidth"].items())
+    lines = [
+        f"{record['device']['name']}, {record['threads']} CPU threads, unigen_fast {versions['unigen_fast']}, "
+        f"torch {versions['torch']}, Triton {versions['triton']}, Python {versions['python']}",
+        *record["kernels"],
+        f"copy, read + written: {copies}",
+        "",
+        "row".ljust(_LABEL_WIDTH) + "".join(name.rjust(width) for name, width, _ in _columns(record)),
+    ]
+    return "\n".join(lines)
+
+
+def line(record: Record, row: Figures) -> str:
+    if row["error"] is not None:
+        return f"{label(row):<{_LABEL_WIDTH}}ERROR  {row['error']}"
+    cells = "".join(cell(row).rjust(width) for _, width, cell in _columns(record))
+    missing = "".join(f"\n    no {name}: {reason}" for name, reason in row["missing"].items())
+    return f"{label(row):<{_LABEL_WIDTH}}{cells}{'  SLOWER' if row['ratio'] < 1 else ''}{missing}"
+
+
+def closing(record: Record) -> str:
+    ratios = [row["ratio"] for row in record["rows"] if row["error"] is None]
+    errors = len(record["rows"]) - len(ratios)
+    lines = [""]
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        won = sum(ratio >= 1 for ratio in ratios)
+        lines.append(f"faster in {won} of {len(ratios)} rows; geometric mean {mean:.2f}×")
+    if errors:
+        lines.append(f"{errors} rows with an ERROR")
+    lines += [
+        "Forward + backward, medians ± half the distance of the quartiles.",
+        "Faster by: the faster of eager and compile over fused.",
+        "Of copy: every input, output and gradient once, over the time, over the bandwidth of a copy"
+        + (" (*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
+    ]
+    if record["device"]["type"] != "cpu":
+        lines.append("Device, host: that ratio for the time on the GPU alone, and for the time until the calls return.")
+    return "\n".join(lines)
+
+
+def table(record: Record) -> str:
+    return "\n".join([heading(record), *(line(record, row) for row in record["rows"]), closing(record)])
+
+
+# ---- README.md -------------------------------------------------------------------------------------------------------
+
+
+def markdown(record: Record) -> str:
+    lines = [
+        "| row | tensors | unigen_fast | eager | torch.compile | faster by | peak memory: ours / theirs | of copy |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in record["rows"]:
+        if row["error"] is not None:
+            raise ValueError(f"{label(row)}: {row['error']}: a run with errors is not for publication")
+        cells = [
+            f"`{row['row']}`" + ("" if row["dtype"] == "float32" else f" {row['dtype']}"),
+            describe_shapes([tuple(shape) for shape in row["shapes"]]),
+            _time(row["contestants"][FUSED]),
+            _time(row["contestants"][EAGER]),
+            _time(_compiled(row)),
+            f"**{_ratio(row)}**" if row["ratio"] >= 1 else f"{_ratio(row)} (slower)",
+            _memory(row),
+            _share(row, star="\\*"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    device = record["device"]
+    where = device["name"] if device["type"] != "cpu" else f"{device['name']}, {record['threads']} threads"
+    lines += [
+        "",
+        f"{where}; torch {record['versions']['torch']}; {record['date'][:10]}. Forward + backward, medians; "
+        "*faster by*: the faster of eager and `torch.compile` over ours; *of copy*: every input, output and gradient "
+        "once, over the time, over the bandwidth of a copy"
+        + (" (\\*: of a copy within the cache)." if device["type"] == "cpu" else "."),
+    ]
+    return "\n".join(lines)
+
+
+def update_readme(readme: Path) -> list[str]:
+    """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, and draws NAME.png; returns the names.
+
+    The figures are those of benches/results/NAME.json beside the README; the picture goes there too.
+    """
+    text = readme.read_text()
+    found = list(_MARKERS.finditer(text))
+    opened, closed = text.count("<!-- bench:"), text.count("<!-- /bench -->")
+    if not found or not len(found) == opened == closed:
+        raise ValueError(
+            f"{readme}: expected pairs of lines `<!-- bench:NAME -->` and `<!-- /bench -->`, "
+            f"got {opened} and {closed}, {len(found)} of them paired"
+        )
+    results = readme.parent / "benches" / "results"
+    records = {m["name"]: json.loads((results / f"{m['name']}.json").read_text()) for m in found}
+    text = _MARKERS.sub(lambda m: f"{m[1]}{markdown(records[m['name']])}\n{m[4]}", text)
+    for name, record in records.items():
+        plot(record, results / f"{name}.png")
+    readme.write_text(text)
+    return list(records)
+
+
+# ---- the picture -----------------------------------------------------------------------------------------------------
+
+_COLOURS = {"importance": "#4477aa", "adversarial": "#ee8866", "divergence": "#44aa99", "likelihood": "#aa6699"}
+_SLOWER = "#bb3333"
+
+
+def plot(record: Record, path: Path) -> None:
+    """A bar a row: how many times faster than the faster of eager and torch.compile; and where each of the two lies."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    rows = [row for row in record["rows"] if row["error"] is None]
+    figure = Figure(figsize=(9, 1.5 + 0.3 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    edge = [1.0]
+    for place, row in enumerate(rows):
+        ours = row["contestants"][FUSED]["seconds"]
+        ratio = row["ratio"]
+        colour = _COLOURS[row["family"]] if ratio >= 1 else _SLOWER
+        axes.barh(place, ratio - 1, left=1, height=0.62, color=colour, zorder=2)
+        peers = [(row["contestants"][EAGER], "o"), (_compiled(row), "D")]
+        ratios = [(peer["seconds"] / ours, marker) for peer, marker in peers if peer is not None]
+        for x, marker in ratios:
+            axes.plot(x, place, marker, color="white", markeredgecolor="#333333", markersize=5, zorder=3)
+        colour = "#222222" if ratio >= 1 else _SLOWER
+        column = axes.get_yaxis_transform()  # the figures in a column at the right, clear of the markers
+        axes.text(1.07, place, _ratio(row), transform=column, ha="right", va="center", fontsize=9, color=colour)
+        edge += [ratio, *(x for x, _ in ratios)]
+    axes.axvline(1, color="#222222", linewidth=1, zorder=4)
+    axes.set_xscale("log")
+    axes.set_xlim(min(0.8, 0.9 * min(edge)), max(2.5, 1.35 * max(edge)))
+    ticks = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel("times faster, forward + backward (bar: than the faster of the two)")
+    axes.set_title(
+        f"{record['device']['name']}, torch {record['versions']['torch']}", fontsize=10, loc="left", color="#444444"
+    )
+    families = [name for name in _COLOURS if any(row["family"] == name and row["ratio"] >= 1 for row in rows)]
+    handles: list[Any] = [Patch(color=_COLOURS[name], label=name) for name in families]
+    if any(row["ratio"] < 1 for row in rows):
+        handles.append(Patch(color=_SLOWER, label="slower"))
+    style: dict[str, Any] = {"linestyle": "none", "color": "white", "markeredgecolor": "#333333", "markersize": 5}
+    handles.append(Line2D([], [], marker="o", label="against eager", **style))
+    if any(_compiled(row) is not None for row in rows):
+        handles.append(Line2D([], [], marker="D", label="against torch.compile", **style))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
