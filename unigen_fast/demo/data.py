@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Digits(NamedTuple):
-    """Pixels `[N, 784]` in [0, 1] and labels `[N]`; `test_binary` is the held-out set that every bound is computed on."""
+    """Pixels `[N, 784]` in [0, 1] and labels `[N]`; bounds are computed on `test_binary`."""
 
     train: Tensor
     train_labels: Tensor
@@ -23,13 +23,13 @@ def load_digits(test_per_class: int = 100, device: str | torch.device = "cpu") -
     pixels, labels = (torch.from_numpy(array) for array in mnist_data())
     pixels = (pixels / 255).float()
     generator = torch.Generator().manual_seed(0)
-    train, test = [], []
+    train_members, test_members = [], []
     for label in range(10):
         members = (labels == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        train.append(members[:400])
-        test.append(members[400 : 400 + test_per_class])
-    train, test = torch.cat(train), torch.cat(test)
+        train_members.append(members[:400])
+        test_members.append(members[400 : 400 + test_per_class])
+    train, test = torch.cat(train_members), torch.cat(test_members)
     digits = Digits(
         train=pixels[train],
         train_labels=labels[train],

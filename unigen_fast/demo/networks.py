@@ -7,7 +7,7 @@ PIXELS = 28 * 28
 
 
 class Autoencoder(nn.Module):
-    """Encoder to a diagonal Gaussian over z and decoder to Bernoulli logits: the networks of the VAE and of the IWAE."""
+    """Encoder to a diagonal Gaussian over z, decoder to Bernoulli logits: the networks of the VAE and of the IWAE."""
 
     def __init__(self, hidden: int = 200, latent: int = 16) -> None:
         super().__init__()
@@ -26,34 +26,37 @@ class Autoencoder(nn.Module):
 
 
 class Adversaries(nn.Module):
-    """Generator and discriminator of the GAN and of the IWGAN. Pixels are in [-1, 1] here."""
+    """Generator and discriminator of the GAN and of the IWGAN: a small DCGAN. Pixels are in [-1, 1] here."""
 
-    def __init__(self, latent: int = 64) -> None:
+    def __init__(self, latent: int = 32) -> None:
         super().__init__()
         self.latent = latent
         self.generator = nn.Sequential(
-            nn.Linear(latent, 256),
-            nn.BatchNorm1d(256),
+            nn.Linear(latent, 64 * 7 * 7, bias=False),
+            nn.BatchNorm1d(64 * 7 * 7),
             nn.ReLU(),
-            nn.Linear(256, 512),
-            nn.BatchNorm1d(512),
+            nn.Unflatten(1, (64, 7, 7)),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(32),
             nn.ReLU(),
-            nn.Linear(512, PIXELS),
+            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
             nn.Tanh(),
+            nn.Flatten(),
         )
         self.discriminator = nn.Sequential(
-            nn.Linear(PIXELS, 512),
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 16, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
-            nn.Dropout(0.3),
-            nn.Linear(512, 256),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(32),
             nn.LeakyReLU(0.2),
-            nn.Dropout(0.3),
-            nn.Linear(256, 1),
+            nn.Flatten(),
+            nn.Linear(32 * 7 * 7, 1),
             nn.Flatten(0),
         )
 
     def noise(self, n: int) -> Tensor:
-        return torch.randn(n, self.latent, device=self.discriminator[0].weight.device)
+        return torch.randn(n, self.latent, device=next(self.parameters()).device)
 
 
 def classifier() -> nn.Module:

@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import unigen_fast as uf
 from unigen_fast.demo.networks import Adversaries, Autoencoder
@@ -62,7 +63,9 @@ def log_weights(model: Autoencoder, x: Tensor, num_samples: int) -> Tensor:
     z = uf.sample_gaussian(mean, logvar, num_samples=num_samples, sample_dim=1)
     log_likelihood = uf.bernoulli_log_prob(model.decode(z), x.unsqueeze(1))  # x is not repeated in memory
     zero = z.new_zeros(())
-    return log_likelihood + gaussian_log_prob(z, zero, zero) - gaussian_log_prob(z, mean.unsqueeze(1), logvar.unsqueeze(1))
+    log_prior = gaussian_log_prob(z, zero, zero)
+    log_posterior = gaussian_log_prob(z, mean.unsqueeze(1), logvar.unsqueeze(1))
+    return log_likelihood + log_prior - log_posterior
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -89,8 +92,103 @@ class AdversarialOptimizers(NamedTuple):
 
     @classmethod
     def of(cls, model: Adversaries) -> "AdversarialOptimizers":
-        """DCGAN's Adam."""
-        return cls(*(
-            torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
-            for network in (model.discriminator, model.generator)
-        ))
+        """DCGAN's Adam, with larger steps: these networks are small and the training is short."""
+        return cls(
+            discriminator=torch.optim.Adam(model.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999)),
+            generator=torch.optim.Adam(model.generator.parameters(), lr=2e-3, betas=(0.5, 0.999)),
+        )
+
+
+# ---- the loops -------------------------------------------------------------------------------------------------------
+
+Progress = Callable[[int, str], Iterable[int]]  # (steps, title) -> range(steps), with a progress bar or without
+
+
+@dataclass
+class BoundCurve:
+    """Held-out bounds in nats per digit, with the step and the seconds of training at which they were taken."""
+
+    step: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    elbo: list[float] = field(default_factory=list)
+    iwae: list[float] = field(default_factory=list)
+
+
+@dataclass
+class AdversarialCurve:
+    """Means over the steps since the entry before."""
+
+    step: list[int] = field(default_factory=list)
+    discriminator: list[float] = field(default_factory=list)
+    generator: list[float] = field(default_factory=list)
+    ess: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train_autoencoder(
+    step: Callable[[Autoencoder, torch.optim.Optimizer, Tensor], Tensor],
+    model: Autoencoder,
+    digits: Tensor,
+    held_out: Tensor,
+    *,
+    steps: int,
+    progress: Progress,
+    title: str,
+    batch_size: int = 64,
+    evaluations: int = 12,
+) -> BoundCurve:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    curve, seconds = BoundCurve(), 0.0
+    due = {round(steps * (i + 1) / evaluations) for i in range(evaluations)} | {steps}
+    start = time.perf_counter()
+    for n in progress(steps, title):
+        batch = digits[torch.randint(len(digits), (batch_size,)).to(digits.device)]
+        step(model, optimizer, torch.bernoulli(batch))  # binarised anew each time
+        if n + 1 in due:
+            synchronize(digits)
+            seconds += time.perf_counter() - start
+            with torch.no_grad():
+                log_w = log_weights(model, held_out, NUM_SAMPLES)
+            curve.step.append(n + 1)
+            curve.seconds.append(seconds)
+            curve.elbo.append(log_w.mean().item())
+            curve.iwae.append(uf.log_mean_exp(log_w, dim=1).mean().item())
+            start = time.perf_counter()
+    return curve
+
+
+def train_adversaries(
+    step: Callable[[Adversaries, AdversarialOptimizers, Tensor], AdversarialLosses],
+    model: Adversaries,
+    digits: Tensor,
+    *,
+    steps: int,
+    progress: Progress,
+    title: str,
+    batch_size: int = 64,
+    entries: int = 60,
+) -> AdversarialCurve:
+    optimizers = AdversarialOptimizers.of(model)
+    curve, recent = AdversarialCurve(), []
+    due = {round(steps * (i + 1) / entries) for i in range(entries)} | {steps}
+    start = time.perf_counter()
+    for n in progress(steps, title):
+        batch = digits[torch.randint(len(digits), (batch_size,)).to(digits.device)]
+        losses = step(model, optimizers, 2 * batch - 1)
+        ess = uf.effective_sample_size(losses.logits, dim=0)
+        recent.append(torch.stack((losses.discriminator, losses.generator, ess)))
+        if n + 1 in due:
+            discriminator, generator, ess = torch.stack(recent).mean(0).tolist()
+            recent.clear()
+            curve.step.append(n + 1)
+            curve.discriminator.append(discriminator)
+            curve.generator.append(generator)
+            curve.ess.append(ess)
+    curve.seconds = time.perf_counter() - start
+    return curve
+
+
+def synchronize(tensor: Tensor) -> None:
+    """Waits for the GPU, where there is one, before a clock is read."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
