@@ -1,7 +1,7 @@
-"""Builds the two extension modules with ninja, each only where it can be built.
+"""Builds the extension modules with ninja, each only where it can be built.
 
-`unigen_fast._cpu` needs torch, pybind11, ninja and a C++ compiler at hand; `unigen_fast._cuda` needs nvcc as well, and
-is left out where torch is a CPU build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and
+`unigen_fast._cpu` needs torch, pybind11, ninja and a C++ compiler at hand, and so does `unigen_fast._autograd`, which
+serves the torch it is built with alone; `unigen_fast._cuda` needs nvcc as well, and is left out where torch is a CPU build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and
 links; `=0` never). What is not built is written, with the reason, to `unigen_fast/_build_report.json`, which
 `unigen_fast.info()` reads: an installation does not fail for want of a kernel.
 """
@@ -110,8 +110,16 @@ class Ninja:
 
 
 class BuildKernels(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = True  # a module of one long compilation beside one of many short ones
+
     def run(self) -> None:
         self.report: dict[str, str] = {}
+        if importable("torch"):
+            import torch
+
+            self.report["torch"] = torch.__version__
         super().run()
         package = Path(self.get_ext_fullpath("unigen_fast._cpu")).parent
         package.mkdir(parents=True, exist_ok=True)
@@ -119,7 +127,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         name = ext.name.rpartition("._")[2]
-        reason = {"cpu": missing_for_cpu, "cuda": missing_for_cuda}[name]()
+        reason = missing_for_cuda() if name == "cuda" else missing_for_cpu()
         if reason is None:
             try:
                 getattr(self, f"build_{name}")(Path(self.get_ext_fullpath(ext.name)).resolve())
@@ -139,12 +147,12 @@ class BuildKernels(build_ext):
         directory.mkdir(parents=True, exist_ok=True)
         return Ninja(directory)
 
-    def _binding(self, extra: str) -> str:
+    def _binding(self, flags: str) -> str:
         import pybind11
         import torch
 
         includes = [str(Path(torch.__file__).parent / "include"), pybind11.get_include(), sysconfig.get_path("include")]
-        return f"{self._cxx()} {CXX_FLAGS} {STABLE_ABI} {extra} " + " ".join(f"-isystem {path}" for path in includes)
+        return f"{self._cxx()} {CXX_FLAGS} {flags} " + " ".join(f"-isystem {path}" for path in includes)
 
     @staticmethod
     def _cxx() -> str:
@@ -162,7 +170,7 @@ class BuildKernels(build_ext):
         source = ROOT.resolve() / "csrc" / "cpu"
         ninja = self._ninja("cpu")
         x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
-        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(""))]
+        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(STABLE_ABI))]
         for isa, flags in ISA_FLAGS.items() if x86 else [("default", "")]:
             for unit in (*FAMILIES, "table"):
                 command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} -DUNIGEN_ISA_{isa} {flags}"
@@ -171,11 +179,24 @@ class BuildKernels(build_ext):
         ninja.link(objects, target, f"{self._cxx()} -shared", self._torch_libraries())
         ninja.run(target)
 
+    def build_autograd(self, target: Path) -> None:
+        import torch
+
+        ninja = self._ninja("autograd")
+        api = Path(torch.__file__).parent / "include/torch/csrc/api/include"
+        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+        command = self._binding(f"-std=c++20 -O2 {abi} -isystem {api}")
+        source = ROOT.resolve() / "csrc" / "bindings" / "autograd.cpp"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        libraries = f"{self._torch_libraries()} -ltorch_python"
+        ninja.link([ninja.compile(source, "", command)], target, f"{self._cxx()} -shared", libraries)
+        ninja.run(target)
+
     def build_cuda(self, target: Path) -> None:
         home = cuda_home()
         source = ROOT.resolve() / "csrc" / "cuda"
         ninja = self._ninja("cuda")
-        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(f"-isystem {home}/include"))]
+        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(f"{STABLE_ABI} -isystem {home}/include"))]
         objects += [ninja.compile(source / f"{unit}.cu", "", f"{home}/bin/nvcc {NVCC_FLAGS}") for unit in FAMILIES]
         target.parent.mkdir(parents=True, exist_ok=True)
         cudart = f"-L{home}/lib64 -L{home}/lib -lcudart_static -ldl -lrt -lpthread"
@@ -185,6 +206,6 @@ class BuildKernels(build_ext):
 
 setup(
     # optional: setuptools copies what there is
-    ext_modules=[Extension(f"unigen_fast._{name}", [], optional=True) for name in ("cpu", "cuda")],
+    ext_modules=[Extension(f"unigen_fast._{name}", [], optional=True) for name in ("cpu", "autograd", "cuda")],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -61,7 +61,7 @@ def run(**environment: str) -> dict:
 
 @pytest.fixture(scope="module")
 def without_kernels() -> dict:
-    return run(UNIGEN_FAST_DISABLE="cpu,cuda,triton")
+    return run(UNIGEN_FAST_DISABLE="cpu,cuda,triton,autograd")
 
 
 def assert_same_numbers(got: dict, expected: dict) -> None:
@@ -73,14 +73,14 @@ def assert_same_numbers(got: dict, expected: dict) -> None:
 
 def test_info() -> None:
     info = uf.info()
-    assert [b.name for b in info.backends] == ["cpu", "cuda", "triton"]
+    assert [b.name for b in info.backends] == ["cpu", "cuda", "triton", "autograd"]
     lines = str(info).splitlines()
     assert lines[0].startswith(f"unigen_fast {uf.__version__}, torch {torch.__version__}, Python 3.")
     for backend, line in zip(info.backends, lines[1:], strict=False):
         assert backend.detail and "\n" not in backend.detail, "one line each, with a reason or a description"
         assert line.split()[:2] == [backend.name, "yes" if backend.loaded else "no"]
         assert line.endswith(backend.detail)
-    assert lines[4:] == (
+    assert lines[5:] == (
         [] if any(NATIVE.values()) else ["no kernels: every function runs its plain PyTorch reference"]
     )
 
@@ -88,8 +88,9 @@ def test_info() -> None:
 def test_kernels_can_be_left_out(without_kernels: dict) -> None:
     """The reason in one line, and the same numbers from the reference."""
     lines = without_kernels["info"].splitlines()
-    assert lines[1:4] == [f"{name:<7} no  left out by UNIGEN_FAST_DISABLE" for name in ("cpu", "cuda", "triton")]
-    assert lines[4] == "no kernels: every function runs its plain PyTorch reference"
+    names = ("cpu", "cuda", "triton", "autograd")
+    assert lines[1:5] == [f"{name:<8} no  left out by UNIGEN_FAST_DISABLE" for name in names]
+    assert lines[5] == "no kernels: every function runs its plain PyTorch reference"
     assert_same_numbers(run(), without_kernels)
 
 

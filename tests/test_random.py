@@ -28,7 +28,7 @@ STATES = [(0, 0), (1, 0), (0, 1), (-1, -1), (2**40 + 7, 2**33 + 5), (-(2**63), 2
 def standard(rng_state: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The op's own noise: mean 0, standard deviation 1."""
     zero, one = torch.zeros(shape, dtype=dtype, device=device), torch.ones(shape, dtype=dtype, device=device)
-    return OPS["sample_gaussian"](zero, one, rng_state, -1, 0, "std", -math.inf, math.inf)
+    return OPS["sample_gaussian"]((zero, one, rng_state), -1, 0, "std", -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)

@@ -241,11 +241,13 @@ def differentiated(op: FusedOp, tensors: list[Any]) -> list[Tensor]:
     return [t for t in given if t is not None and t.is_floating_point()]
 
 
-def run(op: FusedOp, tensors: list[Any], options: tuple[Any, ...], grads: list[Tensor] | None = None) -> Any:
+def run(
+    op: FusedOp, tensors: list[Any], options: tuple[Any, ...], grads: list[Tensor] | None = None, visible: int = 0
+) -> Any:
     """(outputs, gradients, incoming gradients)."""
     inputs = [None if t is None else t.detach() for t in tensors]
     wanted = [t.requires_grad_() for t in differentiated(op, inputs)]
-    outputs = as_tuple(op(*inputs, *options, tensors=len(inputs)))
+    outputs = as_tuple(op(inputs, *options, visible=visible))
     differentiable = outputs[: op.differentiable_outputs]
     if not differentiable:
         return outputs, [], []
@@ -265,7 +267,7 @@ def check(case: Case, tensors: list[Any], grad_layout: Callable[[Tensor], Tensor
     grads = [grad_layout(torch.randn(s, dtype=low, device=exact[0].device)) for s in shapes]
     if op in (_ops.sample_gaussian, _ops.sample_gaussian_with_kl):
         grads[0] = grad_layout(grads[0].to(tensors[0].dtype))
-    outputs, found, _ = run(op, tensors, case.options, grads)
+    outputs, found, _ = run(op, tensors, case.options, grads, len(oracle))
     for actual, expected in zip(outputs, oracle, strict=True):
         assert actual.is_contiguous()
         close(actual, expected.detach())
@@ -457,10 +459,10 @@ def test_rows_of_infinities(case: Case, columns: int, device: torch.device) -> N
 @kernels
 def test_one_sample_is_the_single_sample_loss(device: torch.device) -> None:
     x = torch.randn(9, 1, device=device)
-    assert torch.equal(_ops.iwae_loss(x, 1, "none", "bound")[0], -x[:, 0])
-    assert torch.equal(_ops.iwae_loss(x, 1, "none", "surrogate")[0], -x[:, 0])
-    loss = _ops.importance_weighted_generator_loss(x, 1, 1.0, True, "none")[0]
-    assert torch.equal(loss, _ops.logit_term(x, 0, 1.0)[:, 0])
+    assert torch.equal(_ops.iwae_loss((x,), 1, "none", "bound"), -x[:, 0])
+    assert torch.equal(_ops.iwae_loss((x,), 1, "none", "surrogate"), -x[:, 0])
+    loss = _ops.importance_weighted_generator_loss((x,), 1, 1.0, True, "none")
+    assert torch.equal(loss, _ops.logit_term((x,), 0, 1.0)[:, 0])
 
 
 @kernels
@@ -493,7 +495,7 @@ def test_near_and_far_from_the_prior(device: torch.device) -> None:
     """e^d - 1 - d neither cancels nor overflows early; NaN stays in its row."""
     logvar = torch.tensor([[0.0, 1e-6, -1e-3, 0.99, -1.01, 30.0, -80.0, 88.0]], device=device).t()
     mean = torch.zeros_like(logvar)
-    value = _ops.gaussian_kl(mean, logvar, None, None, None, 1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none")[0]
+    value = _ops.gaussian_kl((mean, logvar, None, None, None), 1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none")
     exact = logvar[:, 0].double()
     expected = 0.5 * (torch.expm1(exact) - exact)
     expected[1:3] = (exact.square() / 4 + exact**3 / 12)[1:3]
@@ -550,10 +552,10 @@ def test_words(state: tuple[int, int], first: int, device: torch.device) -> None
 def test_normals(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     rng_state = torch.tensor([1234, -5678], device=device)
     zeros, ones = torch.zeros(shape, dtype=dtype, device=device), torch.ones(shape, dtype=dtype, device=device)
-    z = _ops.sample_gaussian(zeros, ones, rng_state, -1, 0, "std", -INF, INF)
+    z = _ops.sample_gaussian((zeros, ones, rng_state), -1, 0, "std", -INF, INF)
     exact = philox_normal(rng_state, shape, torch.float64)
     torch.testing.assert_close(z.double(), exact, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
-    with_kl = _ops.sample_gaussian_with_kl(zeros, ones, rng_state, -1, 0, 1, "std", -INF, INF)[0]
+    with_kl = _ops.sample_gaussian_with_kl((zeros, ones, rng_state), -1, 0, 1, "std", -INF, INF)[0]
     assert torch.equal(z, with_kl)
 
 

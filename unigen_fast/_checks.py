@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def floating(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def choice(name: str, value: str, allowed: Sequence[str]) -> str:
+def choice(name: str, value: str, allowed: Collection[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
@@ -28,8 +28,8 @@ def choice(name: str, value: str, allowed: Sequence[str]) -> str:
 def number(name: str, value: float, *, minimum: float = -math.inf, exclusive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if math.isnan(value) or value < minimum or (exclusive and value == minimum):
-        raise ValueError(f"{name}: got {value}, expected a number {'>' if exclusive else '>='} {minimum}")
+    if not (value > minimum or (value == minimum and not exclusive)):  # NaN is neither
+        raise ValueError(f"{name}: got {value}, expected a number {'>' if exclusive else '>='} {minimum:g}")
     return float(value)
 
 
@@ -63,29 +63,37 @@ def event(name: str, x: Tensor, event_ndims: int) -> int:
 
 def promoted(tensors: list[Tensor]) -> list[Tensor]:
     """The tensors in their promoted dtype."""
-    dtypes = {x.dtype for x in tensors}
-    if len(dtypes) == 1:
-        return tensors
-    dtype = functools.reduce(torch.promote_types, dtypes)
-    return [x.to(dtype) for x in tensors]
+    first = tensors[0].dtype
+    for x in tensors:
+        if x.dtype != first:
+            dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors})
+            return [x.to(dtype) for x in tensors]
+    return tensors
 
 
 def same_kind(*, optional: Sequence[str] = (), **tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors on one device, broadcast to one shape (as views), in their promoted dtype; None if `optional`."""
-    required = {name: x for name, x in tensors.items() if x is not None or name not in optional}
-    given = {name: floating(name, x) for name, x in required.items()}  # type: ignore[arg-type]
-    first = next(iter(given.values()))
-    for name, x in given.items():
-        if x.device != first.device:
-            raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {next(iter(given))}")
-    given = dict(zip(given, promoted(list(given.values())), strict=True))
-    if any(x.shape != first.shape for x in given.values()):
-        try:
-            shape = torch.broadcast_shapes(*(x.shape for x in given.values()))
-        except RuntimeError:
-            shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items())
-            raise ValueError(f"expected shapes that broadcast together, got {shapes}") from None
-        given = {name: x.expand(shape) for name, x in given.items()}
+    first: Tensor | None = None
+    alike = True
+    for name, x in tensors.items():
+        if x is None and name in optional:
+            continue
+        x = floating(name, x)  # type: ignore[arg-type]
+        if first is None:
+            first = x
+        elif x.device != first.device:
+            raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {next(iter(tensors))}")
+        elif x.dtype != first.dtype or x.shape != first.shape:
+            alike = False
+    if alike:  # most often
+        return tuple(tensors.values())
+    given = {name: x for name, x in tensors.items() if x is not None}
+    try:
+        shape = torch.broadcast_shapes(*(x.shape for x in given.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items())
+        raise ValueError(f"expected shapes that broadcast together, got {shapes}") from None
+    given = {name: x.expand(shape) for name, x in zip(given, promoted(list(given.values())), strict=True)}
     return tuple(given.get(name) for name in tensors)
 
 

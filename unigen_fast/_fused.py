@@ -9,7 +9,7 @@ kernel on every device that has no other.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,18 +27,16 @@ def _as_tuple(x: Any) -> tuple[Tensor, ...]:
     return (x,) if isinstance(x, Tensor) else tuple(x)
 
 
-def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
-    """Skips the Python formula that the bare op carries for autograd: a fifth of a small call."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+# skips the Python formula that the bare op carries for autograd: half of a small call
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 class FusedOp:
-    """One op: `op(tensors…, options…)` returns its outputs.
+    """One op: `op(tensors, options…)` returns the outputs that carry gradient (the only one of an op without any).
 
     `schema` is `name(tensors…, options…) -> outputs`. The tensors come already broadcast to one shape. The first
     `differentiable_outputs` of the outputs carry gradient; those numbered in `saved` are handed to backward.
-    `tensor_list`: the op takes one list of tensors, given to the call as so many leading arguments.
+    `tensor_list`: the op takes one list of tensors, of any length.
 
     `backward`, if the op has a gradient, is the signature of `name_backward`: gradients of the differentiable outputs,
     tensors, saved outputs, options and, where several tensors are `differentiable`, `int needed`, a bit mask over
@@ -47,6 +45,9 @@ class FusedOp:
 
     `elementwise`: the compiler gets the reference, which it fuses with its neighbours; an opaque op would stop it.
     """
+
+    every: ClassVar[list["FusedOp"]] = []
+    native: Callable[[Tensors, Sequence[Any], int], Any] | None = None  # `_Fused` in C++, where it is loaded
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class FusedOp:
         self.saved = tuple(saved)
         self.elementwise = elementwise
         self.takes_needed = len(self.differentiable) > 1 and not tensor_list
+        FusedOp.every.append(self)
         self.forward = self._define(schema, self._reference_forward, self._fake_forward)
         if backward is not None:
             self.backward = self._define(
@@ -80,52 +82,65 @@ class FusedOp:
 
     # ---- the call ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, tensors: int | None = None) -> Any:
-        """`tensors`: how many of `args` are tensors, for an op that takes a list."""
-        count = self.tensors if tensors is None else tensors
-        inputs, options = args[:count], args[count:]
+    def __call__(self, tensors: Tensors, *options: Any, visible: int = 0) -> Any:
+        """`visible`: how many outputs to return, if not those that carry gradient.
+
+        Every microsecond here is one in each loss of each step: loops rather than generators.
+        """
+        visible = visible or self.differentiable_outputs or 1
         if torch.compiler.is_compiling():
             run = self.reference if self.elementwise or torch._C._are_functorch_transforms_active() else self.forward
-            return run(*self._pack(inputs), *options)
-        if self._needs_reference(inputs):
-            return self.reference(*self._pack(inputs), *options)
-        if (
-            self.differentiable_outputs
-            and torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in inputs)
-        ):
-            return _Fused.apply(self, count, *args)
-        return _below_autograd(self.forward, *self._pack(inputs), *options)
+        elif self._needs_reference(tensors):
+            run = self.reference
+        elif self.native is not None:
+            return self.native(tensors, options, visible)
+        else:
+            if self.differentiable_outputs and torch.is_grad_enabled():
+                for t in tensors:
+                    if t is not None and t.requires_grad:
+                        return _Fused.apply(self, options, visible, *tensors)
+            with _below_autograd():
+                return _leading(self.forward(*self._pack(tensors), *options), visible)
+        return _leading(run(*self._pack(tensors), *options), visible)
 
-    def _pack(self, inputs: Tensors) -> tuple[Any, ...]:
-        return (list(inputs),) if self.tensor_list else tuple(inputs)
+    def _pack(self, inputs: Tensors) -> Tensors | tuple[list[Tensor | None]]:
+        return (list(inputs),) if self.tensor_list else inputs
 
     @staticmethod
     def _needs_reference(inputs: Tensors) -> bool:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return True
-        return any(
-            t is not None and (type(t) not in _PLAIN or (t.is_floating_point() and t.dtype not in KERNEL_DTYPES))
-            for t in inputs
-        )
+        for t in inputs:
+            if t is not None and (type(t) not in _PLAIN or (t.dtype not in KERNEL_DTYPES and t.is_floating_point())):
+                return True
+        return False
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 
-    def gradients(
-        self, grads: Tensors, inputs: Tensors, saved: Tensors, options: Sequence[Any], needed: Sequence[bool]
+    def differentiable_gradients(
+        self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Gradients of the inputs that are `needed`, None for the others: by the backward op, or differentiably."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and torch.is_grad_enabled():
-            # fresh aliases: one input may be a function of another, and only the direct dependence counts here
-            aliases = [None if t is None else t.view_as(t) for t in inputs]
-            return self._differentiate(grads, aliases, options, needed, create_graph=True)
-        where = self._where(inputs)
-        mask = (sum(1 << n for n, i in enumerate(where) if needed[i]),) if self.takes_needed else ()
-        arguments = (*grads, *self._pack(inputs), *saved, *options, *mask)
-        found = _as_tuple(self.backward(*arguments) if compiling else _below_autograd(self.backward, *arguments))
-        result: list[Tensor | None] = [None] * len(inputs)
-        for i, grad in zip(where, found, strict=True):
+        """Gradients of the inputs that are `needed`, None for the others, with a graph of their own."""
+        # fresh aliases: one input may be a function of another, and only the direct dependence counts here
+        aliases = [None if t is None else t.view_as(t) for t in inputs]
+        return self._differentiate(grads, aliases, options, needed, create_graph=True)
+
+    def kernel_gradients(
+        self, grads: Tensors, tensors: Tensors, options: Sequence[Any], needed: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """The same by the backward op. `tensors`: the inputs, then the saved outputs."""
+        if self.tensor_list:
+            count = len(needed)
+            found = self.backward(*grads, list(tensors[:count]), *tensors[count:], *options)
+            return [g if wanted else None for g, wanted in zip(found, needed, strict=True)]
+        if not self.takes_needed:
+            return self.backward(*grads, *tensors, *options), *(None,) * (len(needed) - 1)
+        mask = 0
+        for bit, i in enumerate(self.differentiable):
+            mask |= needed[i] << bit
+        found = self.backward(*grads, *tensors, *options, mask)
+        result: list[Tensor | None] = [None] * len(needed)
+        for i, grad in zip(self.differentiable, found, strict=True):
             if needed[i]:
                 result[i] = grad
         return result
@@ -150,8 +165,8 @@ class FusedOp:
                 result[i] = grad
         return result
 
-    def _where(self, inputs: Tensors) -> tuple[int, ...]:
-        return tuple(range(len(inputs))) if self.tensor_list else self.differentiable
+    def _where(self, inputs: Tensors) -> Sequence[int]:
+        return range(len(inputs)) if self.tensor_list else self.differentiable
 
     # ---- the dispatcher's side: reference kernels, fakes, autograd of the bare ops -----------------------------------
 
@@ -232,11 +247,16 @@ class FusedOp:
     def _bare_backward(self, ctx: Any, *grad_outputs: Tensor | None) -> Any:
         inputs, options = self._split_forward(ctx.arguments)
         outputs = _as_tuple(ctx.outputs)
-        grads = _zero_filled(grad_outputs[: self.differentiable_outputs], outputs)
+        differentiable = self.differentiable_outputs
+        grads = _zero_filled(grad_outputs[:differentiable], _kinds(outputs[:differentiable]))
         where = self._where(inputs)
         needed = [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)]
-        found = self.gradients(grads, inputs, [outputs[i] for i in self.saved], options, needed)
-        return (*([found] if self.tensor_list else found), *(None,) * len(options))
+        found: Sequence[Tensor | None]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = self.differentiable_gradients(grads, inputs, options, needed)
+        else:
+            found = self.kernel_gradients(grads, [*inputs, *(outputs[i] for i in self.saved)], options, needed)
+        return (*([list(found)] if self.tensor_list else found), *(None,) * len(options))
 
     def _bare_double_backward(self, ctx: Any, *grad_outputs: Any) -> Any:
         """Derivative of the backward op: the reference, differentiated twice."""
@@ -270,40 +290,59 @@ class FusedOp:
         return (*of_grads, *packed, *(None,) * (len(ctx.arguments) - len(grads) - len(packed)))
 
 
-def _zero_filled(grads: Tensors, outputs: Sequence[Tensor]) -> list[Tensor]:
+def _leading(outputs: Any, visible: int) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs[0] if visible == 1 else outputs[:visible]
+
+
+def _kinds(outputs: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    return [(o.shape, o.dtype, o.device) for o in outputs]
+
+
+def _zero_filled(grads: Tensors, kinds: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> list[Tensor]:
     """Zeros for the outputs that took no part in the loss: expanded, so they cost no memory."""
     return [
-        torch.zeros((), dtype=o.dtype, device=o.device).expand(o.shape) if g is None else g
-        for g, o in zip(grads, outputs, strict=False)
+        torch.zeros((), dtype=dtype, device=device).expand(shape) if g is None else g
+        for g, (shape, dtype, device) in zip(grads, kinds, strict=True)
     ]
 
 
 class _Fused(torch.autograd.Function):
-    """The eager path: a Function in ctx style costs a third of `register_autograd`."""
+    """The eager path: a Function in ctx style costs a third of `register_autograd`.
+
+    `csrc/bindings/autograd.cpp` does the same in C++, for the torch it was built with.
+    """
 
     @staticmethod
-    def forward(ctx: Any, op: FusedOp, count: int, *args: Any) -> Any:
-        inputs, ctx.options = args[:count], args[count:]
-        outputs = _below_autograd(op.forward, *op._pack(inputs), *ctx.options)
-        ctx.op, ctx.count = op, count
-        flat = _as_tuple(outputs)
+    def forward(ctx: Any, op: FusedOp, options: tuple[Any, ...], visible: int, *inputs: Tensor | None) -> Any:
+        ctx.call = op, options
+        with _below_autograd():
+            outputs = op.forward(*op._pack(inputs), *options)
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
+        if op.saved:
+            ctx.save_for_backward(*inputs, *[outputs[i] for i in op.saved])
+        else:
+            ctx.save_for_backward(*inputs)
+        if visible == 1:
+            return outputs[0]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*flat[op.differentiable_outputs :])
-        ctx.save_for_backward(*inputs, *(flat[i] for i in op.saved))
-        if op.differentiable_outputs > 1:
-            ctx.output_like = [o.new_empty(()).expand(o.shape) for o in flat]
-        return outputs
+        ctx.mark_non_differentiable(*outputs[op.differentiable_outputs : visible])
+        ctx.output_kinds = _kinds(outputs[: op.differentiable_outputs])
+        return outputs[:visible]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
-        op: FusedOp = ctx.op
-        grads: Tensors = grad_outputs[: op.differentiable_outputs]
-        if all(g is None for g in grads):
-            return (None,) * (2 + ctx.count + len(ctx.options))
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        op, options = ctx.call
+        needed = ctx.needs_input_grad[3:]
         if len(grads) > 1:
-            grads = _zero_filled(grads, ctx.output_like)
-        tensors = ctx.saved_tensors
-        inputs, saved = tensors[: ctx.count], tensors[ctx.count :]
-        needed = [t is not None and ctx.needs_input_grad[2 + i] for i, t in enumerate(inputs)]
-        found = op.gradients(grads, inputs, saved, ctx.options, needed)
-        return (None, None, *found) + (None,) * len(ctx.options)
+            grads = grads[: op.differentiable_outputs]
+            if all(g is None for g in grads):
+                return (None,) * (3 + len(needed))
+            grads = tuple(_zero_filled(grads, ctx.output_kinds))
+        if torch.is_grad_enabled():  # create_graph=True
+            inputs = ctx.saved_tensors[: len(needed)]
+            return None, None, None, *op.differentiable_gradients(grads, inputs, options, needed)
+        with _below_autograd():
+            return None, None, None, *op.kernel_gradients(grads, ctx.saved_tensors, options, needed)

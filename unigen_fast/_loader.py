@@ -1,6 +1,6 @@
 """Loads the kernels there are, each at most once, at import; says why for those there are not.
 
-`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`) leaves kernels out; `UNIGEN_FAST_ISA` (`default`,
+`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`, `autograd`) leaves modules out; `UNIGEN_FAST_ISA` (`default`,
 `avx2`, `avx512`) picks a CPU unit other than the best one. With `TRITON_INTERPRET=1` the Triton kernels serve CPU
 tensors in Triton's interpreter, in place of the C++ ones: for tests.
 """
@@ -14,23 +14,23 @@ from pathlib import Path
 
 import torch
 
-from unigen_fast._fused import LIBRARY
+from unigen_fast._fused import LIBRARY, FusedOp
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of kernels: whether it is in use, and what it is or why it is not."""
+    """A set of kernels, or the autograd node: whether it is in use, and what it is or why it is not."""
 
     name: str
     loaded: bool
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.name:<7} {'yes' if self.loaded else 'no '} {self.detail}"
+        return f"{self.name:<8} {'yes' if self.loaded else 'no '} {self.detail}"
 
 
 def _build_report() -> dict[str, str]:
-    """Why the installation built what it did not build."""
+    """Why the installation did not build what it did not, and the version of torch that it was built with."""
     path = Path(__file__).with_name("_build_report.json")
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -66,6 +66,20 @@ def _triton(disabled: set[str], interpret: bool, native_cuda: bool) -> Backend:
     return Backend("triton", True, f"Triton {triton.__version__}" + (", interpreted on the CPU" if interpret else ""))
 
 
+def _autograd(disabled: set[str]) -> Backend:
+    """The autograd node in C++: it uses more of torch than the stable ABI has, so it needs the very torch it met then."""
+    built_with = _build_report().get("torch", "another one")
+    if "autograd" not in disabled and built_with != torch.__version__:
+        if importlib.util.find_spec("unigen_fast._autograd") is not None:
+            return Backend("autograd", False, f"Python's: the one in C++ is built for torch {built_with}")
+    backend = _extension("autograd", disabled)
+    if backend.loaded:
+        bind = importlib.import_module("unigen_fast._autograd").bind
+        for op in FusedOp.every:
+            op.native = bind(op)
+    return backend
+
+
 def load() -> tuple[Backend, ...]:
     disabled = {word.strip() for word in os.environ.get("UNIGEN_FAST_DISABLE", "").split(",")}
     interpret = os.environ.get("TRITON_INTERPRET") == "1" and "triton" not in disabled
@@ -77,4 +91,4 @@ def load() -> tuple[Backend, ...]:
         cuda = _extension("cuda", disabled)
     else:
         cuda = Backend("cuda", False, "no GPU")
-    return cpu, cuda, _triton(disabled, interpret, cuda.loaded)
+    return cpu, cuda, _triton(disabled, interpret, cuda.loaded), _autograd(disabled)

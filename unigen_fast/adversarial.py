@@ -17,11 +17,13 @@ from unigen_fast.reference._common import upcast
 
 Logits = Tensor | Sequence[Tensor]
 
+_TERM = _reference.TERM_NUMBER
+# of the real logits, of the fake ones
 _DISCRIMINATOR = {
-    "logistic": ("logistic_real", "logistic_fake"),
-    "hinge": ("hinge_real", "hinge_fake"),
+    "logistic": (_TERM["logistic_real"], _TERM["logistic_fake"]),
+    "hinge": (_TERM["hinge_real"], _TERM["hinge_fake"]),
 }
-_GENERATOR = {"non_saturating": "logistic_real", "saturating": "saturating", "hinge": "linear"}
+_GENERATOR = {"non_saturating": _TERM["logistic_real"], "saturating": _TERM["saturating"], "hinge": _TERM["linear"]}
 
 
 class DiscriminatorStats(NamedTuple):
@@ -37,22 +39,16 @@ class DiscriminatorStats(NamedTuple):
 
 
 def _as_list(name: str, logits: Logits) -> list[Tensor]:
-    items = [logits] if isinstance(logits, Tensor) else list(logits)
+    if isinstance(logits, Tensor):
+        return [_checks.floating(name, logits)]
+    items = list(logits)
     if not items:
         raise ValueError(f"{name}: got an empty list, expected at least one tensor of logits")
     for i, item in enumerate(items):
-        _checks.floating(name if isinstance(logits, Tensor) else f"{name}[{i}]", item)
+        _checks.floating(f"{name}[{i}]", item)
         if item.device != items[0].device:
             raise ValueError(f"{name}[{i}]: got device {item.device}, expected {items[0].device}")
     return items
-
-
-def _logit_loss(
-    items: list[Tensor], terms: list[str], reduction: str, scale: float, stats: bool
-) -> tuple[Tensor, Tensor]:
-    items = _checks.promoted(items)
-    numbers = [_reference.TERM_NUMBER[term] for term in terms]
-    return _ops.logit_loss(*items, numbers, reduction, scale, stats, tensors=len(items))
 
 
 @overload
@@ -108,7 +104,7 @@ def discriminator_loss(
 
     Source: Hu et al. (2018), Eq. 3; Goodfellow et al. (2014), Eq. 1; Lim and Ye, "Geometric GAN" (2017), for the hinge.
     """
-    _checks.choice("kind", kind, tuple(_DISCRIMINATOR))
+    _checks.choice("kind", kind, _DISCRIMINATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
     reals, fakes = _as_list("real", real), _as_list("fake", fake)
@@ -125,12 +121,13 @@ def discriminator_loss(
             if r.shape != f.shape:
                 shapes = f"real {tuple(r.shape)}, fake {tuple(f.shape)}"
                 raise ValueError(f'reduction "none": expected equal shapes, got {shapes}')
-            rows.append(_term(r, real_term, scale) + _term(f, fake_term, scale))
+            rows.append(_ops.logit_term((r,), real_term, scale) + _ops.logit_term((f,), fake_term, scale))
         return rows[0] if isinstance(real, Tensor) else rows  # type: ignore[return-value]
     n = len(reals)
-    loss, statistics = _logit_loss(reals + fakes, [real_term] * n + [fake_term] * n, reduction, scale, return_stats)
+    items, terms = _checks.promoted(reals + fakes), [real_term] * n + [fake_term] * n
     if not return_stats:
-        return loss
+        return _ops.logit_loss(items, terms, reduction, scale, False)
+    loss, statistics = _ops.logit_loss(items, terms, reduction, scale, True, visible=2)
     of_real, of_fake = statistics[:n], statistics[n:]
     losses = of_real[:, 0] + of_fake[:, 0]
     columns = [column for i in (1, 2, 3) for column in (of_real[:, i], of_fake[:, i])]
@@ -171,16 +168,16 @@ def generator_loss(
 
     Source: Hu et al. (2018), Eq. 5; Goodfellow et al. (2014), Sec. 3; Lim and Ye (2017).
     """
-    _checks.choice("kind", kind, tuple(_GENERATOR))
+    _checks.choice("kind", kind, _GENERATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
     if real is not None:
         raise ValueError(f"real: got logits, expected None for kind {kind!r}")
     fakes = _as_list("fake", fake)
     if reduction == "none":
-        rows = [_term(f, _GENERATOR[kind], scale) for f in fakes]
+        rows = [_ops.logit_term((f,), _GENERATOR[kind], scale) for f in fakes]
         return rows[0] if isinstance(fake, Tensor) else rows  # type: ignore[return-value]
-    return _logit_loss(fakes, [_GENERATOR[kind]] * len(fakes), reduction, scale, False)[0]
+    return _ops.logit_loss(_checks.promoted(fakes), [_GENERATOR[kind]] * len(fakes), reduction, scale, False)
 
 
 def importance_weighted_generator_loss(
@@ -226,7 +223,7 @@ def importance_weighted_generator_loss(
         dim = _checks.sample_dimension("fake", fake, dim)
     elif fake.numel() == 0:  # no group at all: the mean is NaN, the sum 0
         fake, dim = fake.reshape(0, 1), 1
-    return _ops.importance_weighted_generator_loss(fake, dim, temperature, detach, reduction)[0]
+    return _ops.importance_weighted_generator_loss((fake,), dim, temperature, detach, reduction)
 
 
 def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, detach: bool, reduction: str) -> Tensor:
@@ -244,10 +241,6 @@ def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, 
     return _reference_importance.grouped_importance_weighted_generator_loss(
         fake, groups, temperature, detach, reduction
     )
-
-
-def _term(logits: Tensor, term: str, scale: float) -> Tensor:
-    return _ops.logit_term(logits, _reference.TERM_NUMBER[term], scale)
 
 
 def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False) -> Tensor:
@@ -271,9 +264,9 @@ def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False
     if isinstance(y, Tensor):
         y = 1 - y.to(logits.dtype) if reversed else y.to(logits.dtype)
         logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
-        return _ops.bernoulli_log_prob(logits, y, 0)
-    term = "logistic_real" if _label(y) != reversed else "logistic_fake"
-    return _term(logits, term, -1.0)
+        return _ops.bernoulli_log_prob((logits, y), 0)
+    term = _TERM["logistic_real" if _label(y) != reversed else "logistic_fake"]
+    return _ops.logit_term((logits,), term, -1.0)
 
 
 def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed: bool = False) -> Tensor:
@@ -310,7 +303,7 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
         y = y.to(logits.dtype)
         logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
         return upcast(logits) * torch.where(y > 0.5, sign, -sign)
-    return _term(logits, "linear", -sign if _label(y) else sign)
+    return _ops.logit_term((logits,), _TERM["linear"], -sign if _label(y) else sign)
 
 
 def _label(y: int) -> bool:

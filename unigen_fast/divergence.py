@@ -82,9 +82,9 @@ def gaussian_kl(
     options = (event_ndims, spread, free_bits, free_bits_mode, low, high)
     tensors = (mean, logvar, prior_mean, prior_logvar)
     if weights is not None and weights.requires_grad:  # rows are cheap; the kernel takes weights as constants
-        rows = _ops.gaussian_kl(*tensors, None, *options, scale, "none")[0] * weights
+        rows = _ops.gaussian_kl((*tensors, None), *options, scale, "none") * weights
         return rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
-    return _ops.gaussian_kl(*tensors, weights, *options, scale, reduction)[0]
+    return _ops.gaussian_kl((*tensors, weights), *options, scale, reduction)
 
 
 def _row_weights(weights: Tensor, mean: Tensor, event_ndims: int) -> Tensor:
@@ -110,8 +110,8 @@ def _sampling(
     sample_dim: int,
     spread: str,
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Checked arguments of a sampling op: mean, logvar, rng_state, num_samples (-1: none), sample_dim."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], int, int]:
+    """Checked arguments of a sampling op: (mean, logvar, rng_state), num_samples (-1: none), sample_dim."""
     _checks.choice("spread", spread, _checks.SPREADS)
     mean, logvar = _checks.same_kind(mean=mean, logvar=logvar)  # type: ignore[assignment]
     if num_samples is None:
@@ -123,7 +123,7 @@ def _sampling(
     # one 64-bit seed and offset from PyTorch's generator: manual_seed governs, and a CUDA graph captures it
     # (`random_` breaks torch.compile's graph; with generator=None spelled out, Inductor keeps PyTorch's own numbers)
     rng_state = torch.randint(2**63 - 1, (2,), device=mean.device, generator=generator)
-    return mean, logvar, rng_state, num_samples, sample_dim
+    return (mean, logvar, rng_state), num_samples, sample_dim
 
 
 def sample_gaussian(
@@ -158,8 +158,8 @@ def sample_gaussian(
     Source: Kingma and Welling (2014), Sec. 2.4; Salmon et al. (2011) for Philox.
     """
     low, high = _checks.clamp_range(clamp_logvar)
-    arguments = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
-    return _ops.sample_gaussian(*arguments, spread, low, high)
+    tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
+    return _ops.sample_gaussian(tensors, num_samples, sample_dim, spread, low, high)
 
 
 def sample_gaussian_with_kl(
@@ -188,6 +188,6 @@ def sample_gaussian_with_kl(
     Source: Kingma and Welling (2014), Sec. 2.4 and App. B.
     """
     low, high = _checks.clamp_range(clamp_logvar)
-    arguments = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
-    event_ndims = _checks.event("mean", arguments[0], event_ndims)
-    return _ops.sample_gaussian_with_kl(*arguments, event_ndims, spread, low, high)
+    tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
+    event_ndims = _checks.event("mean", tensors[0], event_ndims)
+    return _ops.sample_gaussian_with_kl(tensors, num_samples, sample_dim, event_ndims, spread, low, high)

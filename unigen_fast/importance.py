@@ -26,7 +26,7 @@ def log_mean_exp(log_w: Tensor, *, dim: int) -> Tensor:
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), Eq. 8.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
-    return _ops.log_mean_exp(log_w, dim)[0]
+    return _ops.log_mean_exp((log_w,), dim)
 
 
 def importance_weights(log_w: Tensor, *, dim: int, temperature: float = 1.0, detach: bool = True) -> Tensor:
@@ -49,7 +49,7 @@ def importance_weights(log_w: Tensor, *, dim: int, temperature: float = 1.0, det
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
-    return _ops.importance_weights(log_w.detach() if detach else log_w, dim, temperature)
+    return _ops.importance_weights((log_w.detach() if detach else log_w,), dim, temperature)
 
 
 def effective_sample_size(log_w: Tensor, *, dim: int) -> Tensor:
@@ -69,7 +69,7 @@ def effective_sample_size(log_w: Tensor, *, dim: int) -> Tensor:
     Source: Kong, "A note on importance sampling using standardized weights" (1992).
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
-    return _ops.effective_sample_size(log_w.detach(), dim)
+    return _ops.effective_sample_size((log_w.detach(),), dim)
 
 
 def iwae_loss(log_w: Tensor, *, dim: int, reduction: str = "mean", value: str = "bound") -> Tensor:
@@ -96,4 +96,4 @@ def iwae_loss(log_w: Tensor, *, dim: int, reduction: str = "mean", value: str = 
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     _checks.choice("value", value, ("bound", "surrogate"))
-    return _ops.iwae_loss(log_w, dim, reduction, value)[0]
+    return _ops.iwae_loss((log_w,), dim, reduction, value)

@@ -28,4 +28,4 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, event_ndims: int = 1) -> Te
     if isinstance(x, Tensor) and (x.dtype == torch.bool or not x.is_floating_point()):
         x = x.to(logits.dtype)
     logits, x = _checks.same_kind(logits=logits, x=x)  # type: ignore[assignment]
-    return _ops.bernoulli_log_prob(logits, x, _checks.event("logits", logits, event_ndims))
+    return _ops.bernoulli_log_prob((logits, x), _checks.event("logits", logits, event_ndims))

@@ -7,24 +7,31 @@
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
 
-// The options as formulas see them. kPlain: log-variance, not clamped, known to the compiler.
-template <bool kPlain>
+// How much of the options the compiler knows: all but the bounds of a clamp in the usual forms.
+enum class Form { plain, clamped, general };
+
+template <Form F>
 struct Options {
   SpreadOptions options;
 
   UNIGEN_INLINE SpreadOptions get() const {
-    return kPlain ? SpreadOptions{Spread::logvar, -HUGE_VAL, HUGE_VAL} : options;
+    if constexpr (F == Form::plain) return {Spread::logvar, -HUGE_VAL, HUGE_VAL};
+    if constexpr (F == Form::clamped) return {Spread::logvar, options.clamp_min, options.clamp_max};
+    return options;
   }
 };
 
-inline bool plain(const SpreadOptions& options) { return options.spread == Spread::logvar && !options.clamped(); }
+inline Form form_of(const SpreadOptions& options) {
+  if (options.spread != Spread::logvar) return Form::general;
+  return options.clamped() ? Form::clamped : Form::plain;
+}
 
 // in: mean, spread (, prior mean, prior spread)
-template <bool kPlain, bool kPrior>
+template <Form F, bool kPrior>
 struct KlFormula {
   static constexpr int kInputs = kPrior ? 4 : 2;
 
-  Options<kPlain> options;
+  Options<F> options;
   bool has_prior_spread;
   double dim_floor;
 
@@ -38,8 +45,8 @@ struct KlFormula {
   }
 };
 
-template <bool kPlain, bool kPrior>
-struct KlSum : KlFormula<kPlain, kPrior> {
+template <Form F, bool kPrior>
+struct KlSum : KlFormula<F, kPrior> {
   static constexpr int kStates = 1;
 
   template <class V>
@@ -52,24 +59,26 @@ struct KlSum : KlFormula<kPlain, kPrior> {
   }
 };
 
-// calls body(formula) with the instance of Formula<kPlain, kPrior> that fits
-template <template <bool, bool> class Formula, class Arguments, class Body>
+// calls body(formula) with the instance of Formula that fits
+template <template <Form, bool> class Formula, class Arguments, class Body>
 UNIGEN_INLINE void with_formula(const Arguments& a, const Body& body) {
   const bool spread = a.prior_spread.data;
-  if (plain(a.options)) {
-    if (a.has_prior()) return body(Formula<true, true>{{{a.options}, spread, a.dim_floor}});
-    return body(Formula<true, false>{{{a.options}, spread, a.dim_floor}});
+  const Form form = form_of(a.options);
+  if (a.has_prior()) {
+    if (form == Form::plain) return body(Formula<Form::plain, true>{{{a.options}, spread, a.dim_floor}});
+    return body(Formula<Form::general, true>{{{a.options}, spread, a.dim_floor}});
   }
-  if (a.has_prior()) return body(Formula<false, true>{{{a.options}, spread, a.dim_floor}});
-  body(Formula<false, false>{{{a.options}, spread, a.dim_floor}});
+  if (form == Form::plain) return body(Formula<Form::plain, false>{{{a.options}, spread, a.dim_floor}});
+  if (form == Form::clamped) return body(Formula<Form::clamped, false>{{{a.options}, spread, a.dim_floor}});
+  body(Formula<Form::general, false>{{{a.options}, spread, a.dim_floor}});
 }
 
 template <class T>
 void gaussian_kl_in(const GaussianKl& a, const Parallel& parallel) {
   const Array in[4] = {elements(a.mean, a), elements(a.spread, a), elements(a.prior_mean, a), elements(a.prior_spread, a)};
   with_formula<KlSum>(a, [&](auto formula) {
-    using F = decltype(formula);
-    const RowSum<T, F::kInputs, F> sum(a.grid, in, formula);
+    using Formula = decltype(formula);
+    const RowSum<T, Formula::kInputs, Formula> sum(a.grid, in, formula);
     RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
     const Stream<T> rows(a.grid, arithmetic(a.rows, a), Axis::none, Axis::rows);
     const Stream<T> weights(a.grid, arithmetic(a.weights, a), Axis::none, Axis::rows);
@@ -91,8 +100,8 @@ void gaussian_kl_in(const GaussianKl& a, const Parallel& parallel) {
 }
 
 // row operands: grad, weights, rows. Gradients of mean and spread (, prior mean, prior spread).
-template <bool kPlain, bool kPrior>
-struct KlSlope : KlFormula<kPlain, kPrior> {
+template <Form F, bool kPrior>
+struct KlSlope : KlFormula<F, kPrior> {
   static constexpr int kKept = 1;
   double row_floor = 0, factor = 1;
 
@@ -104,7 +113,10 @@ struct KlSlope : KlFormula<kPlain, kPrior> {
   template <class V>
   UNIGEN_INLINE void operator()(const V* row, const V* in, V* out) const {
     const auto kl = this->at(in);
-    const V coefficient = select(kl.value < constant<V>(this->dim_floor), constant<V>(0), row[0]);
+    V coefficient = row[0];
+    if (this->dim_floor > -HUGE_VAL) {  // else the value is not computed
+      coefficient = select(kl.value < constant<V>(this->dim_floor), constant<V>(0), coefficient);
+    }
     out[0] = coefficient * kl.d_mean;
     out[1] = coefficient * kl.d_spread;
     if constexpr (kPrior) {
@@ -167,8 +179,8 @@ struct SampleLayout {
   }
 };
 
-template <class T, bool kPlain>
-void sample_gaussian_as(const SampleGaussian& a, const Parallel& parallel, const Options<kPlain>& options) {
+template <class T, Form F>
+void sample_gaussian_as(const SampleGaussian& a, const Parallel& parallel, const Options<F>& options) {
   using V = Vec<T>;
   const SampleLayout layout(a.grid, a.samples, a.inner, kChunk<T>);
   const Partition& partition = layout.partition;
@@ -236,8 +248,8 @@ void sample_gaussian_as(const SampleGaussian& a, const Parallel& parallel, const
   }
 }
 
-template <class T, bool kPlain>
-void sample_gaussian_backward_as(const SampleGaussianBackward& a, const Parallel& parallel, const Options<kPlain>& options) {
+template <class T, Form F>
+void sample_gaussian_backward_as(const SampleGaussianBackward& a, const Parallel& parallel, const Options<F>& options) {
   using V = Vec<T>;
   const SampleLayout layout(a.grid, a.samples, a.inner, kChunk<T>);
   const Partition& partition = layout.partition;
@@ -298,14 +310,14 @@ void gaussian_kl_backward(const GaussianKlBackward& a, const Parallel& parallel)
 }
 void sample_gaussian(const SampleGaussian& a, const Parallel& parallel) {
   with_arithmetic(a.dtype, [&](auto t) {
-    if (plain(a.options)) return sample_gaussian_as<decltype(t)>(a, parallel, Options<true>{a.options});
-    sample_gaussian_as<decltype(t)>(a, parallel, Options<false>{a.options});
+    if (form_of(a.options) == Form::plain) return sample_gaussian_as<decltype(t)>(a, parallel, Options<Form::plain>{a.options});
+    sample_gaussian_as<decltype(t)>(a, parallel, Options<Form::general>{a.options});
   });
 }
 void sample_gaussian_backward(const SampleGaussianBackward& a, const Parallel& parallel) {
   with_arithmetic(a.dtype, [&](auto t) {
-    if (plain(a.options)) return sample_gaussian_backward_as<decltype(t)>(a, parallel, Options<true>{a.options});
-    sample_gaussian_backward_as<decltype(t)>(a, parallel, Options<false>{a.options});
+    if (form_of(a.options) == Form::plain) return sample_gaussian_backward_as<decltype(t)>(a, parallel, Options<Form::plain>{a.options});
+    sample_gaussian_backward_as<decltype(t)>(a, parallel, Options<Form::general>{a.options});
   });
 }
 

@@ -8,14 +8,17 @@ namespace {
 
 // what RowExponentials sums beside the exponentials
 struct NoExtra {
-  static constexpr bool kExtra = false, kSquares = false;
+  static constexpr bool kExtra = false, kSquares = false, kNormalize = false;
   template <class V>
   UNIGEN_INLINE V extra(V, V e) const {
     return e;
   }
 };
+struct Normalize : NoExtra {
+  static constexpr bool kNormalize = true;
+};
 struct Squares {
-  static constexpr bool kExtra = true, kSquares = true;
+  static constexpr bool kExtra = true, kSquares = true, kNormalize = false;
   template <class V>
   UNIGEN_INLINE V extra(V, V e) const {
     return e * e;
@@ -23,7 +26,7 @@ struct Squares {
 };
 template <Payload P>
 struct WeightedPayload {
-  static constexpr bool kExtra = true, kSquares = false;
+  static constexpr bool kExtra = true, kSquares = false, kNormalize = false;
   template <class V>
   UNIGEN_INLINE V extra(V log_w, V e) const {
     return weighted(e, payload<P>(log_w));
@@ -149,14 +152,15 @@ void weight_rows_backward_in(const WeightRowsBackward& a, const Parallel& parall
   weight_rows_backward_as<T, 4>(a, parallel, IwganSlope<T, false>{slope});
 }
 
-// The weights are the gradient of log_mean_exp under a grad of 1.
+// Rows too long to be normalised at once: their weights are the gradient of log_mean_exp under a grad of 1.
 template <class T>
 void weights_in(const Weights& a, const Parallel& parallel) {
-  const RowExponentials<T, NoExtra> exponentials(a.grid, elements(a.log_w, a), a.temperature);
   const Array in = elements(a.log_w, a), out = arithmetic(a.weights, a);
+  const RowExponentials<T, Normalize> exponentials(a.grid, in, a.temperature, {}, out);
   const WeightSlope<T> weight = {a.temperature != 1, T(a.temperature), T(1)};
-  const bool split = exponentials.split();
+  const bool done = exponentials.normalizes(), split = exponentials.split();
   exponentials.run(parallel, [&](int64_t, int64_t first, int n, const T* shift, const double* sum, const double*) {
+    if (done) return;
     alignas(kVectorBytes) T sums[kChunk<T>];
     for (int i = 0; i < n; ++i) sums[i] = T(sum[i]);
     const Array row[3] = {arithmetic({}, a, 1), rows_from(shift, first, a.grid), rows_from<T>(sums, first, a.grid)};
@@ -169,47 +173,24 @@ void weights_in(const Weights& a, const Parallel& parallel) {
   });
 }
 
-// row operand: sum of weights · grad
+// in: weights, grad; the row's total: their products
 template <class T>
 struct SoftmaxSlope {
-  static constexpr int kKept = 1;
+  static constexpr int kStates = 1, kKept = 1;
   T inverse_temperature;
 
+  UNIGEN_INLINE void add(Vec<T>* state, const Vec<T>* in) const { state[0] = state[0] + in[0] * in[1]; }
+  UNIGEN_INLINE Vec<T> close(const Vec<T>* state) const { return state[0]; }
   UNIGEN_INLINE void prepare(const Vec<T>* dot, Vec<T>* row) const { row[0] = dot[0]; }
   UNIGEN_INLINE void operator()(const Vec<T>* row, const Vec<T>* in, Vec<T>* out) const {
     out[0] = in[0] * (in[1] - row[0]) * Vec<T>(inverse_temperature);
   }
 };
 
-struct Product {
-  static constexpr int kStates = 1;
-  template <class V>
-  UNIGEN_INLINE void add(V* state, const V* in) const {
-    state[0] = state[0] + in[0] * in[1];
-  }
-  template <class V>
-  UNIGEN_INLINE V close(const V* state) const {
-    return state[0];
-  }
-};
-
 template <class T>
 void weights_backward_in(const WeightsBackward& a, const Parallel& parallel) {
-  const Array in[2] = {arithmetic(a.weights, a), arithmetic(a.grad, a)}, out = elements(a.grad_log_w, a);
-  const RowSum<T, 2, Product> dots(a.grid, in, {});
-  const SoftmaxSlope<T> slope = {T(1 / a.temperature)};
-  const bool split = dots.split();
-  dots.run(parallel, [&](int64_t, int64_t first, int n, const double* totals) {
-    alignas(kVectorBytes) T dot[kChunk<T>];
-    for (int i = 0; i < n; ++i) dot[i] = T(totals[i]);
-    const Array row = rows_from<T>(dot, first, a.grid);
-    const Map<T, 1, 2, 1> map(a.grid, &row, in, &out);
-    if (split) {
-      map.run(parallel, slope);
-    } else {
-      map.region(slope, first, first + n);
-    }
-  });
+  const Array in[2] = {arithmetic(a.weights, a), arithmetic(a.grad, a)};
+  RowSumMap<T, 2, SoftmaxSlope<T>>(a.grid, in, elements(a.grad_log_w, a), {T(1 / a.temperature)}).run(parallel);
 }
 
 }  // namespace

@@ -23,9 +23,11 @@ UNIGEN_KERNELS(UNIGEN_DECLARE)
 
 template <class T>
 constexpr int kChunk = 2048 / int(sizeof(T));  // elements staged at a time
-constexpr int64_t kUnit = 16384;               // elements that are worth handing to a thread
+constexpr int64_t kUnit = 8192;                // elements that are worth handing to a thread, with as many more
+constexpr int64_t kBatch = 4096;               // elements to finish before the next ones are read
 constexpr int64_t kMaxUnits = 1024;
 constexpr int64_t kFewRows = 64;  // with fewer, long rows are split
+constexpr int kRowsAhead = 8;     // how far short rows are fetched ahead where memory is what they wait for
 constexpr int kFlush = 64;        // vectors added up in the arithmetic type before the sum goes on in double
 constexpr int kAxisDims = 2 * kMaxDims;
 
@@ -315,16 +317,12 @@ struct Partition {
   // work(unit) for every unit, on as many threads as pay
   template <class Work>
   void run(const Parallel& parallel, const Work& work) const {
-    if (count <= 2) {
-      for (int64_t unit = 0; unit < count; ++unit) work(unit);
-      return;
-    }
-    parallel.run(
-        0, count, 2,
-        [](void* context, int64_t begin, int64_t end) {
-          for (int64_t unit = begin; unit < end; ++unit) (*static_cast<const Work*>(context))(unit);
-        },
-        const_cast<void*>(static_cast<const void*>(&work)));
+    const auto range = [](void* context, int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) (*static_cast<const Work*>(context))(unit);
+    };
+    void* context = const_cast<void*>(static_cast<const void*>(&work));
+    if (count <= 2) return range(context, 0, count);
+    parallel.run(0, count, 2, range, context);
   }
 };
 
@@ -337,7 +335,7 @@ UNIGEN_INLINE int64_t lane_block(int64_t rows) {
 // how many rows to finish at a time: what was read for them should still be in the cache
 template <class T>
 UNIGEN_INLINE int64_t batch_rows(int64_t cols, int64_t least) {
-  return smaller(kChunk<T>, larger(least, kUnit / 2 / larger(cols, 1)));
+  return smaller(kChunk<T>, larger(least, kBatch / larger(cols, 1)));
 }
 
 UNIGEN_INLINE int64_t inner_stride(const int64_t* size, const int64_t* stride, int dims) {
@@ -698,28 +696,108 @@ class RowSum {
   Stream<T> in_[kIn];
 };
 
+// A sum over each row, and then a map of that row's elements: out = f(total, in), f being RowSum's function object as well.
+// The function object's prepare(total, row) keeps of the total what the elements need, as in Map.
+template <class T, int kIn, class F>
+class RowSumMap {
+  using V = Vec<T>;
+  static constexpr int kStates = F::kStates;
+
+ public:
+  RowSumMap(const Grid& grid, const Array* in, const Array& out, const F& f)
+      : grid_(grid), array_out_(out), f_(f), sum_(grid, in, f), out_(grid, out, Axis::rows, Axis::cols) {
+    for (int k = 0; k < kIn; ++k) {
+      array_in_[k] = in[k];
+      in_[k] = Stream<T>(grid, in[k], Axis::rows, Axis::cols);
+    }
+  }
+
+  void run(const Parallel& parallel) const {
+    if (grid_.cols > 0 && grid_.cols <= kChunk<T> && !lanes_along_rows<T>(grid_, array_in_[0].operand)) {
+      const Partition partition(grid_.rows, grid_.cols, false);
+      return partition.run(parallel, [&](int64_t u) { short_rows(partition.row_begin(u), partition.row_end(u)); });
+    }
+    const bool split = sum_.split();
+    sum_.run(parallel, [&](int64_t, int64_t first, int n, const double* totals) {
+      alignas(kVectorBytes) T total[kChunk<T>];
+      for (int i = 0; i < n; ++i) total[i] = T(totals[i]);
+      const Array row = rows_from<T>(total, first, grid_);
+      const Map<T, 1, kIn, 1> map(grid_, &row, array_in_, &array_out_);
+      if (split) {
+        map.run(parallel, f_);
+      } else {
+        map.region(f_, first, first + n);
+      }
+    });
+  }
+
+ private:
+  // rows of one chunk: what the sum has read, the map finds in the nearest cache
+  UNIGEN_NOINLINE void short_rows(int64_t begin, int64_t end) const {
+    alignas(kVectorBytes) T room[kIn + 1][kChunk<T>];
+    const int cols = int(grid_.cols);
+    for (int64_t r = begin; r < end; ++r) {
+      const T* source[kIn];
+      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(in_[k].origin(r), 0, cols, room[k]);
+      V state[kStates], row[F::kKept];
+      for (int s = 0; s < kStates; ++s) state[s] = V(T(0));
+      for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
+        V x[kIn], next[kStates];
+        for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+        for (int s = 0; s < kStates; ++s) next[s] = state[s];
+        f_.add(next, x);
+        for (int s = 0; s < kStates; ++s) state[s] = keep(l, next[s], state[s]);
+        for (int k = 0; k < kIn; ++k) __builtin_prefetch(source[k] + kRowsAhead * cols + i);
+      });
+      const V total = V(T(lane_sum(f_.close(state))));
+      f_.prepare(&total, row);
+      const int64_t origin = out_.origin(r);
+      T* target = out_.target(origin, 0, room[kIn]);
+      for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
+        V x[kIn], y;
+        for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+        f_(row, x, &y);
+        store(target + i, y, l);
+        __builtin_prefetch(target + kRowsAhead * cols + i, 1);
+      });
+      out_.written(origin, 0, cols, target);
+    }
+  }
+
+  Grid grid_;
+  Array array_in_[kIn], array_out_;
+  F f_;
+  RowSum<T, kIn, F> sum_;
+  Stream<T> in_[kIn], out_;
+};
+
 // ---- exponentials over each row ------------------------------------------------------------------------------------
 
 // Of x = log_w / temperature in each row: its shift (the maximum, made finite), the sum of e = exp(x - shift), and the sum
 // of an extra: what f.extra(log_w, e) says, which scales as e does or as its square (F::kSquares). NaN and +inf end up in
-// the sum. finish(unit, row, n, shift, sum, extra).
+// the sum. finish(unit, row, n, shift, sum, extra). With F::kNormalize, where `normalizes()`, each e over its row's sum is
+// written to `weights`.
 template <class T, class F>
 class RowExponentials {
   using V = Vec<T>;
   static constexpr int kBlockCols = 16;
 
  public:
-  RowExponentials(const Grid& grid, const Array& log_w, double temperature, const F& f = {})
+  RowExponentials(const Grid& grid, const Array& log_w, double temperature, const F& f = {}, const Array& weights = {})
       : f_(f),
         scaled_(temperature != 1),
         temperature_(T(temperature)),
         lanes_are_rows_(lanes_along_rows<T>(grid, log_w.operand)),
         block_(lanes_are_rows_ ? lane_block<T>(grid.rows) : 1),
         partition_(grid.rows, grid.cols, !lanes_are_rows_, block_),
-        log_w_(grid, log_w, lanes_are_rows_ ? Axis::cols : Axis::rows, lanes_are_rows_ ? Axis::rows : Axis::cols) {}
+        log_w_(grid, log_w, lanes_are_rows_ ? Axis::cols : Axis::rows, lanes_are_rows_ ? Axis::rows : Axis::cols) {
+    if constexpr (F::kNormalize) weights_ = Stream<T>(grid, weights, Axis::rows, Axis::cols);
+  }
 
   int64_t units() const { return larger(1, partition_.count); }
   bool split() const { return partition_.pieces > 1; }  // then finish is called once, after all threads are done
+  // a row that is summed in one go, in the nearest cache
+  bool normalizes() const { return F::kNormalize && !lanes_are_rows_ && partition_.cols <= kChunk<T>; }
 
   template <class Finish>
   void run(const Parallel& parallel, const Finish& finish) const {
@@ -740,6 +818,8 @@ class RowExponentials {
         const int n = int(smaller(most, end - r));
         if (lanes_are_rows_) {
           lane_rows(r, n, batch);
+        } else if (F::kNormalize) {
+          for (int i = 0; i < n; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, row_maximum(r + i, 0, partition_.cols)));
         } else {
           // two loops: rows overlap better in the processor where each is done with sooner
           T maximum[kChunk<T>];
@@ -785,21 +865,34 @@ class RowExponentials {
   }
 
   UNIGEN_NOINLINE Row row_sums(int64_t row, int64_t col_begin, int64_t col_end, T maximum) const {
-    alignas(kVectorBytes) T room[kChunk<T>];
-    const int64_t origin = log_w_.origin(row);
+    alignas(kVectorBytes) T room[kChunk<T>], weights_room[F::kNormalize ? kChunk<T> : 1];
+    const int64_t origin = log_w_.origin(row), weights_origin = F::kNormalize ? weights_.origin(row) : 0;
+    const bool normalize = normalizes();
     const V shift(finite_shift(maximum));
     Row result = {maximum, 0, 0};
     for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
       const int n = int(smaller(kChunk<T>, col_end - c));
       const T* source = log_w_.read(origin, c, n, room);
+      T* weights = F::kNormalize && normalize ? weights_.target(weights_origin, c, weights_room) : weights_room;
       V sum(T(0)), extra(T(0));
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
         const V x = load(source + i, l), e = exp(over_temperature(x) - shift);
         sum = keep(l, sum + e, sum);
         extra = keep(l, extra + f_.extra(x, e), extra);
+        if constexpr (F::kNormalize) {
+          store(weights + i, e, l);
+          __builtin_prefetch(weights + kRowsAhead * n + i, 1);
+          __builtin_prefetch(source + kRowsAhead * n + i);
+        }
       });
       result.sum += lane_sum(sum);
       if constexpr (F::kExtra) result.extra += lane_sum(extra);
+      if constexpr (F::kNormalize) {
+        if (!normalize) continue;
+        const V inverse(inverse_sum(T(result.sum)));
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED { store(weights + i, load(weights + i, l) * inverse, l); });
+        weights_.written(weights_origin, c, n, weights);
+      }
     }
     return result;
   }
@@ -872,7 +965,7 @@ class RowExponentials {
   bool lanes_are_rows_;
   int64_t block_;
   Partition partition_;
-  Stream<T> log_w_;
+  Stream<T> log_w_, weights_;
 };
 
 // ---- one sum over everything ---------------------------------------------------------------------------------------

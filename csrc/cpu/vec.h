@@ -329,26 +329,48 @@ UNIGEN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n, Vec<T> rounded) {
 #endif
 }
 
-// e^x = 2^n e^r, |r| <= log(2) / 2. Cephes' polynomial for float, Taylor's for double.
+// x = n log(2) + r, |r| <= log(2) / 2, and e^r - 1. Cephes' polynomial for float, Taylor's for double.
+template <class T>
+struct ReducedExp {
+  Vec<T> n, rounded, minus_1;  // rounded: n + Format::shifter
+
+  // beyond these bounds there is nothing new; NaN passes
+  UNIGEN_INLINE ReducedExp(Vec<T> x, double low, double high) {
+    using V = Vec<T>;
+    constexpr bool wide = sizeof(T) == 8;
+    x = max(constant<V>(low), min(constant<V>(high), x));
+    rounded = x * constant<V>(1.44269504088896340736) + constant<V>(Format<T>::shifter);
+    n = rounded - constant<V>(Format<T>::shifter);
+    V r = x - n * constant<V>(wide ? 6.93145751953125e-1 : 0.693359375);
+    r = r - n * constant<V>(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
+    V p;
+    if constexpr (wide) {
+      p = horner(r, constant<V>(1.0 / 6227020800), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5);
+    } else {
+      p = horner(r, constant<V>(1.9875691500e-4), 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                 5.0000001201e-1);
+    }
+    minus_1 = p * (r * r) + r;
+  }
+};
+
 template <class T>
 UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
+  constexpr bool wide = sizeof(T) == 8;
+  const ReducedExp<T> e(x, wide ? -746 : -105, wide ? 710 : 89);
+  return scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
+}
+
+// e^x - 1 = 2 (2^m (e^r - 1) + (2^m - 1/2)), m = n - 1: 2^n may not be a number that T has
+template <class T>
+UNIGEN_INLINE Vec<T> expm1(Vec<T> x) {
   using V = Vec<T>;
   constexpr bool wide = sizeof(T) == 8;
-  // beyond these bounds the result is 0 or infinite; NaN passes
-  x = max(constant<V>(wide ? -746 : -105), min(constant<V>(wide ? 710 : 89), x));
-  const V rounded = x * constant<V>(1.44269504088896340736) + constant<V>(Format<T>::shifter);
-  const V n = rounded - constant<V>(Format<T>::shifter);
-  V r = x - n * constant<V>(wide ? 6.93145751953125e-1 : 0.693359375);
-  r = r - n * constant<V>(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
-  V p;
-  if constexpr (wide) {
-    p = horner(r, constant<V>(1.0 / 6227020800), 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-               1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5);
-  } else {
-    p = horner(r, constant<V>(1.9875691500e-4), 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
-               5.0000001201e-1);
-  }
-  return scale_by_power(p * (r * r) + r + constant<V>(1), n, rounded);
+  const ReducedExp<T> e(x, wide ? -700 : -80, wide ? 710 : 89);
+  const V shifter = constant<V>(Format<T>::shifter);
+  const V power = from_bits<T>((bits_of(e.rounded) - bits_of(shifter) + (Format<T>::bias - 1)) << Format<T>::mantissa_bits);
+  return constant<V>(2) * (power * e.minus_1 + (power - constant<V>(0.5)));
 }
 
 // log(1 + f) + n log(2), 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.

@@ -33,9 +33,9 @@ struct LogVariance {
       slope = constant<N>(1);
     }
     if (options.clamped()) {
-      const N low = constant<N>(options.clamp_min), high = constant<N>(options.clamp_max), zero = constant<N>(0);
-      slope = select(value < low, zero, select(high < value, zero, slope));
-      value = select(value < low, low, select(high < value, high, value));
+      const N free = value;
+      value = minimum(maximum(free, constant<N>(options.clamp_min)), constant<N>(options.clamp_max));
+      slope = select(value == free, slope, constant<N>(0));
     }
   }
 };
@@ -64,11 +64,10 @@ struct StandardKl {
 
   UNIGEN_INLINE StandardKl(N mean, N spread, const SpreadOptions& options) {
     const LogVariance<N> logvar(spread, options);
-    const ExpTerms<N> e(logvar.value);
-    const N half = constant<N>(0.5);
-    value = half * (e.minus_1_minus_x + mean * mean);
+    const N e = expm1(logvar.value), half = constant<N>(0.5);
+    value = half * (expm1_minus_x(logvar.value, e) + mean * mean);
     d_mean = mean;
-    d_spread = half * e.minus_1 * logvar.slope;
+    d_spread = half * e * logvar.slope;
   }
 };
 
@@ -86,14 +85,14 @@ struct PriorKl {
       prior_logvar = prior.value;
       prior_slope = prior.slope;
     }
-    const ExpTerms<N> e(logvar.value - prior_logvar);
+    const N gap = logvar.value - prior_logvar, e = expm1(gap);
     const N difference = mean - prior_mean;
     const N scaled = difference * exp(-prior_logvar);
-    value = half * (e.minus_1_minus_x + difference * scaled);
+    value = half * (expm1_minus_x(gap, e) + difference * scaled);
     d_mean = scaled;
-    d_spread = half * e.minus_1 * logvar.slope;
+    d_spread = half * e * logvar.slope;
     d_prior_mean = -scaled;
-    d_prior_spread = -half * (e.minus_1 + difference * scaled) * prior_slope;
+    d_prior_spread = -half * (e + difference * scaled) * prior_slope;
   }
 };
 

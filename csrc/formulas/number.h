@@ -17,6 +17,8 @@ namespace unigen {
 
 UNIGEN_INLINE float exp(float x) { return ::expf(x); }
 UNIGEN_INLINE double exp(double x) { return ::exp(x); }
+UNIGEN_INLINE float expm1(float x) { return ::expm1f(x); }
+UNIGEN_INLINE double expm1(double x) { return ::expm1(x); }
 UNIGEN_INLINE float log(float x) { return ::logf(x); }
 UNIGEN_INLINE double log(double x) { return ::log(x); }
 UNIGEN_INLINE float abs(float x) { return ::fabsf(x); }
@@ -51,6 +53,12 @@ UNIGEN_INLINE N constant(double x) {
 template <class N>
 UNIGEN_INLINE N maximum(N x, N bound) {
   return select(x < bound, bound, x);
+}
+
+// the smaller one; NaN in `x` stays
+template <class N>
+UNIGEN_INLINE N minimum(N x, N bound) {
+  return select(bound < x, bound, x);
 }
 
 // e^{-|x|} and what follows from it: everything logistic, with one exponential
@@ -93,21 +101,12 @@ UNIGEN_INLINE N exponential_series(N x) {
   }
 }
 
-// e^x - 1 - x and e^x - 1, neither cancelling near 0
+// e^x - 1 - x, given e^x - 1, without cancellation near 0: Taylor's series for |x| < 1/2; beyond, the difference loses at
+// most a digit
 template <class N>
-struct ExpTerms {
-  N minus_1_minus_x;
-  N minus_1;
-
-  UNIGEN_INLINE explicit ExpTerms(N x) {
-    // Taylor's series for |x| < 1/2; beyond, the difference loses at most a digit
-    constexpr int last = sizeof(Scalar<N>) == 8 ? 15 : 9;
-    const N series = exponential_series<2, last>(x) * x * x;
-    const N e = exp(x) - constant<N>(1);
-    const auto near_zero = abs(x) < constant<N>(0.5);
-    minus_1_minus_x = select(near_zero, series, e - x);
-    minus_1 = select(near_zero, series + x, e);
-  }
-};
+UNIGEN_INLINE N expm1_minus_x(N x, N minus_1) {
+  constexpr int last = sizeof(Scalar<N>) == 8 ? 15 : 9;
+  return select(abs(x) < constant<N>(0.5), exponential_series<2, last>(x) * x * x, minus_1 - x);
+}
 
 }  // namespace unigen

@@ -67,7 +67,7 @@ def _warps(tile: int, dtype: Any) -> int:
 
 
 class Geometry:
-    """Collapsed sizes and strides of operands that share one shape; made by `geometry`, and cached there."""
+    """Collapsed sizes and strides of operands that share one shape; made by `operands`, and cached."""
 
     def __init__(self, shape: tuple[int, ...], columns: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> None:
         row_dims = [d for d in range(len(shape)) if d not in columns]
@@ -189,7 +189,8 @@ def spans(geometries: Sequence[Geometry], budget: int, dtype: Any, most: int) ->
     programs = max(min(ceil_div(longest, block), most), 1)
     counts = [(1, g.cols, programs, max(ceil_div(ceil_div(g.cols, block), programs), 1) * block) for g in geometries]
     index = tl.int64 if any(g.index == tl.int64 for g in geometries) else tl.int32
-    constants = {"INDEX": index, "BLOCK_R": 1, "BLOCK_C": block, "num_warps": _warps(block, dtype)}
+    # 4 elements a thread: the kernels' bodies are repeated for every tensor
+    constants = {"INDEX": index, "BLOCK_R": 1, "BLOCK_C": block, "num_warps": max(block // 128, 1)}
     return Spans(programs, tuple(counts), constants)
 
 

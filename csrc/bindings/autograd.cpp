@@ -1,0 +1,310 @@
+// The module `unigen_fast._autograd`: what _Fused of unigen_fast/_fused.py does, without Python. One autograd node for
+// every op: it runs the op below autograd, saves what backward needs, and runs the backward op. `create_graph=True` goes
+// back to Python, where the reference is differentiated.
+//
+// A Python node costs about as much as the whole backward pass of a small loss. PyTorch's stable ABI has no autograd, so
+// this module alone is tied to the torch it was built with; with any other one Python's node takes its place.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/custom_class.h>
+#include <torch/version.h>
+
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace unigen {
+namespace {
+
+using at::Tensor;
+using c10::IValue;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using torch::jit::Stack;
+
+// A FusedOp. Never freed: nodes refer to it.
+struct Op {
+  c10::OperatorHandle forward;
+  c10::optional<c10::OperatorHandle> backward;
+  std::vector<int64_t> differentiable, saved;  // of the tensors; of the outputs
+  int64_t differentiable_outputs;
+  bool tensor_list, takes_needed;
+  PyObject* python;
+};
+
+c10::OperatorHandle find(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(("unigen_fast::" + name).c_str(), "");
+}
+
+// ---- from Python and back ------------------------------------------------------------------------------------------
+
+IValue to_ivalue(PyObject* object) {
+  if (object == Py_None) return {};
+  if (PyBool_Check(object)) return object == Py_True;
+  if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
+  if (PyLong_Check(object)) return int64_t(py::handle(object).cast<int64_t>());
+  if (PyUnicode_Check(object)) return py::handle(object).cast<std::string>();
+  TORCH_CHECK_TYPE(PyList_Check(object), "unigen_fast: an option of type ", Py_TYPE(object)->tp_name);
+  c10::List<int64_t> list;
+  list.reserve(PyList_GET_SIZE(object));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(object); ++i) list.push_back(py::handle(PyList_GET_ITEM(object, i)).cast<int64_t>());
+  return list;
+}
+
+py::object to_python(const IValue& value) {
+  if (value.isNone()) return py::none();
+  if (value.isBool()) return py::bool_(value.toBool());
+  if (value.isDouble()) return py::float_(value.toDouble());
+  if (value.isInt()) return py::int_(value.toInt());
+  if (value.isString()) return py::str(value.toStringRef());
+  py::list list;
+  for (int64_t item : value.toIntVector()) list.append(item);
+  return list;
+}
+
+py::object to_python(const Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
+
+template <class Items>
+py::tuple to_tuple(const Items& items) {
+  py::tuple tuple(items.size());
+  for (size_t i = 0; i < items.size(); ++i) tuple[i] = to_python(items[i]);
+  return tuple;
+}
+
+// ---- running an op -------------------------------------------------------------------------------------------------
+
+IValue optional_tensor(const Tensor& tensor) { return tensor.defined() ? IValue(tensor) : IValue(); }
+
+template <class Tensors>
+void push_tensors(Stack& stack, const Op& op, const Tensors& tensors) {
+  if (op.tensor_list) {
+    stack.emplace_back(c10::List<Tensor>(at::ArrayRef<Tensor>(tensors.data(), tensors.size())));
+  } else {
+    for (const Tensor& tensor : tensors) stack.push_back(optional_tensor(tensor));
+  }
+}
+
+void run_below_autograd(const c10::OperatorHandle& op, Stack& stack) {
+  at::AutoDispatchBelowAutograd below;
+  op.callBoxed(stack);
+}
+
+// the leading tensors of what an op has left on the stack
+variable_list leading(Stack& stack, size_t count) {
+  variable_list result;
+  result.reserve(count);
+  for (size_t i = 0; i < count; ++i) result.push_back(std::move(stack[i]).toTensor());
+  return result;
+}
+
+// ---- the node ------------------------------------------------------------------------------------------------------
+
+// Shape, dtype and device of an output that shares its gradient's work with others and may get none itself.
+struct Kind {
+  std::vector<int64_t> sizes;
+  at::TensorOptions options;
+
+  // expanded: it costs no memory
+  Tensor zeros() const { return at::zeros({}, options).expand(sizes); }
+};
+
+// What backward needs besides tensors.
+struct Remembered : torch::CustomClassHolder {
+  const Op& op;
+  std::vector<IValue> options;
+  size_t count;  // of the tensors
+  std::vector<Kind> outputs;
+
+  Remembered(const Op& op, std::vector<IValue> options, size_t count) : op(op), options(std::move(options)), count(count) {}
+};
+
+// A call, besides the tensors that give the node its edges.
+struct Call {
+  const Op& op;
+  const variable_list& tensors;  // undefined where absent
+  const std::vector<IValue>& options;
+  size_t visible;
+};
+
+struct Fused : torch::autograd::Function<Fused> {
+  static variable_list forward(AutogradContext* ctx, const Call& call, at::TensorList /* present: for their edges */) {
+    const Op& op = call.op;
+    Stack stack;
+    push_tensors(stack, op, call.tensors);
+    stack.insert(stack.end(), call.options.begin(), call.options.end());
+    run_below_autograd(op.forward, stack);
+
+    variable_list to_save = call.tensors, outputs = leading(stack, std::max<size_t>(call.visible, 1));
+    for (int64_t i : op.saved) to_save.push_back(size_t(i) < outputs.size() ? outputs[i] : stack[i].toTensor());
+    ctx->save_for_backward(std::move(to_save));
+    ctx->set_materialize_grads(false);
+    if (outputs.size() > size_t(op.differentiable_outputs))
+      ctx->mark_non_differentiable(variable_list(outputs.begin() + op.differentiable_outputs, outputs.end()));
+    auto remembered = c10::make_intrusive<Remembered>(op, call.options, call.tensors.size());
+    if (op.differentiable_outputs > 1) {
+      for (int64_t i = 0; i < op.differentiable_outputs; ++i)
+        remembered->outputs.push_back({outputs[i].sizes().vec(), outputs[i].options()});
+    }
+    ctx->saved_data["call"] = IValue::make_capsule(std::move(remembered));
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto holder = ctx->saved_data["call"].toCapsule();
+    const Remembered& remembered = static_cast<const Remembered&>(*holder);
+    const Op& op = remembered.op;
+    const std::vector<IValue>& options = remembered.options;
+    const size_t count = remembered.count;
+    variable_list saved = ctx->get_saved_variables();
+
+    // the call and the tensors that are there came in: of these, what is asked for
+    std::vector<bool> needed(count);
+    size_t edge = 0;
+    for (size_t i = 0; i < count; ++i) needed[i] = saved[i].defined() && ctx->needs_input_grad(edge++);
+
+    grads.resize(op.differentiable_outputs);
+    variable_list result(count);
+    if (std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
+      for (size_t i = 0; i < remembered.outputs.size(); ++i)
+        if (!grads[i].defined()) grads[i] = remembered.outputs[i].zeros();
+      if (c10::GradMode::is_enabled()) {
+        result = differentiable(op, grads, saved, options, needed);
+      } else {
+        result = by_kernel(op, grads, saved, options, needed);
+      }
+    }
+    variable_list of_arguments(1);  // the call
+    for (size_t i = 0; i < count; ++i)
+      if (saved[i].defined()) of_arguments.push_back(std::move(result[i]));
+    return of_arguments;
+  }
+
+  static variable_list by_kernel(const Op& op, const variable_list& grads, const variable_list& saved,
+                                 const std::vector<IValue>& options, const std::vector<bool>& needed) {
+    const at::ArrayRef<Tensor> tensors(saved.data(), needed.size());
+    Stack stack(grads.begin(), grads.end());
+    push_tensors(stack, op, tensors);
+    stack.insert(stack.end(), saved.begin() + needed.size(), saved.end());
+    stack.insert(stack.end(), options.begin(), options.end());
+    if (op.takes_needed) {
+      int64_t mask = 0;
+      for (size_t bit = 0; bit < op.differentiable.size(); ++bit) mask |= int64_t(needed[op.differentiable[bit]]) << bit;
+      stack.emplace_back(mask);
+    }
+    run_below_autograd(*op.backward, stack);
+    variable_list result(needed.size());
+    if (op.tensor_list) {
+      const auto found = stack[0].toTensorList();
+      for (size_t i = 0; i < needed.size(); ++i)
+        if (needed[i]) result[i] = found[i];
+      return result;
+    }
+    for (size_t n = 0; n < op.differentiable.size(); ++n)
+      if (needed[op.differentiable[n]]) result[op.differentiable[n]] = std::move(stack[n]).toTensor();
+    return result;
+  }
+
+  static variable_list differentiable(const Op& op, const variable_list& grads, const variable_list& saved,
+                                      const std::vector<IValue>& options, const std::vector<bool>& needed) {
+    py::gil_scoped_acquire gil;
+    py::tuple flags(needed.size());
+    for (size_t i = 0; i < needed.size(); ++i) flags[i] = py::bool_(needed[i]);
+    const variable_list inputs(saved.begin(), saved.begin() + needed.size());
+    const py::object found = py::handle(op.python).attr("differentiable_gradients")(to_tuple(grads), to_tuple(inputs),
+                                                                                     to_tuple(options), flags);
+    variable_list result(needed.size());
+    size_t i = 0;
+    for (py::handle item : found) {
+      if (!item.is_none()) result[i] = THPVariable_Unpack(item.ptr());
+      ++i;
+    }
+    return result;
+  }
+};
+
+// ---- the call ------------------------------------------------------------------------------------------------------
+
+// The call, given Python's (tensors, options, visible), without the Python interpreter's lock.
+variable_list call_op(const Op& op, const variable_list& tensors, std::vector<IValue>& options, size_t visible) {
+  if (op.backward && c10::GradMode::is_enabled()) {
+    variable_list present;
+    bool requires_grad = false;
+    for (const Tensor& tensor : tensors) {
+      if (!tensor.defined()) continue;
+      present.push_back(tensor);
+      requires_grad |= tensor.requires_grad();
+    }
+    if (requires_grad) return Fused::apply(Call{op, tensors, options, visible}, at::TensorList(present));
+  }
+  Stack stack;
+  push_tensors(stack, op, tensors);
+  std::move(options.begin(), options.end(), std::back_inserter(stack));
+  run_below_autograd(op.forward, stack);
+  return leading(stack, visible);
+}
+
+PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const Op& op = *static_cast<const Op*>(PyCapsule_GetPointer(self, nullptr));
+  TORCH_CHECK_TYPE(count == 3, "expected tensors, options and how many outputs to return");
+  const auto tensors_of = py::reinterpret_steal<py::object>(PySequence_Fast(arguments[0], "expected a sequence of tensors"));
+  const auto options_of = py::reinterpret_steal<py::object>(PySequence_Fast(arguments[1], "expected a sequence of options"));
+  if (!tensors_of || !options_of) throw python_error();
+
+  variable_list tensors(PySequence_Fast_GET_SIZE(tensors_of.ptr()));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(tensors_of.ptr(), Py_ssize_t(i));
+    if (item == Py_None) continue;
+    TORCH_CHECK_TYPE(THPVariable_Check(item), "expected a tensor, got ", Py_TYPE(item)->tp_name);
+    tensors[i] = THPVariable_Unpack(item);
+  }
+  std::vector<IValue> options(PySequence_Fast_GET_SIZE(options_of.ptr()));
+  for (size_t i = 0; i < options.size(); ++i) options[i] = to_ivalue(PySequence_Fast_GET_ITEM(options_of.ptr(), Py_ssize_t(i)));
+  const size_t visible = PyLong_AsSize_t(arguments[2]);
+
+  variable_list outputs;
+  {
+    py::gil_scoped_release no_gil;
+    outputs = call_op(op, tensors, options, visible);
+  }
+  if (visible == 1) return THPVariable_Wrap(std::move(outputs[0]));
+  return to_tuple(outputs).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef call_method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
+                           "call(tensors, options, visible)"};
+
+// A FusedOp's call. The FusedOp must live as long as the process.
+py::object bind(py::object fused_op) {
+  const auto name = fused_op.attr("name").cast<std::string>();
+  const auto numbers = [&](const char* attribute) {
+    std::vector<int64_t> result;
+    for (py::handle item : fused_op.attr(attribute)) result.push_back(item.cast<int64_t>());
+    return result;
+  };
+  const auto differentiable_outputs = fused_op.attr("differentiable_outputs").cast<int64_t>();
+  c10::optional<c10::OperatorHandle> backward;
+  if (differentiable_outputs) backward = find(name + "_backward");
+  Op* op = new Op{find(name),
+                  backward,
+                  numbers("differentiable"),
+                  numbers("saved"),
+                  differentiable_outputs,
+                  fused_op.attr("tensor_list").cast<bool>(),
+                  fused_op.attr("takes_needed").cast<bool>(),
+                  fused_op.inc_ref().ptr()};
+  const auto self = py::capsule(op);
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&call_method, self.ptr()));
+}
+
+}  // namespace
+}  // namespace unigen
+
+PYBIND11_MODULE(_autograd, m) {
+  m.def("bind", unigen::bind);
+  m.def("build_info", [] { return std::string("C++, torch " TORCH_VERSION); });
+}
