@@ -1,9 +1,10 @@
 """Builds the extension modules with ninja, each only where it can be built.
 
 `unigen_fast._cpu` needs torch, pybind11, ninja and a C++ compiler at hand, and so does `unigen_fast._autograd`, which
-serves the torch it is built with alone; `unigen_fast._cuda` needs nvcc as well, and is left out where torch is a CPU build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and
-links; `=0` never). What is not built is written, with the reason, to `unigen_fast/_build_report.json`, which
-`unigen_fast.info()` reads: an installation does not fail for want of a kernel.
+serves only the torch it is built with; `unigen_fast._cuda` needs nvcc as well, and is left out where torch is a CPU
+build (`UNIGEN_FAST_BUILD_CUDA=1` builds it all the same, to check that it compiles and links; `=0` never). What is not
+built is written, with the reason, to `unigen_fast/_build_report.json`, which `unigen_fast.info()` reads: an install
+does not fail for want of a kernel.
 """
 
 import importlib

@@ -27,6 +27,7 @@ def build(tmp_path, prelude="", **environment):
 def test_no_compiler(tmp_path):
     report = build(tmp_path, CXX="no-such-compiler", UNIGEN_FAST_BUILD_CUDA="0")
     assert report["cpu"] == "no C++ compiler (no-such-compiler) at build time"
+    assert report["autograd"] == report["cpu"]
     assert report["cuda"] == "left out by UNIGEN_FAST_BUILD_CUDA=0"
 
 

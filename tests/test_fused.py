@@ -33,6 +33,7 @@ from helpers import (
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import unigen_fast as uf
@@ -234,17 +235,33 @@ def test_offsets_beyond_32_bits(device: torch.device) -> None:
 # ---- derivatives -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["C++", "Python"])
+def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the two autograd nodes, which are to do the same."""
+    if request.param == "Python":
+        for op in OPS.values():
+            monkeypatch.setattr(op, "native", None)
+    elif not NATIVE["autograd"]:
+        pytest.skip("the autograd node in C++ is not loaded")
+    return request.param
+
+
+both_nodes = pytest.mark.usefixtures("node")
+
+
 def tuple_of(case: Case) -> Callable[..., tuple[Tensor, ...]]:
     """Those outputs that carry gradient."""
     return lambda *tensors: tuple(o for o in as_tuple(case(*tensors)) if o.requires_grad)
 
 
+@both_nodes
 @exact_derivative_cases
 def test_gradcheck(case: Case, device: torch.device) -> None:
     tensors = make(case, 3, 4, device=device)
     assert torch.autograd.gradcheck(tuple_of(case), tensors, atol=1e-6, rtol=1e-5)
 
 
+@both_nodes
 @exact_derivative_cases
 def test_gradgradcheck(case: Case, device: torch.device) -> None:
     tensors = make(case, 2, 3, device=device)
@@ -259,6 +276,7 @@ def test_gradcheck_of_reference(case: Case, device: torch.device) -> None:
         assert torch.autograd.gradgradcheck(tuple_of(case), tensors, atol=1e-6, rtol=1e-5)
 
 
+@both_nodes
 @differentiable_cases
 def test_create_graph_changes_no_gradient(case: Case, device: torch.device) -> None:
     """Under create_graph the reference's differentiable backward runs; the gradient is the same."""
@@ -272,6 +290,7 @@ def test_create_graph_changes_no_gradient(case: Case, device: torch.device) -> N
             assert_close(got, expected, tolerance(dtype)[0], absolute=1e-30)
 
 
+@both_nodes
 def test_second_derivative_of_shared_inputs(device: torch.device) -> None:
     """One input a function of another: only the direct dependence counts in each."""
     x = torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True)
@@ -306,6 +325,7 @@ def test_unneeded_gradients_are_none(case: Case, device: torch.device) -> None:
         assert all(x.grad is None for i, x in enumerate(alone) if i != kept)
 
 
+@both_nodes
 @every_case
 def test_no_graph_without_gradients(case: Case, device: torch.device) -> None:
     tensors = make(case, 3, 4, device=device)
@@ -330,6 +350,7 @@ COTANGENT_LAYOUTS = {
 }
 
 
+@both_nodes
 @differentiable_cases
 @pytest.mark.parametrize("layout", COTANGENT_LAYOUTS)
 def test_strides_of_incoming_gradient(case: Case, layout: str, device: torch.device) -> None:
@@ -346,6 +367,7 @@ def test_strides_of_incoming_gradient(case: Case, layout: str, device: torch.dev
             assert_close(a, b, tolerance(dtype)[0], absolute=1e-30)
 
 
+@both_nodes
 @differentiable_cases
 def test_gradient_of_sum(case: Case, device: torch.device) -> None:
     """`.sum().backward()`: the gradient that reaches the op is one number with strides of 0."""
@@ -360,6 +382,7 @@ def test_gradient_of_sum(case: Case, device: torch.device) -> None:
         assert_close(x.grad, e, 1e-10, absolute=1e-14)
 
 
+@both_nodes
 def test_outputs_without_a_share_in_the_loss(device: torch.device) -> None:
     """Only z, or only the KL, of the two is used: the other's gradient is absent, not garbage."""
     for used in (0, 1):
@@ -372,6 +395,7 @@ def test_outputs_without_a_share_in_the_loss(device: torch.device) -> None:
             assert_close(got, expected, 1e-12)
 
 
+@both_nodes
 @differentiable_cases
 def test_retain_graph(case: Case, device: torch.device) -> None:
     """Backward twice gives the same bits: the first run has not spent or overwritten what was saved."""
@@ -390,6 +414,7 @@ def test_retain_graph(case: Case, device: torch.device) -> None:
         pull_back(outputs, leaves(tensors), cotangents)
 
 
+@both_nodes
 @differentiable_cases
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoint(case: Case, use_reentrant: bool, device: torch.device) -> None:
@@ -410,6 +435,7 @@ def test_checkpoint(case: Case, use_reentrant: bool, device: torch.device) -> No
 # ---- what a call leaves behind ---------------------------------------------------------------------------------------
 
 
+@both_nodes
 @every_case
 def test_no_input_is_written_to(case: Case, device: torch.device) -> None:
     """Forward and backward, the incoming gradient included (linkedin/Liger-Kernel#343 wrote into an input)."""
@@ -429,6 +455,7 @@ def test_no_input_is_written_to(case: Case, device: torch.device) -> None:
         assert (c is None and s is None) or (torch.equal(c, s) and c._version == 0)
 
 
+@both_nodes
 @every_case
 def test_results_alias_nothing(case: Case, device: torch.device) -> None:
     """No output shares memory with an input, and no gradient with anything the caller holds."""
@@ -439,6 +466,7 @@ def test_results_alias_nothing(case: Case, device: torch.device) -> None:
         assert result.untyped_storage().data_ptr() not in held
 
 
+@both_nodes
 @single_op_cases
 def test_saves_only_inputs_and_row_statistics(case: Case, device: torch.device) -> None:
     """Saved for backward: the caller's own tensors (a broadcast one not repeated), and at most three numbers a row."""
@@ -470,6 +498,84 @@ NEEDS_INPUT = [
 ]
 
 
+def test_nodes_are_the_ones_named(node: str, device: torch.device) -> None:
+    x = torch.randn(4, device=device, requires_grad=True)
+    grad_fn = uf.generator_loss(fake=x).grad_fn
+    assert isinstance(grad_fn, torch.autograd.function.BackwardCFunction) == (node == "Python")
+
+
+@both_nodes
+def test_some_gradients_of_a_backward_pass(device: torch.device) -> None:
+    """`torch.autograd.grad` for some of the inputs: the others cost nothing and get nothing."""
+    tensors = [torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(4)]
+    calls: list[Callable[..., Tensor]] = [
+        uf.gaussian_kl,
+        lambda a, b, c, d: uf.discriminator_loss(real=[a, b], fake=[c, d]),
+        lambda a, b, c, d: uf.sample_gaussian_with_kl(a, b)[1].sum() + uf.bernoulli_log_prob(c, d).sum(),
+    ]
+    for call in calls:
+        everything = torch.autograd.grad(call(*tensors), tensors)
+        for i in range(4):
+            (alone,) = torch.autograd.grad(call(*tensors), tensors[i : i + 1])
+            assert_same_bits(alone, everything[i])
+
+
+@both_nodes
+def test_saved_tensor_hooks(device: torch.device) -> None:
+    """What offloads or compresses saved tensors sees ours."""
+    x = torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True)
+    seen: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        seen.append(t)
+        return t.detach().clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = uf.iwae_loss(x, dim=1)
+    assert [tuple(t.shape) for t in seen] == [(3, 4), (2, 3)]
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert_close(gradient, -torch.softmax(x, 1) / 3, 1e-12)
+
+
+@both_nodes
+def test_compiled_autograd(device: torch.device) -> None:
+    """A backward pass that is compiled as a whole (as distributed training does)."""
+    x, y = (torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    calls: list[Callable[[], Tensor]] = [
+        lambda: uf.iwae_loss(x, dim=1),
+        lambda: uf.discriminator_loss(real=[x], fake=[y]),
+        lambda: uf.sample_gaussian_with_kl(x, y)[1].sum(),
+    ]
+    for call in calls:
+        expected = torch.autograd.grad(call(), (x, y), allow_unused=True)
+        x.grad = y.grad = None
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            call().backward()
+        for got, e in zip((x.grad, y.grad), expected, strict=True):
+            assert (got is None) == (e is None)
+            if got is not None:
+                assert_close(got, e, 1e-12)
+
+
+@both_nodes
+def test_errors_of_python_code_in_between_reach_the_caller(device: torch.device) -> None:
+    """A dispatch mode is called from within the op, forward and backward; what it raises is not swallowed."""
+
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "unigen_fast":
+                raise KeyError(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    with Refusing(), pytest.raises(KeyError, match="unigen_fast::iwae_loss"):
+        uf.iwae_loss(x, dim=1)
+    loss = uf.iwae_loss(x, dim=1)
+    with Refusing(), pytest.raises(KeyError, match="unigen_fast::iwae_loss_backward"):
+        loss.backward()
+
+
+@both_nodes
 @pytest.mark.parametrize("case", NEEDS_INPUT, ids=repr)
 def test_changing_an_input_before_backward_is_noticed(case: Case, device: torch.device) -> None:
     tensors = make(case, 3, 4, device=device)

@@ -11,6 +11,7 @@ import torch
 from helpers import NATIVE
 
 import unigen_fast as uf
+from unigen_fast import _loader
 
 ROOT = Path(uf.__file__).resolve().parent.parent
 # one number for the value and one for the gradients of an op of each family, at a size that vectors do not divide
@@ -92,6 +93,16 @@ def test_kernels_can_be_left_out(without_kernels: dict) -> None:
     assert lines[1:5] == [f"{name:<8} no  left out by UNIGEN_FAST_DISABLE" for name in names]
     assert lines[5] == "no kernels: every function runs its plain PyTorch reference"
     assert_same_numbers(run(), without_kernels)
+
+
+def test_autograd_node_of_another_torch_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it might crash; so it is not even imported."""
+    monkeypatch.setattr(_loader, "_build_report", lambda: {"torch": "2.9.1"})
+    monkeypatch.setattr(_loader.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_loader.importlib, "import_module", lambda name: pytest.fail("imported"))
+    backend = _loader._autograd(set())
+    assert not backend.loaded
+    assert backend.detail == "Python's node: the one in C++ was built for torch 2.9.1"
 
 
 def test_one_backend_can_be_left_out() -> None:

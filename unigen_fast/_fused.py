@@ -341,8 +341,8 @@ class _Fused(torch.autograd.Function):
             if all(g is None for g in grads):
                 return (None,) * (3 + len(needed))
             grads = tuple(_zero_filled(grads, ctx.output_kinds))
+        tensors = ctx.saved_tensors  # unpacking them may run the forward pass once more, which needs autograd
         if torch.is_grad_enabled():  # create_graph=True
-            inputs = ctx.saved_tensors[: len(needed)]
-            return None, None, None, *op.differentiable_gradients(grads, inputs, options, needed)
+            return None, None, None, *op.differentiable_gradients(grads, tensors[: len(needed)], options, needed)
         with _below_autograd():
-            return None, None, None, *op.kernel_gradients(grads, ctx.saved_tensors, options, needed)
+            return None, None, None, *op.kernel_gradients(grads, tensors, options, needed)

@@ -1,8 +1,8 @@
 """Loads the kernels there are, each at most once, at import; says why for those there are not.
 
-`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`, `autograd`) leaves modules out; `UNIGEN_FAST_ISA` (`default`,
-`avx2`, `avx512`) picks a CPU unit other than the best one. With `TRITON_INTERPRET=1` the Triton kernels serve CPU
-tensors in Triton's interpreter, in place of the C++ ones: for tests.
+`UNIGEN_FAST_DISABLE` (comma-separated: `cpu`, `cuda`, `triton`, `autograd`) leaves modules out; `UNIGEN_FAST_ISA`
+(`default`, `avx2`, `avx512`) picks a CPU unit other than the best one. With `TRITON_INTERPRET=1` the Triton kernels
+serve CPU tensors in Triton's interpreter, in place of the C++ ones: for tests.
 """
 
 import importlib
@@ -67,11 +67,11 @@ def _triton(disabled: set[str], interpret: bool, native_cuda: bool) -> Backend:
 
 
 def _autograd(disabled: set[str]) -> Backend:
-    """The autograd node in C++: it uses more of torch than the stable ABI has, so it needs the very torch it met then."""
-    built_with = _build_report().get("torch", "another one")
-    if "autograd" not in disabled and built_with != torch.__version__:
-        if importlib.util.find_spec("unigen_fast._autograd") is not None:
-            return Backend("autograd", False, f"Python's: the one in C++ is built for torch {built_with}")
+    """The autograd node in C++. It uses more than the stable ABI has: only the torch it was built with will do."""
+    built_with = _build_report().get("torch")
+    there = importlib.util.find_spec("unigen_fast._autograd") is not None
+    if there and "autograd" not in disabled and built_with != torch.__version__:
+        return Backend("autograd", False, f"Python's node: the one in C++ was built for torch {built_with}")
     backend = _extension("autograd", disabled)
     if backend.loaded:
         bind = importlib.import_module("unigen_fast._autograd").bind

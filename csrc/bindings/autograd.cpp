@@ -9,7 +9,6 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/custom_class.h>
 #include <torch/version.h>
 
 #include <pybind11/pybind11.h>
@@ -102,31 +101,57 @@ variable_list leading(Stack& stack, size_t count) {
 
 // ---- the node ------------------------------------------------------------------------------------------------------
 
-// Shape, dtype and device of an output that shares its gradient's work with others and may get none itself.
-struct Kind {
-  std::vector<int64_t> sizes;
-  at::TensorOptions options;
-
-  // expanded: it costs no memory
-  Tensor zeros() const { return at::zeros({}, options).expand(sizes); }
-};
-
-// What backward needs besides tensors.
-struct Remembered : torch::CustomClassHolder {
-  const Op& op;
-  std::vector<IValue> options;
-  size_t count;  // of the tensors
-  std::vector<Kind> outputs;
-
-  Remembered(const Op& op, std::vector<IValue> options, size_t count) : op(op), options(std::move(options)), count(count) {}
-};
-
 // A call, besides the tensors that give the node its edges.
 struct Call {
   const Op& op;
   const variable_list& tensors;  // undefined where absent
   const std::vector<IValue>& options;
   size_t visible;
+};
+
+// What backward needs besides tensors, as one tuple of numbers and strings: compiled autograd hashes it, and it can not
+// hash lists. It is (op, how many tensors, (sizes, dtype) of the outputs, options).
+struct Remembered {
+  const Op& op;
+  size_t count;
+  std::vector<IValue> outputs, options;
+
+  static IValue tuple(std::vector<IValue> elements) { return c10::ivalue::Tuple::create(std::move(elements)); }
+
+  template <class Integers>
+  static IValue tuple_of(const Integers& integers) {
+    return tuple(std::vector<IValue>(integers.begin(), integers.end()));
+  }
+
+  static IValue pack(const Call& call, const variable_list& outputs) {
+    std::vector<IValue> kinds, options;
+    for (int64_t i = 0; call.op.differentiable_outputs > 1 && i < call.op.differentiable_outputs; ++i)
+      kinds.push_back(tuple({tuple_of(outputs[i].sizes()), int64_t(outputs[i].scalar_type())}));
+    for (const IValue& option : call.options) options.push_back(option.isIntList() ? tuple_of(option.toIntVector()) : option);
+    return tuple({reinterpret_cast<int64_t>(&call.op), int64_t(call.tensors.size()), tuple(std::move(kinds)),
+                  tuple(std::move(options))});
+  }
+
+  explicit Remembered(const IValue& packed)
+      : op(*reinterpret_cast<const Op*>(packed.toTupleRef().elements()[0].toInt())),
+        count(size_t(packed.toTupleRef().elements()[1].toInt())),
+        outputs(packed.toTupleRef().elements()[2].toTupleRef().elements().vec()),
+        options(packed.toTupleRef().elements()[3].toTupleRef().elements().vec()) {
+    for (IValue& option : options)
+      if (option.isTuple()) option = integers(option);
+  }
+
+  static c10::List<int64_t> integers(const IValue& packed) {
+    c10::List<int64_t> list;
+    for (const IValue& item : packed.toTupleRef().elements()) list.push_back(item.toInt());
+    return list;
+  }
+
+  // Of an output that has no gradient where another has: expanded, it costs no memory.
+  Tensor zeros(size_t output, const at::TensorOptions& like) const {
+    const auto& elements = outputs[output].toTupleRef().elements();
+    return at::zeros({}, like.dtype(at::ScalarType(elements[1].toInt()))).expand(integers(elements[0]).vec());
+  }
 };
 
 struct Fused : torch::autograd::Function<Fused> {
@@ -143,21 +168,15 @@ struct Fused : torch::autograd::Function<Fused> {
     ctx->set_materialize_grads(false);
     if (outputs.size() > size_t(op.differentiable_outputs))
       ctx->mark_non_differentiable(variable_list(outputs.begin() + op.differentiable_outputs, outputs.end()));
-    auto remembered = c10::make_intrusive<Remembered>(op, call.options, call.tensors.size());
-    if (op.differentiable_outputs > 1) {
-      for (int64_t i = 0; i < op.differentiable_outputs; ++i)
-        remembered->outputs.push_back({outputs[i].sizes().vec(), outputs[i].options()});
-    }
-    ctx->saved_data["call"] = IValue::make_capsule(std::move(remembered));
+    ctx->saved_data["call"] = Remembered::pack(call, outputs);
     return outputs;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto holder = ctx->saved_data["call"].toCapsule();
-    const Remembered& remembered = static_cast<const Remembered&>(*holder);
-    const Op& op = remembered.op;
-    const std::vector<IValue>& options = remembered.options;
-    const size_t count = remembered.count;
+    const Remembered call(ctx->saved_data["call"]);
+    const Op& op = call.op;
+    const std::vector<IValue>& options = call.options;
+    const size_t count = call.count;
     variable_list saved = ctx->get_saved_variables();
 
     // the call and the tensors that are there came in: of these, what is asked for
@@ -168,8 +187,8 @@ struct Fused : torch::autograd::Function<Fused> {
     grads.resize(op.differentiable_outputs);
     variable_list result(count);
     if (std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
-      for (size_t i = 0; i < remembered.outputs.size(); ++i)
-        if (!grads[i].defined()) grads[i] = remembered.outputs[i].zeros();
+      for (size_t i = 0; i < call.outputs.size(); ++i)
+        if (!grads[i].defined()) grads[i] = call.zeros(i, saved[0].options());
       if (c10::GradMode::is_enabled()) {
         result = differentiable(op, grads, saved, options, needed);
       } else {
