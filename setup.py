@@ -152,7 +152,8 @@ class BuildKernels(build_ext):
         import pybind11
         import torch
 
-        includes = [str(Path(torch.__file__).parent / "include"), pybind11.get_include(), sysconfig.get_path("include")]
+        # pybind11 first: torch brings a copy of its own, which some versions bar from the stable ABI
+        includes = [pybind11.get_include(), str(Path(torch.__file__).parent / "include"), sysconfig.get_path("include")]
         return f"{self._cxx()} {CXX_FLAGS} {flags} " + " ".join(f"-isystem {path}" for path in includes)
 
     @staticmethod

@@ -53,7 +53,7 @@ for module in pytest_benchmark mlxtend matplotlib; do
 done
 
 # ---- build: nvcc keeps the processors busy and the GPU idle, so Inductor's autotuning can have that --------------------
-UNIGEN_FAST_DISABLE=cpu,cuda,triton timeout 150 python3 -m unigen_fast bench --seconds 0 >/dev/null 2>&1 &
+UNIGEN_FAST_DISABLE=cpu,cuda,triton,autograd timeout 150 python3 -m unigen_fast bench --seconds 0 >/dev/null 2>&1 &
 compiling_peers=$!
 stage build.log 150 build bash -c "python3 -m pip install --no-build-isolation --no-deps -e . ||
     python3 setup.py build_ext --inplace"
@@ -68,12 +68,14 @@ sys.exit(not any(b.name == "cuda" and b.loaded for b in uf.info().backends))'
 SMALL="test_row_equals_eager and float32 and (log_mean_exp_64 or iwae_loss_50 or importance_weights or effective \
 or logits_64 or patchgan or iwgan_generator or gaussian_kl_tiny or kl_latent or bernoulli_784_small)"
 pytest=(python3 -m pytest -q -p no:cacheprovider)
-stage tests.log 150 "tests, CUDA" "${pytest[@]}" tests
+workers=()
+if python3 -c "import xdist" 2>/dev/null; then workers=(-n 12 --dist worksteal); fi
+stage tests.log 150 "tests, CUDA" "${pytest[@]}" "${workers[@]}" tests
 triton_tests=()
 for name in triton bench importance adversarial divergence likelihood; do
     if [[ -f tests/test_$name.py ]]; then triton_tests+=("tests/test_$name.py"); fi
 done
-stage triton.log 90 "tests, Triton" env UNIGEN_FAST_DISABLE=cuda "${pytest[@]}" "${triton_tests[@]}"
+stage triton.log 90 "tests, Triton" env UNIGEN_FAST_DISABLE=cuda "${pytest[@]}" "${workers[@]}" "${triton_tests[@]}"
 
 # ---- benchmarks --------------------------------------------------------------------------------------------------------
 bench=(python3 -m unigen_fast bench --device cuda --seconds 0.4)

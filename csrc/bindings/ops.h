@@ -10,6 +10,10 @@
 #include "../formulas/adversarial.h"
 #include "grid_builder.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name in torch 2.10
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace unigen {
 
 using std::optional;
