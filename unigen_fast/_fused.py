@@ -90,10 +90,15 @@ class FusedOp:
         visible = visible or self.differentiable_outputs or 1
         if torch.compiler.is_compiling():
             run = self.reference if self.elementwise or torch._C._are_functorch_transforms_active() else self.forward
-        elif self._needs_reference(tensors):
+        elif self._transformed():
             run = self.reference
         elif self.native is not None:
-            return self.native(tensors, options, visible)
+            outputs = self.native(tensors, options, visible)
+            if outputs is not None:
+                return outputs
+            run = self.reference
+        elif self._foreign(tensors):
+            run = self.reference
         else:
             if self.differentiable_outputs and torch.is_grad_enabled():
                 for t in tensors:
@@ -107,10 +112,14 @@ class FusedOp:
         return (list(inputs),) if self.tensor_list else inputs
 
     @staticmethod
-    def _needs_reference(inputs: Tensors) -> bool:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return True
-        for t in inputs:
+    def _transformed() -> bool:
+        """Whether `torch.func` or forward-mode AD is at work."""
+        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+    @staticmethod
+    def _foreign(tensors: Tensors) -> bool:
+        """Whether there is a subclass, or a dtype without a kernel."""
+        for t in tensors:
             if t is not None and (type(t) not in _PLAIN or (t.dtype not in KERNEL_DTYPES and t.is_floating_point())):
                 return True
         return False

@@ -265,6 +265,17 @@ variable_list call_op(const Op& op, const variable_list& tensors, std::vector<IV
   return leading(stack, visible);
 }
 
+bool has_kernel(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+    case at::kDouble:
+    case at::kBFloat16:
+    case at::kHalf: return true;
+    default: return !at::isFloatingType(dtype);  // the state of a generator
+  }
+}
+
+// None where the reference has to serve.
 PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   const Op& op = *static_cast<const Op*>(PyCapsule_GetPointer(self, nullptr));
@@ -277,8 +288,9 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     PyObject* item = PySequence_Fast_GET_ITEM(tensors_of.ptr(), Py_ssize_t(i));
     if (item == Py_None) continue;
-    TORCH_CHECK_TYPE(THPVariable_Check(item), "expected a tensor, got ", Py_TYPE(item)->tp_name);
+    if (!THPVariable_CheckExact(item)) Py_RETURN_NONE;  // a subclass
     tensors[i] = THPVariable_Unpack(item);
+    if (!has_kernel(tensors[i].scalar_type())) Py_RETURN_NONE;
   }
   std::vector<IValue> options(PySequence_Fast_GET_SIZE(options_of.ptr()));
   for (size_t i = 0; i < options.size(); ++i) options[i] = to_ivalue(PySequence_Fast_GET_ITEM(options_of.ptr(), Py_ssize_t(i)));

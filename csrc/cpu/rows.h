@@ -3,7 +3,8 @@
 //
 // Lanes run along the columns where these are contiguous, and along the rows where those are (`[K, B]` reduced over K) or
 // where a row has only a few columns. Whatever is then not contiguous, or not of the arithmetic type, goes through a small
-// buffer. Work is cut into units by shape alone, and sums are taken in the order of units: results have the same bits
+// buffer. Loops work on copies of function objects: what is written could change the members of any other, for all the
+// compiler knows. Work is cut into units by shape alone, and sums are taken in the order of units: results have the same bits
 // whatever the number of threads.
 #pragma once
 
@@ -467,7 +468,7 @@ class Map {
   }
 
   template <class F>
-  UNIGEN_NOINLINE void flat(const F& f, int64_t begin, int64_t end) const {
+  UNIGEN_NOINLINE void flat(F f, int64_t begin, int64_t end) const {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
     const int64_t origin[kIn + kOut] = {};
     for (int64_t first = begin; first < end; first += kChunk<T>) {
@@ -477,7 +478,7 @@ class Map {
 
   // lanes are columns of one row: what is kept of the row operands is constant
   template <class F>
-  UNIGEN_NOINLINE void along_cols(const F& f, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) const {
+  UNIGEN_NOINLINE void along_cols(F f, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) const {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
     for (int64_t r = row_begin; r < row_end; ++r) {
       V operands[kRowRoom], row[F::kKept];
@@ -495,7 +496,7 @@ class Map {
 
   // lanes are rows, column by column
   template <class F>
-  UNIGEN_NOINLINE void along_rows(const F& f, int64_t begin, int64_t end) const {
+  UNIGEN_NOINLINE void along_rows(F f, int64_t begin, int64_t end) const {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>];
     for (int64_t first = begin; first < end; first += kChunk<T>) {
       const int n = int(smaller(kChunk<T>, end - first));
@@ -512,7 +513,7 @@ class Map {
 
   // lanes run on from one short row to the next
   template <class F>
-  UNIGEN_NOINLINE void across_rows(const F& f, int64_t begin, int64_t end) const {
+  UNIGEN_NOINLINE void across_rows(F f, int64_t begin, int64_t end) const {
     constexpr int kSlack = 2 * V::size;
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>], spread[F::kKept][kChunk<T> + kSlack];
     const int64_t origin[kIn + kOut] = {};
@@ -637,6 +638,7 @@ class RowSum {
   }
 
   UNIGEN_NOINLINE double row_piece(int64_t row, int64_t col_begin, int64_t col_end) const {
+    const F f = f_;
     alignas(kVectorBytes) T room[kIn][kChunk<T>];
     int64_t origin[kIn];
     for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
@@ -652,15 +654,16 @@ class RowSum {
         V x[kIn], next[kStates];
         for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
         for (int s = 0; s < kStates; ++s) next[s] = state[s];
-        f_.add(next, x);
+        f.add(next, x);
         for (int s = 0; s < kStates; ++s) state[s] = keep(l, next[s], state[s]);
       });
-      total += lane_sum(f_.close(state));
+      total += lane_sum(f.close(state));
     }
     return total;
   }
 
   UNIGEN_NOINLINE void lane_rows(int64_t row, int n, double* totals) const {
+    const F f = f_;
     alignas(kVectorBytes) T room[kIn][kChunk<T>];
     alignas(kVectorBytes) T state[kStates][kChunk<T>];
     const int padded = int(round_up(n, V::size));
@@ -677,14 +680,14 @@ class RowSum {
           V x[kIn], next[kStates];
           for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
           for (int s = 0; s < kStates; ++s) next[s] = load(state[s] + i);
-          f_.add(next, x);
+          f.add(next, x);
           for (int s = 0; s < kStates; ++s) store(state[s] + i, next[s]);
         });
       }
       for (int i = 0; i < padded; i += V::size) {
         V last[kStates];
         for (int s = 0; s < kStates; ++s) last[s] = load(state[s] + i);
-        add_lanes(totals + i, f_.close(last));
+        add_lanes(totals + i, f.close(last));
       }
     }
   }
@@ -734,6 +737,7 @@ class RowSumMap {
  private:
   // rows of one chunk: what the sum has read, the map finds in the nearest cache
   UNIGEN_NOINLINE void short_rows(int64_t begin, int64_t end) const {
+    const F f = f_;
     alignas(kVectorBytes) T room[kIn + 1][kChunk<T>];
     const int cols = int(grid_.cols);
     for (int64_t r = begin; r < end; ++r) {
@@ -745,18 +749,18 @@ class RowSumMap {
         V x[kIn], next[kStates];
         for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
         for (int s = 0; s < kStates; ++s) next[s] = state[s];
-        f_.add(next, x);
+        f.add(next, x);
         for (int s = 0; s < kStates; ++s) state[s] = keep(l, next[s], state[s]);
         for (int k = 0; k < kIn; ++k) __builtin_prefetch(source[k] + kRowsAhead * cols + i);
       });
-      const V total = V(T(lane_sum(f_.close(state))));
-      f_.prepare(&total, row);
+      const V total = V(T(lane_sum(f.close(state))));
+      f.prepare(&total, row);
       const int64_t origin = out_.origin(r);
       T* target = out_.target(origin, 0, room[kIn]);
       for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
         V x[kIn], y;
         for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
-        f_(row, x, &y);
+        f(row, x, &y);
         store(target + i, y, l);
         __builtin_prefetch(target + kRowsAhead * cols + i, 1);
       });
@@ -818,13 +822,15 @@ class RowExponentials {
         const int n = int(smaller(most, end - r));
         if (lanes_are_rows_) {
           lane_rows(r, n, batch);
-        } else if (F::kNormalize) {
-          for (int i = 0; i < n; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, row_maximum(r + i, 0, partition_.cols)));
         } else {
           // two loops: rows overlap better in the processor where each is done with sooner
           T maximum[kChunk<T>];
-          for (int i = 0; i < n; ++i) maximum[i] = row_maximum(r + i, 0, partition_.cols);
-          for (int i = 0; i < n; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, maximum[i]));
+          const int group = F::kNormalize ? kRowsAhead : n;
+          for (int first = 0; first < n; first += group) {
+            const int last = int(smaller(n, first + group));
+            for (int i = first; i < last; ++i) maximum[i] = row_maximum(r + i, 0, partition_.cols);
+            for (int i = first; i < last; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, maximum[i]));
+          }
         }
         finish(u, r, n, batch.shift, batch.sum, batch.extra);
       }

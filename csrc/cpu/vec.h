@@ -332,7 +332,7 @@ UNIGEN_INLINE Vec<T> scale_by_power(Vec<T> x, Vec<T> n, Vec<T> rounded) {
 // x = n log(2) + r, |r| <= log(2) / 2, and e^r - 1. Cephes' polynomial for float, Taylor's for double.
 template <class T>
 struct ReducedExp {
-  Vec<T> n, rounded, minus_1;  // rounded: n + Format::shifter
+  Vec<T> n, rounded, minus_1_minus_r, minus_1;  // rounded: n + Format::shifter
 
   // beyond these bounds there is nothing new; NaN passes
   UNIGEN_INLINE ReducedExp(Vec<T> x, double low, double high) {
@@ -351,7 +351,8 @@ struct ReducedExp {
       p = horner(r, constant<V>(1.9875691500e-4), 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
                  5.0000001201e-1);
     }
-    minus_1 = p * (r * r) + r;
+    minus_1_minus_r = p * (r * r);
+    minus_1 = minus_1_minus_r + r;
   }
 };
 
@@ -360,17 +361,6 @@ UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
   constexpr bool wide = sizeof(T) == 8;
   const ReducedExp<T> e(x, wide ? -746 : -105, wide ? 710 : 89);
   return scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
-}
-
-// e^x - 1 = 2 (2^m (e^r - 1) + (2^m - 1/2)), m = n - 1: 2^n may not be a number that T has
-template <class T>
-UNIGEN_INLINE Vec<T> expm1(Vec<T> x) {
-  using V = Vec<T>;
-  constexpr bool wide = sizeof(T) == 8;
-  const ReducedExp<T> e(x, wide ? -700 : -80, wide ? 710 : 89);
-  const V shifter = constant<V>(Format<T>::shifter);
-  const V power = from_bits<T>((bits_of(e.rounded) - bits_of(shifter) + (Format<T>::bias - 1)) << Format<T>::mantissa_bits);
-  return constant<V>(2) * (power * e.minus_1 + (power - constant<V>(0.5)));
 }
 
 // log(1 + f) + n log(2), 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.
@@ -480,5 +470,24 @@ namespace unigen {
 template <class T>
 struct ScalarOf<cpu::UNIGEN_ISA_NAMESPACE::Vec<T>> {
   using type = T;
+};
+
+// of vectors, with one polynomial for both
+template <class T>
+struct ExpTerms<cpu::UNIGEN_ISA_NAMESPACE::Vec<T>> {
+  using V = cpu::UNIGEN_ISA_NAMESPACE::Vec<T>;
+  V minus_1, minus_1_minus_x;
+
+  UNIGEN_INLINE explicit ExpTerms(V x) {
+    using cpu::UNIGEN_ISA_NAMESPACE::bits_of;
+    using Format = cpu::UNIGEN_ISA_NAMESPACE::Format<T>;
+    constexpr bool wide = sizeof(T) == 8;
+    const cpu::UNIGEN_ISA_NAMESPACE::ReducedExp<T> e(x, wide ? -700 : -80, wide ? 710 : 89);
+    // e^x - 1 = 2 (2^m (e^r - 1) + (2^m - 1/2)), m = n - 1: 2^n may not be a number that T has
+    const auto n = bits_of(e.rounded) - bits_of(constant<V>(Format::shifter));
+    const V power = cpu::UNIGEN_ISA_NAMESPACE::from_bits<T>((n + (Format::bias - 1)) << Format::mantissa_bits);
+    minus_1 = constant<V>(2) * (power * e.minus_1 + (power - constant<V>(0.5)));
+    minus_1_minus_x = select(e.n == constant<V>(0), e.minus_1_minus_r, minus_1 - x);
+  }
 };
 }  // namespace unigen

@@ -64,10 +64,11 @@ struct StandardKl {
 
   UNIGEN_INLINE StandardKl(N mean, N spread, const SpreadOptions& options) {
     const LogVariance<N> logvar(spread, options);
-    const N e = expm1(logvar.value), half = constant<N>(0.5);
-    value = half * (expm1_minus_x(logvar.value, e) + mean * mean);
+    const ExpTerms<N> e(logvar.value);
+    const N half = constant<N>(0.5);
+    value = half * (e.minus_1_minus_x + mean * mean);
     d_mean = mean;
-    d_spread = half * e * logvar.slope;
+    d_spread = half * e.minus_1 * logvar.slope;
   }
 };
 
@@ -85,14 +86,14 @@ struct PriorKl {
       prior_logvar = prior.value;
       prior_slope = prior.slope;
     }
-    const N gap = logvar.value - prior_logvar, e = expm1(gap);
+    const ExpTerms<N> e(logvar.value - prior_logvar);
     const N difference = mean - prior_mean;
     const N scaled = difference * exp(-prior_logvar);
-    value = half * (expm1_minus_x(gap, e) + difference * scaled);
+    value = half * (e.minus_1_minus_x + difference * scaled);
     d_mean = scaled;
-    d_spread = half * e * logvar.slope;
+    d_spread = half * e.minus_1 * logvar.slope;
     d_prior_mean = -scaled;
-    d_prior_spread = -half * (e + difference * scaled) * prior_slope;
+    d_prior_spread = -half * (e.minus_1 + difference * scaled) * prior_slope;
   }
 };
 

@@ -101,12 +101,16 @@ UNIGEN_INLINE N exponential_series(N x) {
   }
 }
 
-// e^x - 1 - x, given e^x - 1, without cancellation near 0: Taylor's series for |x| < 1/2; beyond, the difference loses at
-// most a digit
+// e^x - 1 and e^x - 1 - x, neither cancelling near 0
 template <class N>
-UNIGEN_INLINE N expm1_minus_x(N x, N minus_1) {
-  constexpr int last = sizeof(Scalar<N>) == 8 ? 15 : 9;
-  return select(abs(x) < constant<N>(0.5), exponential_series<2, last>(x) * x * x, minus_1 - x);
-}
+struct ExpTerms {
+  N minus_1, minus_1_minus_x;
+
+  UNIGEN_INLINE explicit ExpTerms(N x) : minus_1(expm1(x)) {
+    // Taylor's series for |x| < 1/2; beyond, the difference loses at most a digit
+    constexpr int last = sizeof(Scalar<N>) == 8 ? 15 : 9;
+    minus_1_minus_x = select(abs(x) < constant<N>(0.5), exponential_series<2, last>(x) * x * x, minus_1 - x);
+  }
+};
 
 }  // namespace unigen
