@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, kl
@@ -45,6 +46,23 @@ def test_near_the_prior_nothing_cancels(
     _, g = gradients(got, mean, logvar)
     assert_close(g, 0.5 * torch.expm1(v), tolerance)
     assert (uf.gaussian_kl(mean, torch.zeros_like(logvar), reduction="none") == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_accurate_over_the_whole_range_of_log_variances(dtype: torch.dtype, device: torch.device) -> None:
+    """Each element alone: log-variances where the exponential changes its branch, and up to where it overflows."""
+    largest = 709.7 if dtype == torch.float64 else 88.7
+    edges = [1e-30, 1e-9, 0.01, math.log(2) / 2, 0.5, math.log(2), 1.0, 3.0, 17.0, 60.0, largest]
+    values = [sign * x * (1 + nudge) for x in edges for sign in (1, -1) for nudge in (-1e-4, 0.0, 1e-4)]
+    v = torch.tensor([x for x in values if x < largest], dtype=dtype, device=device).requires_grad_()
+    kl = uf.gaussian_kl(torch.zeros_like(v), v, event_ndims=0, reduction="none")
+    (slope,) = torch.autograd.grad(kl.sum(), v)
+    exact = [mpmath.mpf(x) for x in v.tolist()]
+    tolerance = 1e-14 if dtype == torch.float64 else 2e-6
+    for got, got_slope, x in zip(kl.tolist(), slope.tolist(), exact, strict=True):
+        with mpmath.workdps(80):
+            assert got == pytest.approx(float((mpmath.expm1(x) - x) / 2), rel=tolerance)
+            assert got_slope == pytest.approx(float(mpmath.expm1(x) / 2), rel=tolerance)
 
 
 def test_near_any_prior_nothing_cancels(device: torch.device) -> None:

@@ -30,6 +30,7 @@ struct Op {
   c10::optional<c10::OperatorHandle> backward;
   std::vector<int64_t> differentiable, saved;  // of the tensors; of the outputs
   int64_t differentiable_outputs;
+  size_t options;  // how many
   bool tensor_list, takes_needed;
   PyObject* python;
 };
@@ -109,36 +110,44 @@ struct Call {
   size_t visible;
 };
 
-// What backward needs besides tensors, as one tuple of numbers and strings: compiled autograd hashes it, and it can not
-// hash lists. It is (op, how many tensors, (sizes, dtype) of the outputs, options).
-struct Remembered {
-  const Op& op;
-  size_t count;
-  std::vector<IValue> outputs, options;
+// What backward needs besides tensors, as one tuple of numbers, strings and tuples of numbers (compiled autograd hashes
+// it, which lists refuse): the op, the options, and sizes and dtype of outputs that may be without a gradient.
+class Remembered {
+ public:
+  static IValue pack(const Call& call, const variable_list& outputs) {
+    std::vector<IValue> elements;
+    elements.reserve(1 + call.options.size() + 2 * outputs.size());
+    elements.push_back(reinterpret_cast<int64_t>(&call.op));
+    for (const IValue& option : call.options) elements.push_back(option.isIntList() ? tuple_of(option.toIntVector()) : option);
+    for (int64_t i = 0; call.op.differentiable_outputs > 1 && i < call.op.differentiable_outputs; ++i) {
+      elements.push_back(tuple_of(outputs[i].sizes()));
+      elements.push_back(int64_t(outputs[i].scalar_type()));
+    }
+    return c10::ivalue::Tuple::create(std::move(elements));
+  }
 
-  static IValue tuple(std::vector<IValue> elements) { return c10::ivalue::Tuple::create(std::move(elements)); }
+  explicit Remembered(const IValue& packed) : elements_(packed.toTupleRef().elements()) {}
 
+  const Op& op() const { return *reinterpret_cast<const Op*>(elements_[0].toInt()); }
+
+  void push_options(Stack& stack) const {
+    for (size_t i = 1; i <= op().options; ++i) stack.push_back(elements_[i].isTuple() ? integers(elements_[i]) : elements_[i]);
+  }
+
+  // in the place of gradients that are missing: expanded, they cost no memory
+  void fill(variable_list& grads, const at::TensorOptions& like) const {
+    const size_t first = 1 + op().options;
+    for (size_t i = 0; first + 2 * i < elements_.size(); ++i) {
+      if (grads[i].defined()) continue;
+      const auto dtype = at::ScalarType(elements_[first + 2 * i + 1].toInt());
+      grads[i] = at::zeros({}, like.dtype(dtype)).expand(integers(elements_[first + 2 * i]).vec());
+    }
+  }
+
+ private:
   template <class Integers>
   static IValue tuple_of(const Integers& integers) {
-    return tuple(std::vector<IValue>(integers.begin(), integers.end()));
-  }
-
-  static IValue pack(const Call& call, const variable_list& outputs) {
-    std::vector<IValue> kinds, options;
-    for (int64_t i = 0; call.op.differentiable_outputs > 1 && i < call.op.differentiable_outputs; ++i)
-      kinds.push_back(tuple({tuple_of(outputs[i].sizes()), int64_t(outputs[i].scalar_type())}));
-    for (const IValue& option : call.options) options.push_back(option.isIntList() ? tuple_of(option.toIntVector()) : option);
-    return tuple({reinterpret_cast<int64_t>(&call.op), int64_t(call.tensors.size()), tuple(std::move(kinds)),
-                  tuple(std::move(options))});
-  }
-
-  explicit Remembered(const IValue& packed)
-      : op(*reinterpret_cast<const Op*>(packed.toTupleRef().elements()[0].toInt())),
-        count(size_t(packed.toTupleRef().elements()[1].toInt())),
-        outputs(packed.toTupleRef().elements()[2].toTupleRef().elements().vec()),
-        options(packed.toTupleRef().elements()[3].toTupleRef().elements().vec()) {
-    for (IValue& option : options)
-      if (option.isTuple()) option = integers(option);
+    return c10::ivalue::Tuple::create(std::vector<IValue>(integers.begin(), integers.end()));
   }
 
   static c10::List<int64_t> integers(const IValue& packed) {
@@ -147,11 +156,7 @@ struct Remembered {
     return list;
   }
 
-  // Of an output that has no gradient where another has: expanded, it costs no memory.
-  Tensor zeros(size_t output, const at::TensorOptions& like) const {
-    const auto& elements = outputs[output].toTupleRef().elements();
-    return at::zeros({}, like.dtype(at::ScalarType(elements[1].toInt()))).expand(integers(elements[0]).vec());
-  }
+  const c10::ivalue::TupleElements& elements_;
 };
 
 struct Fused : torch::autograd::Function<Fused> {
@@ -174,10 +179,9 @@ struct Fused : torch::autograd::Function<Fused> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Remembered call(ctx->saved_data["call"]);
-    const Op& op = call.op;
-    const std::vector<IValue>& options = call.options;
-    const size_t count = call.count;
-    variable_list saved = ctx->get_saved_variables();
+    const Op& op = call.op();
+    const variable_list saved = ctx->get_saved_variables();
+    const size_t count = saved.size() - op.saved.size();
 
     // the call and the tensors that are there came in: of these, what is asked for
     std::vector<bool> needed(count);
@@ -187,13 +191,8 @@ struct Fused : torch::autograd::Function<Fused> {
     grads.resize(op.differentiable_outputs);
     variable_list result(count);
     if (std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
-      for (size_t i = 0; i < call.outputs.size(); ++i)
-        if (!grads[i].defined()) grads[i] = call.zeros(i, saved[0].options());
-      if (c10::GradMode::is_enabled()) {
-        result = differentiable(op, grads, saved, options, needed);
-      } else {
-        result = by_kernel(op, grads, saved, options, needed);
-      }
+      call.fill(grads, saved[0].options());
+      result = c10::GradMode::is_enabled() ? differentiable(call, grads, saved, needed) : by_kernel(call, grads, saved, needed);
     }
     variable_list of_arguments(1);  // the call
     for (size_t i = 0; i < count; ++i)
@@ -201,13 +200,14 @@ struct Fused : torch::autograd::Function<Fused> {
     return of_arguments;
   }
 
-  static variable_list by_kernel(const Op& op, const variable_list& grads, const variable_list& saved,
-                                 const std::vector<IValue>& options, const std::vector<bool>& needed) {
+  static variable_list by_kernel(const Remembered& call, const variable_list& grads, const variable_list& saved,
+                                 const std::vector<bool>& needed) {
+    const Op& op = call.op();
     const at::ArrayRef<Tensor> tensors(saved.data(), needed.size());
     Stack stack(grads.begin(), grads.end());
     push_tensors(stack, op, tensors);
     stack.insert(stack.end(), saved.begin() + needed.size(), saved.end());
-    stack.insert(stack.end(), options.begin(), options.end());
+    call.push_options(stack);
     if (op.takes_needed) {
       int64_t mask = 0;
       for (size_t bit = 0; bit < op.differentiable.size(); ++bit) mask |= int64_t(needed[op.differentiable[bit]]) << bit;
@@ -226,13 +226,15 @@ struct Fused : torch::autograd::Function<Fused> {
     return result;
   }
 
-  static variable_list differentiable(const Op& op, const variable_list& grads, const variable_list& saved,
-                                      const std::vector<IValue>& options, const std::vector<bool>& needed) {
+  static variable_list differentiable(const Remembered& call, const variable_list& grads, const variable_list& saved,
+                                      const std::vector<bool>& needed) {
+    Stack options;
+    call.push_options(options);
     py::gil_scoped_acquire gil;
     py::tuple flags(needed.size());
     for (size_t i = 0; i < needed.size(); ++i) flags[i] = py::bool_(needed[i]);
     const variable_list inputs(saved.begin(), saved.begin() + needed.size());
-    const py::object found = py::handle(op.python).attr("differentiable_gradients")(to_tuple(grads), to_tuple(inputs),
+    const py::object found = py::handle(call.op().python).attr("differentiable_gradients")(to_tuple(grads), to_tuple(inputs),
                                                                                      to_tuple(options), flags);
     variable_list result(needed.size());
     size_t i = 0;
@@ -320,12 +322,16 @@ py::object bind(py::object fused_op) {
   const auto differentiable_outputs = fused_op.attr("differentiable_outputs").cast<int64_t>();
   c10::optional<c10::OperatorHandle> backward;
   if (differentiable_outputs) backward = find(name + "_backward");
-  Op* op = new Op{find(name),
+  const bool tensor_list = fused_op.attr("tensor_list").cast<bool>();
+  const auto forward = find(name);
+  const size_t tensors = tensor_list ? 1 : fused_op.attr("tensors").cast<size_t>();
+  Op* op = new Op{forward,
                   backward,
                   numbers("differentiable"),
                   numbers("saved"),
                   differentiable_outputs,
-                  fused_op.attr("tensor_list").cast<bool>(),
+                  forward.schema().arguments().size() - tensors,
+                  tensor_list,
                   fused_op.attr("takes_needed").cast<bool>(),
                   fused_op.inc_ref().ptr()};
   const auto self = py::capsule(op);
