@@ -44,7 +44,9 @@ def kernels(test: Any) -> Any:
 @pytest.mark.skipif(SERVING, reason="the kernels run in this process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_in_a_process_of_its_own() -> None:
-    chosen = {"UNIGEN_FAST_DISABLE": "cuda"} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    chosen = {"UNIGEN_FAST_DISABLE": "cuda"}  # and not what this process goes without: that may be Triton
+    if not torch.cuda.is_available():
+        chosen["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     run = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-4000:]
