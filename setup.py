@@ -175,7 +175,7 @@ class BuildKernels(build_ext):
         objects = [ninja.compile(source / "bindings.cpp", "", self._binding(STABLE_ABI))]
         for isa, flags in ISA_FLAGS.items() if x86 else [("default", "")]:
             for unit in (*FAMILIES, "table"):
-                command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} -DUNIGEN_ISA_{isa} {flags}"
+                command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {flags}"
                 objects.append(ninja.compile(source / f"{unit}.cpp", f".{isa}", command))
         target.parent.mkdir(parents=True, exist_ok=True)
         ninja.link(objects, target, f"{self._cxx()} -shared", self._torch_libraries())

@@ -161,18 +161,7 @@ class FusedOp:
         outputs = _as_tuple(self.reference(*self._pack(inputs), *options))[: self.differentiable_outputs]
         reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
         wanted = [(i, t) for i, t in enumerate(inputs) if needed[i] and t is not None]
-        result: list[Tensor | None] = [None] * len(inputs)
-        if reached and wanted:
-            found = torch.autograd.grad(
-                [o for o, _ in reached],
-                [t for _, t in wanted],
-                [g for _, g in reached],
-                create_graph=create_graph,
-                materialize_grads=True,
-            )
-            for (i, _), grad in zip(wanted, found, strict=True):
-                result[i] = grad
-        return result
+        return _pull_back(reached, wanted, len(inputs), create_graph=create_graph, materialize_grads=True)
 
     def _where(self, inputs: Tensors) -> Sequence[int]:
         return range(len(inputs)) if self.tensor_list else self.differentiable
@@ -276,27 +265,29 @@ class FusedOp:
             inputs = [None if t is None else t.view_as(t) for t in inputs]
             first = self._differentiate(grads, inputs, options, needed, create_graph=True)
         flat = grad_outputs[0] if self.tensor_list else grad_outputs
-        reached: list[tuple[Tensor, Tensor]] = []
+        reached: list[tuple[Tensor, Tensor | None]] = []
         for i, g in zip(self._where(inputs), flat, strict=True):
             grad = first[i]
             if needed[i] and g is not None and grad is not None and grad.requires_grad:
                 reached.append((grad, g))
         arguments = [*grads, *inputs]
         wanted = [(i, t) for i, t in enumerate(arguments) if t is not None and t.requires_grad]
-        result: list[Tensor | None] = [None] * len(arguments)
-        if reached and wanted:
-            found = torch.autograd.grad(
-                [grad for grad, _ in reached],
-                [t for _, t in wanted],
-                [g for _, g in reached],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-            for (i, _), second in zip(wanted, found, strict=True):
-                result[i] = second
+        result = _pull_back(reached, wanted, len(arguments), create_graph=create_graph, allow_unused=True)
         of_grads, of_inputs = result[: len(grads)], result[len(grads) :]
         packed = [of_inputs] if self.tensor_list else of_inputs
         return (*of_grads, *packed, *(None,) * (len(ctx.arguments) - len(grads) - len(packed)))
+
+
+def _pull_back(
+    reached: Sequence[tuple[Tensor, Tensor | None]], wanted: Sequence[tuple[int, Tensor]], count: int, **options: bool
+) -> list[Tensor | None]:
+    """Gradients of those of `count` tensors that are `wanted`, by place; `reached`: outputs and their gradients."""
+    result: list[Tensor | None] = [None] * count
+    if reached and wanted:
+        found = torch.autograd.grad([o for o, _ in reached], [t for _, t in wanted], [g for _, g in reached], **options)
+        for (i, _), grad in zip(wanted, found, strict=True):
+            result[i] = grad
+    return result
 
 
 def _leading(outputs: Any, visible: int) -> Any:
@@ -327,13 +318,8 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, op: FusedOp, options: tuple[Any, ...], visible: int, *inputs: Tensor | None) -> Any:
         ctx.call = op, options
         with _below_autograd():
-            outputs = op.forward(*op._pack(inputs), *options)
-        if isinstance(outputs, Tensor):
-            outputs = (outputs,)
-        if op.saved:
-            ctx.save_for_backward(*inputs, *[outputs[i] for i in op.saved])
-        else:
-            ctx.save_for_backward(*inputs)
+            outputs = _as_tuple(op.forward(*op._pack(inputs), *options))
+        ctx.save_for_backward(*inputs, *[outputs[i] for i in op.saved])
         if visible == 1:
             return outputs[0]
         ctx.set_materialize_grads(False)

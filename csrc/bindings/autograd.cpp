@@ -92,6 +92,14 @@ void run_below_autograd(const c10::OperatorHandle& op, Stack& stack) {
   op.callBoxed(stack);
 }
 
+Stack run_forward(const Op& op, const variable_list& tensors, const std::vector<IValue>& options) {
+  Stack stack;
+  push_tensors(stack, op, tensors);
+  stack.insert(stack.end(), options.begin(), options.end());
+  run_below_autograd(op.forward, stack);
+  return stack;
+}
+
 // the leading tensors of what an op has left on the stack
 variable_list leading(Stack& stack, size_t count) {
   variable_list result;
@@ -162,12 +170,8 @@ class Remembered {
 struct Fused : torch::autograd::Function<Fused> {
   static variable_list forward(AutogradContext* ctx, const Call& call, at::TensorList /* present: for their edges */) {
     const Op& op = call.op;
-    Stack stack;
-    push_tensors(stack, op, call.tensors);
-    stack.insert(stack.end(), call.options.begin(), call.options.end());
-    run_below_autograd(op.forward, stack);
-
-    variable_list to_save = call.tensors, outputs = leading(stack, std::max<size_t>(call.visible, 1));
+    Stack stack = run_forward(op, call.tensors, call.options);
+    variable_list to_save = call.tensors, outputs = leading(stack, call.visible);
     for (int64_t i : op.saved) to_save.push_back(size_t(i) < outputs.size() ? outputs[i] : stack[i].toTensor());
     ctx->save_for_backward(std::move(to_save));
     ctx->set_materialize_grads(false);
@@ -249,7 +253,7 @@ struct Fused : torch::autograd::Function<Fused> {
 // ---- the call ------------------------------------------------------------------------------------------------------
 
 // The call, given Python's (tensors, options, visible), without the Python interpreter's lock.
-variable_list call_op(const Op& op, const variable_list& tensors, std::vector<IValue>& options, size_t visible) {
+variable_list call_op(const Op& op, const variable_list& tensors, const std::vector<IValue>& options, size_t visible) {
   if (op.backward && c10::GradMode::is_enabled()) {
     variable_list present;
     bool requires_grad = false;
@@ -260,10 +264,7 @@ variable_list call_op(const Op& op, const variable_list& tensors, std::vector<IV
     }
     if (requires_grad) return Fused::apply(Call{op, tensors, options, visible}, at::TensorList(present));
   }
-  Stack stack;
-  push_tensors(stack, op, tensors);
-  std::move(options.begin(), options.end(), std::back_inserter(stack));
-  run_below_autograd(op.forward, stack);
+  Stack stack = run_forward(op, tensors, options);
   return leading(stack, visible);
 }
 

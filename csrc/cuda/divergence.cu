@@ -19,6 +19,18 @@ struct Gaussians<E, V, false> {
   Pack<E, V> mean, spread;
 };
 
+template <class E, bool kPrior, int R, int C, class Arguments>
+UNIGEN_DEVICE Gaussians<E, R * C, kPrior> load_gaussians(const Place<R, C>& place, const Arguments& a) {
+  Gaussians<E, R * C, kPrior> x;
+  x.mean = place.template load<E>(a.mean);
+  x.spread = place.template load<E>(a.spread);
+  if constexpr (kPrior) {
+    if (a.prior_mean.data) x.prior_mean = place.template load<E>(a.prior_mean);
+    if (a.prior_spread.data) x.prior_spread = place.template load<E>(a.prior_spread);
+  }
+  return x;
+}
+
 template <class Element, bool kPrior>
 struct GaussianKlOp : GaussianKl, OpBase {
   using E = Element;
@@ -33,14 +45,7 @@ struct GaussianKlOp : GaussianKl, OpBase {
 
   template <int R, int C>
   UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
-    Loaded<R * C> x;
-    x.mean = place.template load<E>(mean);
-    x.spread = place.template load<E>(spread);
-    if constexpr (kPrior) {
-      if (prior_mean.data) x.prior_mean = place.template load<E>(prior_mean);
-      if (prior_spread.data) x.prior_spread = place.template load<E>(prior_spread);
-    }
-    return x;
+    return load_gaussians<E, kPrior>(place, *this);
   }
 
   template <int R, int C, int U, class At>
@@ -95,14 +100,7 @@ struct GaussianKlBackwardOp : GaussianKlBackward, OpBase {
 
   template <int R, int C>
   UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
-    Loaded<R * C> x;
-    x.mean = place.template load<E>(mean);
-    x.spread = place.template load<E>(spread);
-    if constexpr (kPrior) {
-      if (prior_mean.data) x.prior_mean = place.template load<E>(prior_mean);
-      if (prior_spread.data) x.prior_spread = place.template load<E>(prior_spread);
-    }
-    return x;
+    return load_gaussians<E, kPrior>(place, *this);
   }
 
   UNIGEN_DEVICE Row context(const Rows& at, int r, NoState) const {
