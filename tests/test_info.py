@@ -105,6 +105,13 @@ def test_autograd_node_of_another_torch_is_left_out(monkeypatch: pytest.MonkeyPa
     assert backend.detail == "Python's node: the one in C++ was built for torch 2.9.1"
 
 
+def test_module_of_an_older_build_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_loader, "_build_report", lambda: {"cpu": "the build failed"})
+    monkeypatch.setattr(_loader.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_loader.importlib, "import_module", lambda name: pytest.fail("imported"))
+    assert str(_loader._extension("cpu", set())) == "cpu      no  not built: the build failed"
+
+
 def test_one_backend_can_be_left_out() -> None:
     lines = run(UNIGEN_FAST_DISABLE=" triton , cpu")["info"].splitlines()
     assert "UNIGEN_FAST_DISABLE" in lines[1] and "UNIGEN_FAST_DISABLE" in lines[3]

@@ -39,8 +39,9 @@ def _extension(name: str, disabled: set[str]) -> Backend:
     """Importing an extension module registers its kernels."""
     if name in disabled:
         return Backend(name, False, "left out by UNIGEN_FAST_DISABLE")
-    if importlib.util.find_spec(f"unigen_fast._{name}") is None:
-        return Backend(name, False, f"not built: {_build_report().get(name, 'no record of a build')}")
+    reason = _build_report().get(name)  # with one, a module that is there is an older build's
+    if reason is not None or importlib.util.find_spec(f"unigen_fast._{name}") is None:
+        return Backend(name, False, f"not built: {reason or 'no record of a build'}")
     try:
         module = importlib.import_module(f"unigen_fast._{name}")
     except (ImportError, OSError) as error:
