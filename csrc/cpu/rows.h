@@ -211,6 +211,9 @@ class Stream {
     if (!direct_) unstage(origin, first, n, source);
   }
 
+  // whether any stretch of lanes can be had without a buffer
+  bool direct() const { return direct_; }
+
   UNIGEN_NOINLINE void write(int64_t origin, int64_t first, int64_t n, const T* source) const {
     if (!direct_) return unstage(origin, first, n, source);
     T* target = reinterpret_cast<T*>(data_) + origin + first;
@@ -779,8 +782,8 @@ class RowSumMap {
 
 // Of x = log_w / temperature in each row: its shift (the maximum, made finite), the sum of e = exp(x - shift), and the sum
 // of an extra: what f.extra(log_w, e) says, which scales as e does or as its square (F::kSquares). NaN and +inf end up in
-// the sum. finish(unit, row, n, shift, sum, extra). With F::kNormalize, where `normalizes()`, each e over its row's sum is
-// written to `weights`.
+// the sum. finish(unit, row, n, shift, sum, extra). With F::kNormalize, where `normalizes()`, what is done instead is that each
+// e over its row's sum is written to `weights`.
 template <class T, class F>
 class RowExponentials {
   using V = Vec<T>;
@@ -800,8 +803,10 @@ class RowExponentials {
 
   int64_t units() const { return larger(1, partition_.count); }
   bool split() const { return partition_.pieces > 1; }  // then finish is called once, after all threads are done
-  // a row that is summed in one go, in the nearest cache
-  bool normalizes() const { return F::kNormalize && !lanes_are_rows_ && partition_.cols <= kChunk<T>; }
+  // rows that stay in the nearest cache
+  bool normalizes() const {
+    return F::kNormalize && !lanes_are_rows_ && partition_.cols <= kChunk<T> && weights_.direct();
+  }
 
   template <class Finish>
   void run(const Parallel& parallel, const Finish& finish) const {
@@ -820,17 +825,17 @@ class RowExponentials {
       const int64_t end = partition_.row_end(u), most = batch_rows<T>(partition_.cols, block_);
       for (int64_t r = partition_.row_begin(u); r < end; r += most) {
         const int n = int(smaller(most, end - r));
+        if (F::kNormalize && normalizes()) {
+          for (int i = 0; i < n; i += V::size) normalize(r + i, int(smaller(n - i, V::size)));
+          continue;
+        }
         if (lanes_are_rows_) {
           lane_rows(r, n, batch);
         } else {
           // two loops: rows overlap better in the processor where each is done with sooner
           T maximum[kChunk<T>];
-          const int group = F::kNormalize ? kRowsAhead : n;
-          for (int first = 0; first < n; first += group) {
-            const int last = int(smaller(n, first + group));
-            for (int i = first; i < last; ++i) maximum[i] = row_maximum(r + i, 0, partition_.cols);
-            for (int i = first; i < last; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, maximum[i]));
-          }
+          for (int i = 0; i < n; ++i) maximum[i] = row_maximum(r + i, 0, partition_.cols);
+          for (int i = 0; i < n; ++i) batch.set(i, row_sums(r + i, 0, partition_.cols, maximum[i]));
         }
         finish(u, r, n, batch.shift, batch.sum, batch.extra);
       }
@@ -871,36 +876,64 @@ class RowExponentials {
   }
 
   UNIGEN_NOINLINE Row row_sums(int64_t row, int64_t col_begin, int64_t col_end, T maximum) const {
-    alignas(kVectorBytes) T room[kChunk<T>], weights_room[F::kNormalize ? kChunk<T> : 1];
-    const int64_t origin = log_w_.origin(row), weights_origin = F::kNormalize ? weights_.origin(row) : 0;
-    const bool normalize = normalizes();
+    alignas(kVectorBytes) T room[kChunk<T>];
+    const int64_t origin = log_w_.origin(row);
     const V shift(finite_shift(maximum));
     Row result = {maximum, 0, 0};
     for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
       const int n = int(smaller(kChunk<T>, col_end - c));
       const T* source = log_w_.read(origin, c, n, room);
-      T* weights = F::kNormalize && normalize ? weights_.target(weights_origin, c, weights_room) : weights_room;
       V sum(T(0)), extra(T(0));
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
         const V x = load(source + i, l), e = exp(over_temperature(x) - shift);
         sum = keep(l, sum + e, sum);
         extra = keep(l, extra + f_.extra(x, e), extra);
-        if constexpr (F::kNormalize) {
-          store(weights + i, e, l);
-          __builtin_prefetch(weights + kRowsAhead * n + i, 1);
-          __builtin_prefetch(source + kRowsAhead * n + i);
-        }
       });
       result.sum += lane_sum(sum);
       if constexpr (F::kExtra) result.extra += lane_sum(extra);
-      if constexpr (F::kNormalize) {
-        if (!normalize) continue;
-        const V inverse(inverse_sum(T(result.sum)));
-        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED { store(weights + i, load(weights + i, l) * inverse, l); });
-        weights_.written(weights_origin, c, n, weights);
-      }
     }
     return result;
+  }
+
+  // As many rows as a vector has lanes, or fewer: what is a number of each row is then one vector.
+  UNIGEN_NOINLINE void normalize(int64_t row, int rows) const {
+    alignas(kVectorBytes) T room[kChunk<T>], shift[V::size], inverse[V::size];
+    const int cols = int(partition_.cols);
+    const V lowest = constant<V>(-HUGE_VAL);
+    V of_row[V::size];
+    for (int r = 0; r < V::size; ++r) {
+      of_row[r] = lowest;
+      if (r >= rows) continue;
+      const T* source = log_w_.read(log_w_.origin(row + r), 0, cols, room);
+      V maximum = lowest;
+      for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
+        maximum = max(keep(l, over_temperature(load(source + i, l)), lowest), maximum);
+        __builtin_prefetch(source + V::size * cols + i);
+      });
+      of_row[r] = maximum;
+    }
+    store(shift, finite_shift(over_lanes(of_row, [](V a, V b) { return max(a, b); })));
+    for (int r = 0; r < V::size; ++r) {
+      of_row[r] = V(T(0));
+      if (r >= rows) continue;
+      const T* source = log_w_.read(log_w_.origin(row + r), 0, cols, room);
+      T* target = weights_.target(weights_.origin(row + r), 0, room);
+      const V of_shift(shift[r]);
+      V sum(T(0));
+      for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
+        const V e = exp(over_temperature(load(source + i, l)) - of_shift);
+        sum = keep(l, sum + e, sum);
+        store(target + i, e, l);
+        __builtin_prefetch(target + kRowsAhead * cols + i, 1);
+      });
+      of_row[r] = sum;
+    }
+    store(inverse, inverse_sum(over_lanes(of_row, [](V a, V b) { return a + b; })));
+    for (int r = 0; r < rows; ++r) {
+      T* target = weights_.target(weights_.origin(row + r), 0, room);
+      const V of_inverse(inverse[r]);
+      for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED { store(target + i, load(target + i, l) * of_inverse, l); });
+    }
   }
 
   UNIGEN_NOINLINE Row merged(const Row* pieces) const {

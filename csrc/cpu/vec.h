@@ -299,6 +299,23 @@ UNIGEN_INLINE T lane_max(Vec<T> x) {
   return x.v[0];
 }
 
+// For each of as many vectors as one has lanes: `combine` over its lanes, in the lane of its number.
+template <class T, class Combine>
+UNIGEN_INLINE Vec<T> over_lanes(Vec<T>* x, const Combine& combine) {
+  typename Vec<T>::Bits index;
+  for (int i = 0; i < Vec<T>::size; ++i) index[i] = i;
+  for (int half = Vec<T>::size / 2; half; half /= 2) {
+    // the vectors i and i + half in one: a lane's bit `half` says whose it is
+    const auto upper = (index & half) != 0;
+    for (int i = 0; i < half; ++i) {
+      const auto a = x[i].v, b = x[i + half].v;
+      x[i] = combine(Vec<T>(__builtin_shuffle(a, b, upper ? index - half + Vec<T>::size : index)),
+                     Vec<T>(__builtin_shuffle(a, b, upper ? index + Vec<T>::size : index + half)));
+    }
+  }
+  return x[0];
+}
+
 // ---- elementary functions ------------------------------------------------------------------------------------------
 
 // polynomial by Horner's rule, highest coefficient first
