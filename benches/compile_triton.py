@@ -77,13 +77,13 @@ def adversarial_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         x = tensors(dtype, 64, 1024)
         yield "logit_term", x, term, 1.0
         yield "logit_term_backward", tensors(wide, 64, 1024), x, term, 1.0
-    lists = ((64, (0, 1)), (100_000, (0, 1)), (100_000, (3, 4)), (100_000, (2, 5)), (800, (0, 1) * 6), (8, (0,) * 17))
-    for size, terms in lists if full else lists[:2]:
-        items = [tensors(dtype, size) for _ in terms]
-        yield "logit_loss", items, terms, "mean", 1.0, False
-        yield "logit_loss_backward", tensors(wide), items, terms, "mean", 1.0, False
-        if len(terms) == 2:
-            yield "logit_loss", items, terms, "mean", 1.0, True
+    lists = ((64, 1, 0, 1), (100_000, 1, 0, 1), (100_000, 1, 3, 4), (100_000, 1, 2, 5), (800, 6, 0, 1), (8, 9, 0, 0))
+    for size, reals, *terms in lists if full else lists[:2]:
+        items = [tensors(dtype, size) for _ in range(2 * reals)]
+        yield "logit_loss", items, reals, *terms, "mean", 1.0, False
+        yield "logit_loss_backward", tensors(wide), items, reals, *terms, "mean", 1.0, False
+        if reals == 1:
+            yield "logit_loss", items, reals, *terms, "mean", 1.0, True
 
 
 def divergence_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

@@ -139,15 +139,15 @@ def logit_cases() -> Iterator[Case]:
     for number, term in enumerate(TERMS):
         yield Case(f"logit_term[{term}]", _ops.logit_term, "n", (number, 0.1))
         for reduction in ("mean", "sum", "none"):
-            options = ([number], reduction, 0.1, reduction != "none")
+            options = (1, number, 0, reduction, 0.1, reduction != "none")
             yield Case(f"logit_loss[{term},{reduction}]", _ops.logit_loss, "n", options, lists=[(3, 5)])
-    some, terms = [(5,), (2, 3, 4), (1,), ()], [0, 1, 3, 4]
-    yield Case("logit_loss[list]", _ops.logit_loss, "nnnn", (terms, "mean", 0.3, True), lists=some)
+    some = [(5,), (2, 3, 4), (1,), ()]
+    yield Case("logit_loss[list]", _ops.logit_loss, "nnnn", (2, 3, 1, "mean", 0.3, True), lists=some)
     many = [(2, n + 1) for n in range(18)]  # more than one launch takes
-    yield Case("logit_loss[18]", _ops.logit_loss, "n" * 18, ([2, 5] * 9, "sum", 0.3, True), lists=many)
+    yield Case("logit_loss[18]", _ops.logit_loss, "n" * 18, (9, 2, 5, "sum", 0.3, True), lists=many)
     large = [(9000,), (3,), (70, 100)]  # several programs
-    yield Case("logit_loss[large]", _ops.logit_loss, "nnn", ([0, 1, 4], "mean", 1.0, True), lists=large)
-    yield Case("logit_loss[large,no statistics]", _ops.logit_loss, "nnn", ([0, 1, 4], "sum", 1.0, False), lists=large)
+    yield Case("logit_loss[large]", _ops.logit_loss, "nnn", (1, 0, 4, "mean", 1.0, True), lists=large)
+    yield Case("logit_loss[large,no statistics]", _ops.logit_loss, "nnn", (1, 0, 4, "sum", 1.0, False), lists=large)
 
 
 def kl_cases() -> Iterator[Case]:
@@ -340,7 +340,7 @@ def test_low_precision(case: Case, dtype: torch.dtype, device: torch.device) -> 
 def test_empty(case: Case, shape: tuple[int, ...], device: torch.device) -> None:
     """No rows, or rows of nothing: sums are 0, means NaN."""
     if case.lists:
-        case = Case(case.name, case.op, "nn", ([0, 3], *case.options[1:]), lists=[shape, (2, 0)])
+        case = Case(case.name, case.op, "nn", (1, 0, 3, *case.options[3:]), lists=[shape, (2, 0)])
     elif case.op in SOFTMAX and (case.options[0] is None or not shape[case.options[0]]):
         pytest.skip("at least one sample")
     check(case, case.tensors(torch.float32, device, shape))
@@ -393,7 +393,7 @@ def test_more_dimensions_than_kernels_resolve(event: int, device: torch.device) 
         with pytest.raises(_rows.Unsupported):
             OPS["gaussian_kl"](*tensors, None, None, None, *options)
     check(kl("5-D", "nn---", options), [*tensors, None, None, None], transposed)
-    check(Case("5-D", _ops.logit_loss, "n", ([0], "mean", 1.0, True), lists=[shape]), tensors[:1])
+    check(Case("5-D", _ops.logit_loss, "n", (1, 0, 0, "mean", 1.0, True), lists=[shape]), tensors[:1])
     check(Case("5-D", _ops.log_mean_exp, "n", (2,)), tensors[:1])
 
 

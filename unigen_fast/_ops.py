@@ -43,11 +43,11 @@ importance_weighted_generator_loss = FusedOp(
     " -> Tensor",
     saved=(1,),
 )
+_LOGIT_LOSS = "int reals, int real_term, int fake_term, str reduction, float scale, bool return_stats"
 logit_loss = FusedOp(
-    "logit_loss(Tensor[] logits, int[] terms, str reduction, float scale, bool return_stats)"
-    " -> (Tensor loss, Tensor statistics)",
+    f"logit_loss(Tensor[] logits, {_LOGIT_LOSS}) -> (Tensor loss, Tensor statistics)",
     adversarial.logit_loss,
-    backward="(Tensor grad, Tensor[] logits, int[] terms, str reduction, float scale, bool return_stats) -> Tensor[]",
+    backward=f"(Tensor grad, Tensor[] logits, {_LOGIT_LOSS}) -> Tensor[]",
     tensor_list=True,
 )
 logit_term = FusedOp(

@@ -4,7 +4,7 @@ Conventions: logits l in, never probabilities; D(x) = sigma(l). `q(y=1|x) = D(x)
 `q^r(y|x) = q(1-y|x)`. fp16 and bf16 are computed, and everything returned, in fp32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -38,17 +38,44 @@ class DiscriminatorStats(NamedTuple):
     fake_mean_probability: Tensor
 
 
-def _as_list(name: str, logits: Logits) -> list[Tensor]:
-    if isinstance(logits, Tensor):
-        return [_checks.floating(name, logits)]
+def _gathered(fake: Logits, *of_real: Logits) -> tuple[list[Tensor], int]:
+    """All tensors of logits, checked and in their promoted dtype, and how many of them, the first ones, are real."""
+    items: list[Tensor] = []
+    for real in of_real:
+        items = [real] if isinstance(real, Tensor) else _listed("real", real)
+    reals = len(items)
+    items += [fake] if isinstance(fake, Tensor) else _listed("fake", fake)
+    if reals and len(items) != 2 * reals:
+        raise ValueError(
+            f"real and fake: got lists of {reals} and {len(items) - reals} tensors, expected as many of each"
+        )
+    first: Tensor | None = None
+    mixed = False
+    for i, x in enumerate(items):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            _checks.floating(_name(i, items, reals), x)
+        if first is None:
+            first = x
+        elif x.device != first.device:
+            name, like = _name(i, items, reals), _name(0, items, reals)
+            raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {like}")
+        elif x.dtype is not first.dtype:
+            mixed = True
+    return _checks.promoted(items) if mixed else items, reals
+
+
+def _listed(name: str, logits: Logits) -> list[Tensor]:
+    if not isinstance(logits, Iterable):
+        raise TypeError(f"{name}: expected a torch.Tensor or a list of them, got {type(logits).__name__}")
     items = list(logits)
     if not items:
         raise ValueError(f"{name}: got an empty list, expected at least one tensor of logits")
-    for i, item in enumerate(items):
-        _checks.floating(f"{name}[{i}]", item)
-        if item.device != items[0].device:
-            raise ValueError(f"{name}[{i}]: got device {item.device}, expected {items[0].device}")
     return items
+
+
+def _name(i: int, items: list[Tensor], reals: int) -> str:
+    side, place, count = ("real", i, reals) if i < reals else ("fake", i - reals, len(items) - reals)
+    return f"{side}[{place}]" if count > 1 else side
 
 
 @overload
@@ -107,27 +134,21 @@ def discriminator_loss(
     _checks.choice("kind", kind, _DISCRIMINATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
-    reals, fakes = _as_list("real", real), _as_list("fake", fake)
-    if len(reals) != len(fakes):
-        raise ValueError(f"real and fake: got lists of {len(reals)} and {len(fakes)} tensors, expected as many of each")
-    if fakes[0].device != reals[0].device:
-        raise ValueError(f"fake: got device {fakes[0].device}, expected {reals[0].device} as real")
+    items, n = _gathered(fake, real)
     real_term, fake_term = _DISCRIMINATOR[kind]
     if reduction == "none":
         if return_stats:
             raise ValueError('return_stats: expected reduction "mean" or "sum", got "none"')
         rows = []
-        for r, f in zip(reals, fakes, strict=True):
+        for r, f in zip(items[:n], items[n:], strict=True):
             if r.shape != f.shape:
                 shapes = f"real {tuple(r.shape)}, fake {tuple(f.shape)}"
                 raise ValueError(f'reduction "none": expected equal shapes, got {shapes}')
             rows.append(_ops.logit_term((r,), real_term, scale) + _ops.logit_term((f,), fake_term, scale))
         return rows[0] if isinstance(real, Tensor) else rows  # type: ignore[return-value]
-    n = len(reals)
-    items, terms = _checks.promoted(reals + fakes), [real_term] * n + [fake_term] * n
     if not return_stats:
-        return _ops.logit_loss(items, terms, reduction, scale, False)
-    loss, statistics = _ops.logit_loss(items, terms, reduction, scale, True, visible=2)
+        return _ops.logit_loss(items, n, real_term, fake_term, reduction, scale, False)
+    loss, statistics = _ops.logit_loss(items, n, real_term, fake_term, reduction, scale, True, visible=2)
     of_real, of_fake = statistics[:n], statistics[n:]
     losses = of_real[:, 0] + of_fake[:, 0]
     columns = [column for i in (1, 2, 3) for column in (of_real[:, i], of_fake[:, i])]
@@ -173,11 +194,12 @@ def generator_loss(
     scale = _checks.number("scale", scale)
     if real is not None:
         raise ValueError(f"real: got logits, expected None for kind {kind!r}")
-    fakes = _as_list("fake", fake)
+    term = _GENERATOR[kind]
+    fakes, _ = _gathered(fake)
     if reduction == "none":
-        rows = [_ops.logit_term((f,), _GENERATOR[kind], scale) for f in fakes]
+        rows = [_ops.logit_term((f,), term, scale) for f in fakes]
         return rows[0] if isinstance(fake, Tensor) else rows  # type: ignore[return-value]
-    return _ops.logit_loss(_checks.promoted(fakes), [_GENERATOR[kind]] * len(fakes), reduction, scale, False)
+    return _ops.logit_loss(fakes, 0, term, term, reduction, scale, False)
 
 
 def importance_weighted_generator_loss(

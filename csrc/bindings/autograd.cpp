@@ -8,6 +8,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/version.h>
 
@@ -46,12 +47,8 @@ IValue to_ivalue(PyObject* object) {
   if (PyBool_Check(object)) return object == Py_True;
   if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
   if (PyLong_Check(object)) return int64_t(py::handle(object).cast<int64_t>());
-  if (PyUnicode_Check(object)) return py::handle(object).cast<std::string>();
-  TORCH_CHECK_TYPE(PyList_Check(object), "unigen_fast: an option of type ", Py_TYPE(object)->tp_name);
-  c10::List<int64_t> list;
-  list.reserve(PyList_GET_SIZE(object));
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(object); ++i) list.push_back(py::handle(PyList_GET_ITEM(object, i)).cast<int64_t>());
-  return list;
+  TORCH_CHECK_TYPE(PyUnicode_Check(object), "unigen_fast: an option of type ", Py_TYPE(object)->tp_name);
+  return py::handle(object).cast<std::string>();
 }
 
 py::object to_python(const IValue& value) {
@@ -59,10 +56,7 @@ py::object to_python(const IValue& value) {
   if (value.isBool()) return py::bool_(value.toBool());
   if (value.isDouble()) return py::float_(value.toDouble());
   if (value.isInt()) return py::int_(value.toInt());
-  if (value.isString()) return py::str(value.toStringRef());
-  py::list list;
-  for (int64_t item : value.toIntVector()) list.append(item);
-  return list;
+  return py::str(value.toStringRef());
 }
 
 py::object to_python(const Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
@@ -78,10 +72,9 @@ py::tuple to_tuple(const Items& items) {
 
 IValue optional_tensor(const Tensor& tensor) { return tensor.defined() ? IValue(tensor) : IValue(); }
 
-template <class Tensors>
-void push_tensors(Stack& stack, const Op& op, const Tensors& tensors) {
+void push_tensors(Stack& stack, const Op& op, at::TensorList tensors) {
   if (op.tensor_list) {
-    stack.emplace_back(c10::List<Tensor>(at::ArrayRef<Tensor>(tensors.data(), tensors.size())));
+    stack.emplace_back(c10::List<Tensor>(tensors));
   } else {
     for (const Tensor& tensor : tensors) stack.push_back(optional_tensor(tensor));
   }
@@ -94,6 +87,7 @@ void run_below_autograd(const c10::OperatorHandle& op, Stack& stack) {
 
 Stack run_forward(const Op& op, const variable_list& tensors, const std::vector<IValue>& options) {
   Stack stack;
+  stack.reserve(tensors.size() + options.size());
   push_tensors(stack, op, tensors);
   stack.insert(stack.end(), options.begin(), options.end());
   run_below_autograd(op.forward, stack);
@@ -110,108 +104,84 @@ variable_list leading(Stack& stack, size_t count) {
 
 // ---- the node ------------------------------------------------------------------------------------------------------
 
-// A call, besides the tensors that give the node its edges.
-struct Call {
-  const Op& op;
-  const variable_list& tensors;  // undefined where absent
-  const std::vector<IValue>& options;
-  size_t visible;
+struct Output {
+  std::vector<int64_t> sizes;
+  at::ScalarType dtype;
 };
 
-// What backward needs besides tensors, as one tuple of numbers, strings and tuples of numbers (compiled autograd hashes
-// it, which lists refuse): the op, the options, and sizes and dtype of outputs that may be without a gradient.
-class Remembered {
- public:
-  static IValue pack(const Call& call, const variable_list& outputs) {
-    std::vector<IValue> elements;
-    elements.reserve(1 + call.options.size() + 2 * outputs.size());
-    elements.push_back(reinterpret_cast<int64_t>(&call.op));
-    for (const IValue& option : call.options) elements.push_back(option.isIntList() ? tuple_of(option.toIntVector()) : option);
-    for (int64_t i = 0; call.op.differentiable_outputs > 1 && i < call.op.differentiable_outputs; ++i) {
-      elements.push_back(tuple_of(outputs[i].sizes()));
-      elements.push_back(int64_t(outputs[i].scalar_type()));
+// A call, besides its tensors.
+struct Call {
+  const Op* op;
+  std::vector<IValue> options;
+  std::vector<Output> outputs;  // where one of several may be without a gradient
+
+  // In one flat tuple, which compiled autograd can hash (lists it refuses).
+  IValue pack() const {
+    std::vector<IValue> elements{reinterpret_cast<int64_t>(op)};
+    elements.insert(elements.end(), options.begin(), options.end());
+    for (const Output& output : outputs) {
+      elements.push_back(c10::ivalue::Tuple::create(std::vector<IValue>(output.sizes.begin(), output.sizes.end())));
+      elements.push_back(int64_t(output.dtype));
     }
     return c10::ivalue::Tuple::create(std::move(elements));
   }
 
-  explicit Remembered(const IValue& packed) : elements_(packed.toTupleRef().elements()) {}
-
-  const Op& op() const { return *reinterpret_cast<const Op*>(elements_[0].toInt()); }
-
-  void push_options(Stack& stack) const {
-    for (size_t i = 1; i <= op().options; ++i) stack.push_back(elements_[i].isTuple() ? integers(elements_[i]) : elements_[i]);
-  }
-
-  // in the place of gradients that are missing: expanded, they cost no memory
-  void fill(variable_list& grads, const at::TensorOptions& like) const {
-    const size_t first = 1 + op().options;
-    for (size_t i = 0; first + 2 * i < elements_.size(); ++i) {
-      if (grads[i].defined()) continue;
-      const auto dtype = at::ScalarType(elements_[first + 2 * i + 1].toInt());
-      grads[i] = at::zeros({}, like.dtype(dtype)).expand(integers(elements_[first + 2 * i]).vec());
+  static Call unpack(const IValue& packed) {
+    const auto& elements = packed.toTupleRef().elements();
+    Call call{reinterpret_cast<const Op*>(elements[0].toInt()), {}, {}};
+    const auto after_options = elements.begin() + 1 + call.op->options;
+    call.options.assign(elements.begin() + 1, after_options);
+    for (auto element = after_options; element != elements.end(); element += 2) {
+      Output output{{}, at::ScalarType(element[1].toInt())};
+      for (const IValue& size : element->toTupleRef().elements()) output.sizes.push_back(size.toInt());
+      call.outputs.push_back(std::move(output));
     }
+    return call;
   }
-
- private:
-  template <class Integers>
-  static IValue tuple_of(const Integers& integers) {
-    return c10::ivalue::Tuple::create(std::vector<IValue>(integers.begin(), integers.end()));
-  }
-
-  static c10::List<int64_t> integers(const IValue& packed) {
-    c10::List<int64_t> list;
-    for (const IValue& item : packed.toTupleRef().elements()) list.push_back(item.toInt());
-    return list;
-  }
-
-  const c10::ivalue::TupleElements& elements_;
 };
 
+// The formula of the node; a Function so that compiled autograd can call it.
 struct Fused : torch::autograd::Function<Fused> {
-  static variable_list forward(AutogradContext* ctx, const Call& call, at::TensorList /* present: for their edges */) {
-    const Op& op = call.op;
-    Stack stack = run_forward(op, call.tensors, call.options);
-    variable_list to_save = call.tensors, outputs = leading(stack, call.visible);
-    for (int64_t i : op.saved) to_save.push_back(size_t(i) < outputs.size() ? outputs[i] : stack[i].toTensor());
-    ctx->save_for_backward(std::move(to_save));
-    ctx->set_materialize_grads(false);
-    if (outputs.size() > size_t(op.differentiable_outputs))
-      ctx->mark_non_differentiable(variable_list(outputs.begin() + op.differentiable_outputs, outputs.end()));
-    ctx->saved_data["call"] = Remembered::pack(call, outputs);
-    return outputs;
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto wanted = [ctx](size_t edge) { return ctx->needs_input_grad(edge); };
+    return gradients(Call::unpack(ctx->saved_data["call"]), ctx->get_saved_variables(), std::move(grads), wanted);
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const Remembered call(ctx->saved_data["call"]);
-    const Op& op = call.op();
-    const variable_list saved = ctx->get_saved_variables();
+  // One for each tensor that is there; `saved`: the tensors, then the saved outputs.
+  template <class Wanted>
+  static variable_list gradients(const Call& call, const variable_list& saved, variable_list&& grads, const Wanted& wanted) {
+    const Op& op = *call.op;
     const size_t count = saved.size() - op.saved.size();
-
-    // the call and the tensors that are there came in: of these, what is asked for
     std::vector<bool> needed(count);
     size_t edge = 0;
-    for (size_t i = 0; i < count; ++i) needed[i] = saved[i].defined() && ctx->needs_input_grad(edge++);
+    for (size_t i = 0; i < count; ++i) needed[i] = saved[i].defined() && wanted(edge++);
 
-    grads.resize(op.differentiable_outputs);
     variable_list result(count);
     if (std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
-      call.fill(grads, saved[0].options());
+      for (size_t i = 0; i < call.outputs.size(); ++i) {
+        if (grads[i].defined()) continue;  // else zeros: expanded, they cost no memory
+        grads[i] = at::zeros({}, saved[0].options().dtype(call.outputs[i].dtype)).expand(call.outputs[i].sizes);
+      }
       result = c10::GradMode::is_enabled() ? differentiable(call, grads, saved, needed) : by_kernel(call, grads, saved, needed);
     }
-    variable_list of_arguments(1);  // the call
-    for (size_t i = 0; i < count; ++i)
-      if (saved[i].defined()) of_arguments.push_back(std::move(result[i]));
-    return of_arguments;
+    if (edge < count) {
+      size_t present = 0;
+      for (size_t i = 0; i < count; ++i)
+        if (saved[i].defined()) result[present++] = std::move(result[i]);
+      result.resize(edge);
+    }
+    return result;
   }
 
-  static variable_list by_kernel(const Remembered& call, const variable_list& grads, const variable_list& saved,
+  static variable_list by_kernel(const Call& call, const variable_list& grads, const variable_list& saved,
                                  const std::vector<bool>& needed) {
-    const Op& op = call.op();
-    const at::ArrayRef<Tensor> tensors(saved.data(), needed.size());
-    Stack stack(grads.begin(), grads.end());
-    push_tensors(stack, op, tensors);
+    const Op& op = *call.op;
+    Stack stack;
+    stack.reserve(grads.size() + saved.size() + op.options + 1);
+    stack.insert(stack.end(), grads.begin(), grads.end());
+    push_tensors(stack, op, at::TensorList(saved.data(), needed.size()));
     stack.insert(stack.end(), saved.begin() + needed.size(), saved.end());
-    call.push_options(stack);
+    stack.insert(stack.end(), call.options.begin(), call.options.end());
     if (op.takes_needed) {
       int64_t mask = 0;
       for (size_t bit = 0; bit < op.differentiable.size(); ++bit) mask |= int64_t(needed[op.differentiable[bit]]) << bit;
@@ -230,16 +200,14 @@ struct Fused : torch::autograd::Function<Fused> {
     return result;
   }
 
-  static variable_list differentiable(const Remembered& call, const variable_list& grads, const variable_list& saved,
+  static variable_list differentiable(const Call& call, const variable_list& grads, const variable_list& saved,
                                       const std::vector<bool>& needed) {
-    Stack options;
-    call.push_options(options);
     py::gil_scoped_acquire gil;
     py::tuple flags(needed.size());
     for (size_t i = 0; i < needed.size(); ++i) flags[i] = py::bool_(needed[i]);
     const variable_list inputs(saved.begin(), saved.begin() + needed.size());
-    const py::object found = py::handle(call.op().python).attr("differentiable_gradients")(to_tuple(grads), to_tuple(inputs),
-                                                                                     to_tuple(options), flags);
+    const py::object found = py::handle(call.op->python).attr("differentiable_gradients")(to_tuple(grads), to_tuple(inputs),
+                                                                                     to_tuple(call.options), flags);
     variable_list result(needed.size());
     size_t i = 0;
     for (py::handle item : found) {
@@ -250,20 +218,64 @@ struct Fused : torch::autograd::Function<Fused> {
   }
 };
 
+// The node of a call. Function::apply would make one too, but its general ways (what is in place, what is a view, the
+// node's demangled name in each backward pass) cost a small loss a tenth of its time.
+struct Node final : torch::autograd::CppNode<Fused> {
+  Call call;
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto wanted = [this](size_t edge) { return task_should_compute_output(edge); };
+    return Fused::gradients(call, ctx_.get_saved_variables(), std::move(grads), wanted);
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    const_cast<AutogradContext&>(ctx_).saved_data["call"] = call.pack();
+    CppNode::compiled_args(args);
+  }
+};
+
+// Later versions count a node's references in the node itself.
+template <class AnyNode>
+auto make_node() {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, AnyNode>) {
+    return c10::make_intrusive<AnyNode>();
+  } else {
+    return std::shared_ptr<AnyNode>(new AnyNode, [](AnyNode* node) { deleteNode(node); });
+  }
+}
+
+variable_list record(const Op& op, variable_list&& tensors, std::vector<IValue>&& options, size_t visible) {
+  auto node = make_node<Node>();
+  torch::autograd::edge_list edges;
+  edges.reserve(tensors.size());
+  for (const Tensor& tensor : tensors)
+    if (tensor.defined()) edges.push_back(torch::autograd::impl::gradient_edge(tensor));
+  node->is_variable_input_.resize(edges.size(), true);
+  node->set_next_edges(std::move(edges));
+  node->set_ctx_grad_fn(node);
+
+  Stack stack = run_forward(op, tensors, options);
+  variable_list outputs = leading(stack, visible);
+  for (int64_t i : op.saved) tensors.push_back(size_t(i) < outputs.size() ? outputs[i] : stack[i].toTensor());
+  node->call = {&op, std::move(options), {}};
+  for (int64_t i = 0; i < op.differentiable_outputs; ++i) {
+    torch::autograd::set_history(outputs[i], node);
+    if (op.differentiable_outputs > 1) node->call.outputs.push_back({outputs[i].sizes().vec(), outputs[i].scalar_type()});
+  }
+  node->ctx_.set_materialize_grads(false);
+  node->ctx_.save_for_backward(std::move(tensors));
+  node->save_variables_to_ctx();
+  return outputs;
+}
+
 // ---- the call ------------------------------------------------------------------------------------------------------
 
 // The call, given Python's (tensors, options, visible), without the Python interpreter's lock.
-variable_list call_op(const Op& op, const variable_list& tensors, const std::vector<IValue>& options, size_t visible) {
-  if (op.backward && c10::GradMode::is_enabled()) {
-    variable_list present;
-    bool requires_grad = false;
-    for (const Tensor& tensor : tensors) {
-      if (!tensor.defined()) continue;
-      present.push_back(tensor);
-      requires_grad |= tensor.requires_grad();
-    }
-    if (requires_grad) return Fused::apply(Call{op, tensors, options, visible}, at::TensorList(present));
-  }
+variable_list call_op(const Op& op, variable_list&& tensors, std::vector<IValue>&& options, size_t visible) {
+  const auto requires_grad = [](const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); };
+  if (op.backward && c10::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(), requires_grad))
+    return record(op, std::move(tensors), std::move(options), visible);
   Stack stack = run_forward(op, tensors, options);
   return leading(stack, visible);
 }
@@ -302,7 +314,7 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   variable_list outputs;
   {
     py::gil_scoped_release no_gil;
-    outputs = call_op(op, tensors, options, visible);
+    outputs = call_op(op, std::move(tensors), std::move(options), visible);
   }
   if (visible == 1) return THPVariable_Wrap(std::move(outputs[0]));
   return to_tuple(outputs).release().ptr();

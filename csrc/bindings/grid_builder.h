@@ -5,8 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <string>
-#include <vector>
+#include <initializer_list>
 
 #include "../kernels.h"
 
@@ -32,11 +31,48 @@ inline DType dtype_of(const Tensor& tensor) {
   return DType::float32;
 }
 
+constexpr int kMaxTensorDims = 64;
+
+// Sizes or strides of a tensor, without a heap: a small call cannot afford one allocation for each of its tensors.
+class Dims {
+ public:
+  Dims() = default;
+  Dims(std::initializer_list<int64_t> items) {
+    for (int64_t item : items) push_back(item);
+  }
+  explicit Dims(const IntHeaderOnlyArrayRef& items) {
+    for (int64_t item : items) push_back(item);
+  }
+
+  void push_back(int64_t item) { insert(size_, item); }
+
+  void insert(int64_t place, int64_t item) {
+    STD_TORCH_CHECK(size_ < kMaxTensorDims && 0 <= place && place <= size_, "unigen_fast: expected fewer dimensions");
+    for (int64_t i = size_++; i > place; --i) items_[i] = items_[i - 1];
+    items_[place] = item;
+  }
+
+  int64_t size() const { return size_; }
+  const int64_t* data() const { return items_; }
+  int64_t operator[](int64_t i) const { return items_[i]; }
+
+  int64_t product() const {
+    int64_t result = 1;
+    for (int64_t i = 0; i < size_; ++i) result *= items_[i];
+    return result;
+  }
+
+ private:
+  int64_t size_ = 0;
+  int64_t items_[kMaxTensorDims];
+};
+
 class GridBuilder {
  public:
   // The shape that every element operand has; the dimensions from `first_column` on, or those of `is_column`, are columns.
-  GridBuilder(const Tensor& shape_of, int64_t first_column) : shape_of_(shape_of), ndim_(int(shape_of.dim())) {
-    STD_TORCH_CHECK(ndim_ < kMaxTensorDims && first_column >= 0, "unigen_fast: expected fewer dimensions");
+  GridBuilder(const Tensor& shape_of, int64_t first_column)
+      : shape_of_(shape_of), size_(shape_of.sizes()), ndim_(int(size_.size())), dtype_(shape_of.scalar_type()) {
+    STD_TORCH_CHECK(first_column >= 0, "unigen_fast: expected fewer dimensions");
     for (int d = 0; d < ndim_; ++d) is_column_[d] = d >= first_column;
   }
 
@@ -50,28 +86,28 @@ class GridBuilder {
     return builder;
   }
 
-  std::vector<int64_t> row_sizes() const {
-    std::vector<int64_t> sizes;
+  Dims row_sizes() const {
+    Dims sizes;
     for (int d = 0; d < ndim_; ++d)
-      if (!is_column_[d]) sizes.push_back(shape_of_.size(d));
+      if (!is_column_[d]) sizes.push_back(size_[d]);
     return sizes;
   }
 
-  void element(Operand& operand, const Tensor& tensor) { element(operand, tensor, shape_of_.scalar_type()); }
+  void element(Operand& operand, const Tensor& tensor) { element(operand, tensor, dtype_); }
 
   void element(Operand& operand, const Tensor& tensor, ScalarType dtype) {
     check(tensor, ndim_, dtype);
     Source& source = add(operand, tensor);
-    const auto sizes = tensor.sizes(), strides = tensor.strides(), expected = shape_of_.sizes();
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
     for (int d = 0; d < ndim_; ++d) {
-      STD_TORCH_CHECK(sizes[d] == expected[d], "unigen_fast: expected tensors of one shape");
+      STD_TORCH_CHECK(sizes[d] == size_[d], "unigen_fast: expected tensors of one shape");
       source.stride[d] = strides[d];
     }
   }
 
   // An element operand with one dimension more, which is skipped.
   void element_without(Operand& operand, const Tensor& tensor, int64_t skipped) {
-    check(tensor, ndim_ + 1, shape_of_.scalar_type());
+    check(tensor, ndim_ + 1, dtype_);
     Source& source = add(operand, tensor);
     const auto strides = tensor.strides();
     for (int d = 0; d < ndim_; ++d) source.stride[d] = strides[d < skipped ? d : d + 1];
@@ -79,14 +115,14 @@ class GridBuilder {
 
   // Over the rows; a tensor without dimensions is the same for every row.
   void row(Operand& operand, const Tensor& tensor) {
-    check_dtype(tensor, arithmetic_type(shape_of_.scalar_type()));
+    check_dtype(tensor, arithmetic_type(dtype_));
     Source& source = add(operand, tensor);
     if (tensor.dim() == 0) return;
     const auto sizes = tensor.sizes(), strides = tensor.strides();
     int r = 0;
     for (int d = 0; d < ndim_; ++d) {
       if (is_column_[d]) continue;
-      STD_TORCH_CHECK(r < int(sizes.size()) && sizes[r] == shape_of_.size(d), "unigen_fast: a row tensor has the wrong shape");
+      STD_TORCH_CHECK(r < int(sizes.size()) && sizes[r] == size_[d], "unigen_fast: a row tensor has the wrong shape");
       source.stride[d] = strides[r++];
     }
     STD_TORCH_CHECK(r == int(sizes.size()), "unigen_fast: a row tensor has the wrong shape");
@@ -94,13 +130,13 @@ class GridBuilder {
 
   // Planes of rows, [planes, rows…] contiguous: strides of one plane.
   void planes(Operand& operand, const Tensor& tensor) {
-    check_dtype(tensor, arithmetic_type(shape_of_.scalar_type()));
+    check_dtype(tensor, arithmetic_type(dtype_));
     Source& source = add(operand, tensor);
     int64_t stride = 1;
     for (int d = ndim_ - 1; d >= 0; --d) {
       if (is_column_[d]) continue;
       source.stride[d] = stride;
-      stride *= shape_of_.size(d);
+      stride *= size_[d];
     }
   }
 
@@ -113,7 +149,6 @@ class GridBuilder {
   }
 
  private:
-  static constexpr int kMaxTensorDims = 64;
   static constexpr int kMaxOperands = 12;
 
   struct Source {
@@ -146,7 +181,7 @@ class GridBuilder {
     total = 1;
     for (int d = 0; d < ndim_; ++d) {
       if (is_column_[d] != columns) continue;
-      const int64_t size = shape_of_.size(d);
+      const int64_t size = size_[d];
       total *= size;
       if (size != 1) order[n++] = d;
     }
@@ -160,17 +195,18 @@ class GridBuilder {
         key[order[i]] = 0;
         for (int s = 0; s < count_; ++s) key[order[i]] = std::max(key[order[i]], std::abs(sources_[s].stride[order[i]]));
       }
-      std::stable_sort(order, order + n, [&](int a, int b) { return key[a] > key[b]; });
+      for (int i = 1; i < n; ++i)  // few: insertion, which is stable
+        for (int j = i; j > 0 && key[order[j]] > key[order[j - 1]]; --j) std::swap(order[j], order[j - 1]);
     }
     int kept = 0;  // order[0 .. kept) stay, each with the size of what was merged into it
     int64_t size[kMaxTensorDims];
     for (int i = 0; i < n; ++i) {
       const int d = order[i];
       if (kept > 0 && mergeable(order[kept - 1], d)) {
-        size[kept - 1] *= shape_of_.size(d);
+        size[kept - 1] *= size_[d];
         order[kept - 1] = d;
       } else {
-        size[kept] = shape_of_.size(d);
+        size[kept] = size_[d];
         order[kept++] = d;
       }
     }
@@ -188,12 +224,14 @@ class GridBuilder {
 
   bool mergeable(int outer, int inner) const {
     for (int s = 0; s < count_; ++s)
-      if (sources_[s].stride[outer] != sources_[s].stride[inner] * shape_of_.size(inner)) return false;
+      if (sources_[s].stride[outer] != sources_[s].stride[inner] * size_[inner]) return false;
     return true;
   }
 
   const Tensor& shape_of_;
+  Dims size_;
   int ndim_;
+  ScalarType dtype_;
   int count_ = 0;
   bool is_column_[kMaxTensorDims];
   Source sources_[kMaxOperands];

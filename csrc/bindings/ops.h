@@ -23,25 +23,24 @@ using std::vector;
 
 // ---- allocation ----------------------------------------------------------------------------------------------------
 
-inline Tensor empty_strided(const Tensor& like, const vector<int64_t>& sizes, const vector<int64_t>& strides, ScalarType dtype) {
+inline Tensor empty_strided(const Tensor& like, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
   AtenTensorHandle handle;
   int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), code,
-                                                         device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(ndim, sizes, strides, code, device_type, device_index, &handle));
   return Tensor(handle);
 }
 
-inline Tensor empty_contiguous(const Tensor& like, const vector<int64_t>& sizes, ScalarType dtype) {
-  vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
+inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType dtype) {
+  int64_t strides[kMaxTensorDims], stride = 1;
+  for (int64_t d = sizes.size(); d-- > 0;) {
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes[d], 1);
   }
-  return empty_strided(like, sizes, strides, dtype);
+  return empty_strided(like, sizes.size(), sizes.data(), strides, dtype);
 }
 
 inline Tensor empty_absent(const Tensor& like) { return empty_contiguous(like, {0}, like.scalar_type()); }
@@ -49,13 +48,8 @@ inline Tensor empty_absent(const Tensor& like) { return empty_contiguous(like, {
 // torch.empty_like, without the dispatcher where the tensor is contiguous
 inline Tensor empty_gradient(const Tensor& tensor) {
   if (!tensor.is_contiguous()) return torch::stable::empty_like(tensor);
-  const auto sizes = tensor.sizes();
-  return empty_contiguous(tensor, vector<int64_t>(sizes.begin(), sizes.end()), tensor.scalar_type());
-}
-
-inline vector<int64_t> sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return vector<int64_t>(sizes.begin(), sizes.end());
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  return empty_strided(tensor, int64_t(sizes.size()), sizes.data(), strides.data(), tensor.scalar_type());
 }
 
 // ---- options -------------------------------------------------------------------------------------------------------
@@ -76,13 +70,7 @@ inline Spread spread_of(const string& name) {
 // a row value or, if reduced, one number
 inline Tensor empty_value(const Tensor& like, const GridBuilder& builder, const string& reduction) {
   const auto dtype = arithmetic_type(like.scalar_type());
-  return empty_contiguous(like, reduction == "none" ? builder.row_sizes() : vector<int64_t>{}, dtype);
-}
-
-inline int64_t product(const vector<int64_t>& sizes) {
-  int64_t result = 1;
-  for (int64_t size : sizes) result *= size;
-  return result;
+  return empty_contiguous(like, reduction == "none" ? builder.row_sizes() : Dims{}, dtype);
 }
 
 // ---- importance ----------------------------------------------------------------------------------------------------
@@ -94,15 +82,15 @@ tuple<Tensor, Tensor> weight_rows(const Tensor& log_w, optional<int64_t> dim, Ro
   const auto rows = builder.row_sizes();
   const auto dtype = arithmetic_type(log_w.scalar_type());
   Tensor value = empty_value(log_w, builder, reduction);
-  vector<int64_t> planes{kind == RowValue::iwgan ? 3 : 2};
-  planes.insert(planes.end(), rows.begin(), rows.end());
+  Dims planes = rows;
+  planes.insert(0, kind == RowValue::iwgan ? 3 : 2);
   Tensor statistics = empty_contiguous(log_w, planes, dtype);
 
   WeightRows a;
   a.dtype = dtype_of(log_w);
   a.kind = kind;
   a.temperature = temperature;
-  a.reduction = reduction_of(reduction, product(rows));
+  a.reduction = reduction_of(reduction, rows.product());
   builder.element(a.log_w, log_w);
   builder.row(a.value, value);
   builder.planes(a.statistics, statistics);
@@ -122,7 +110,7 @@ Tensor weight_rows_backward(const Tensor& grad, const Tensor& log_w, const Tenso
   a.kind = kind;
   a.temperature = temperature;
   a.detach = detach;
-  a.reduction = reduction_of(reduction, product(builder.row_sizes()));
+  a.reduction = reduction_of(reduction, builder.row_sizes().product());
   builder.element(a.log_w, log_w);
   builder.element(a.grad_log_w, grad_log_w);
   builder.row(a.grad, grad);
@@ -133,28 +121,29 @@ Tensor weight_rows_backward(const Tensor& grad, const Tensor& log_w, const Tenso
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> log_mean_exp(Tensor log_w, int64_t dim) {
+tuple<Tensor, Tensor> log_mean_exp(const Tensor& log_w, int64_t dim) {
   return weight_rows<Backend>(log_w, dim, RowValue::log_mean_exp, 1.0, "none");
 }
 
 template <class Backend>
-Tensor log_mean_exp_backward(Tensor grad, Tensor log_w, Tensor statistics, int64_t dim) {
+Tensor log_mean_exp_backward(const Tensor& grad, const Tensor& log_w, const Tensor& statistics, int64_t dim) {
   return weight_rows_backward<Backend>(grad, log_w, statistics, dim, RowValue::log_mean_exp, 1.0, true, "none");
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> iwae_loss(Tensor log_w, int64_t dim, string reduction, string value) {
+tuple<Tensor, Tensor> iwae_loss(const Tensor& log_w, int64_t dim, const string& reduction, const string& value) {
   const auto kind = value == "surrogate" ? RowValue::minus_surrogate : RowValue::minus_log_mean_exp;
   return weight_rows<Backend>(log_w, dim, kind, 1.0, reduction);
 }
 
 template <class Backend>
-Tensor iwae_loss_backward(Tensor grad, Tensor log_w, Tensor statistics, int64_t dim, string reduction, string) {
+Tensor iwae_loss_backward(const Tensor& grad, const Tensor& log_w, const Tensor& statistics, int64_t dim,
+                          const string& reduction, const string&) {
   return weight_rows_backward<Backend>(grad, log_w, statistics, dim, RowValue::minus_log_mean_exp, 1.0, true, reduction);
 }
 
 template <class Backend>
-Tensor effective_sample_size(Tensor log_w, int64_t dim) {
+Tensor effective_sample_size(const Tensor& log_w, int64_t dim) {
   auto builder = GridBuilder::over(log_w, dim);
   Tensor value = empty_value(log_w, builder, "none");
   WeightRows a;
@@ -168,9 +157,9 @@ Tensor effective_sample_size(Tensor log_w, int64_t dim) {
 }
 
 template <class Backend>
-Tensor importance_weights(Tensor log_w, int64_t dim, double temperature) {
+Tensor importance_weights(const Tensor& log_w, int64_t dim, double temperature) {
   auto builder = GridBuilder::over(log_w, dim);
-  Tensor weights = empty_contiguous(log_w, sizes_of(log_w), arithmetic_type(log_w.scalar_type()));
+  Tensor weights = empty_contiguous(log_w, Dims(log_w.sizes()), arithmetic_type(log_w.scalar_type()));
   Weights a;
   a.dtype = dtype_of(log_w);
   a.temperature = temperature;
@@ -182,7 +171,8 @@ Tensor importance_weights(Tensor log_w, int64_t dim, double temperature) {
 }
 
 template <class Backend>
-Tensor importance_weights_backward(Tensor grad, Tensor log_w, Tensor weights, int64_t dim, double temperature) {
+Tensor importance_weights_backward(const Tensor& grad, const Tensor& log_w, const Tensor& weights, int64_t dim,
+                                   double temperature) {
   auto builder = GridBuilder::over(log_w, dim);
   Tensor grad_log_w = empty_gradient(log_w);
   WeightsBackward a;
@@ -199,51 +189,62 @@ Tensor importance_weights_backward(Tensor grad, Tensor log_w, Tensor weights, in
 // ---- adversarial ---------------------------------------------------------------------------------------------------
 
 template <class Backend>
-tuple<Tensor, Tensor> importance_weighted_generator_loss(Tensor fake, optional<int64_t> dim, double temperature, bool,
-                                                         string reduction) {
+tuple<Tensor, Tensor> importance_weighted_generator_loss(const Tensor& fake, optional<int64_t> dim, double temperature, bool,
+                                                         const string& reduction) {
   return weight_rows<Backend>(fake, dim, RowValue::iwgan, temperature, reduction);
 }
 
 template <class Backend>
-Tensor importance_weighted_generator_loss_backward(Tensor grad, Tensor fake, Tensor statistics, optional<int64_t> dim,
-                                                   double temperature, bool detach, string reduction) {
+Tensor importance_weighted_generator_loss_backward(const Tensor& grad, const Tensor& fake, const Tensor& statistics,
+                                                   optional<int64_t> dim, double temperature, bool detach,
+                                                   const string& reduction) {
   return weight_rows_backward<Backend>(grad, fake, statistics, dim, RowValue::iwgan, temperature, detach, reduction);
 }
 
-inline void check_terms(const vector<Tensor>& logits, const vector<int64_t>& terms) {
-  STD_TORCH_CHECK(!logits.empty() && logits.size() == terms.size(), "unigen_fast: expected one term for each tensor of logits");
-  for (int64_t term : terms) STD_TORCH_CHECK(0 <= term && term < kTerms, "unigen_fast: unknown term ", term);
-}
+inline void check_term(int64_t term) { STD_TORCH_CHECK(0 <= term && term < kTerms, "unigen_fast: unknown term ", term); }
 
-inline LogitItem logit_item(const Tensor& logits, const Tensor* grad_logits, const Tensor& first, int64_t term,
-                            const string& reduction) {
-  STD_TORCH_CHECK(logits.scalar_type() == first.scalar_type(), "unigen_fast: expected logits of one dtype");
-  LogitItem item;
-  auto builder = GridBuilder::over(logits, std::nullopt);
-  item.dtype = dtype_of(logits);
-  item.term = int(term);
-  item.count = reduction == "mean" ? double(logits.numel()) : 1.0;
-  builder.element(item.logits, logits);
-  if (grad_logits) builder.element(item.grad_logits, *grad_logits);
-  item.grid = builder.finish();
-  return item;
-}
+// The first `reals` tensors have real_term, the others fake_term.
+struct LogitItems {
+  LogitItems(const vector<Tensor>& logits, int64_t reals, int64_t real_term, int64_t fake_term, const string& reduction,
+             const vector<Tensor>* grads = nullptr)
+      : items(logits.size()) {
+    STD_TORCH_CHECK(!logits.empty(), "unigen_fast: expected at least one tensor of logits");
+    check_term(real_term);
+    check_term(fake_term);
+    const auto dtype = logits[0].scalar_type();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      STD_TORCH_CHECK(logits[i].scalar_type() == dtype, "unigen_fast: expected logits of one dtype");
+      LogitItem& item = items[i];
+      auto builder = GridBuilder::over(logits[i], std::nullopt);
+      item.dtype = dtype_of(logits[i]);
+      item.term = int(int64_t(i) < reals ? real_term : fake_term);
+      item.count = reduction == "mean" ? double(logits[i].numel()) : 1.0;
+      builder.element(item.logits, logits[i]);
+      if (grads) builder.element(item.grad_logits, (*grads)[i]);
+      item.grid = builder.finish();
+    }
+  }
+
+  template <class Arguments>
+  void describe(Arguments& a, double scale) const {
+    a.items = items.data();
+    a.num_items = int64_t(items.size());
+    a.dtype = items[0].dtype;
+    a.scale = scale;
+  }
+
+  vector<LogitItem> items;
+};
 
 template <class Backend>
-tuple<Tensor, Tensor> logit_loss(vector<Tensor> logits, vector<int64_t> terms, string reduction, double scale,
-                                 bool return_stats) {
-  check_terms(logits, terms);
+tuple<Tensor, Tensor> logit_loss(const vector<Tensor>& logits, int64_t reals, int64_t real_term, int64_t fake_term,
+                                 const string& reduction, double scale, bool return_stats) {
+  const LogitItems items(logits, reals, real_term, fake_term, reduction);
   const auto dtype = arithmetic_type(logits[0].scalar_type());
   Tensor value = empty_contiguous(logits[0], {}, dtype);
   Tensor statistics = empty_contiguous(logits[0], {return_stats ? int64_t(logits.size()) : 0, 4}, dtype);
-  vector<LogitItem> items;
-  items.reserve(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) items.push_back(logit_item(logits[i], nullptr, logits[0], terms[i], reduction));
   LogitLoss a;
-  a.items = items.data();
-  a.num_items = int64_t(items.size());
-  a.dtype = items[0].dtype;
-  a.scale = scale;
+  items.describe(a, scale);
   a.value = value.data_ptr();
   a.statistics = return_stats ? statistics.data_ptr() : nullptr;
   Backend::logit_loss(a, logits[0]);
@@ -251,33 +252,25 @@ tuple<Tensor, Tensor> logit_loss(vector<Tensor> logits, vector<int64_t> terms, s
 }
 
 template <class Backend>
-vector<Tensor> logit_loss_backward(Tensor grad, vector<Tensor> logits, vector<int64_t> terms, string reduction, double scale,
-                                   bool) {
-  check_terms(logits, terms);
-  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(logits[0].scalar_type()), "unigen_fast: grad has the wrong dtype");
+vector<Tensor> logit_loss_backward(const Tensor& grad, const vector<Tensor>& logits, int64_t reals, int64_t real_term,
+                                   int64_t fake_term, const string& reduction, double scale, bool) {
   vector<Tensor> grads;
-  vector<LogitItem> items;
   grads.reserve(logits.size());
-  items.reserve(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    grads.push_back(empty_gradient(logits[i]));
-    items.push_back(logit_item(logits[i], &grads[i], logits[0], terms[i], reduction));
-  }
+  for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
+  const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
+  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(logits[0].scalar_type()), "unigen_fast: grad has the wrong dtype");
   LogitLossBackward a;
-  a.items = items.data();
-  a.num_items = int64_t(items.size());
-  a.dtype = items[0].dtype;
-  a.scale = scale;
+  items.describe(a, scale);
   a.grad = grad.data_ptr();
   Backend::logit_loss_backward(a, logits[0]);
   return grads;
 }
 
 template <class Backend>
-Tensor logit_term(Tensor logits, int64_t term, double scale) {
-  check_terms({logits}, {term});
+Tensor logit_term(const Tensor& logits, int64_t term, double scale) {
+  check_term(term);
   auto builder = GridBuilder::over(logits, std::nullopt);
-  Tensor out = empty_contiguous(logits, sizes_of(logits), arithmetic_type(logits.scalar_type()));
+  Tensor out = empty_contiguous(logits, Dims(logits.sizes()), arithmetic_type(logits.scalar_type()));
   LogitTerm a;
   a.dtype = dtype_of(logits);
   a.term = int(term);
@@ -290,8 +283,8 @@ Tensor logit_term(Tensor logits, int64_t term, double scale) {
 }
 
 template <class Backend>
-Tensor logit_term_backward(Tensor grad, Tensor logits, int64_t term, double scale) {
-  check_terms({logits}, {term});
+Tensor logit_term_backward(const Tensor& grad, const Tensor& logits, int64_t term, double scale) {
+  check_term(term);
   auto builder = GridBuilder::over(logits, std::nullopt);
   Tensor grad_logits = empty_gradient(logits);
   LogitTermBackward a;
@@ -314,19 +307,20 @@ void set_floors(Arguments& a, double free_bits, const string& mode) {
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> gaussian_kl(Tensor mean, Tensor logvar, optional<Tensor> prior_mean, optional<Tensor> prior_logvar,
-                                  optional<Tensor> weights, int64_t event_ndims, string spread, double free_bits,
-                                  string free_bits_mode, double clamp_min, double clamp_max, double scale, string reduction) {
+tuple<Tensor, Tensor> gaussian_kl(const Tensor& mean, const Tensor& logvar, const optional<Tensor>& prior_mean,
+                                  const optional<Tensor>& prior_logvar, const optional<Tensor>& weights, int64_t event_ndims,
+                                  const string& spread, double free_bits, const string& free_bits_mode, double clamp_min,
+                                  double clamp_max, double scale, const string& reduction) {
   GridBuilder builder(mean, mean.dim() - event_ndims);
   const auto dtype = arithmetic_type(mean.scalar_type());
   GaussianKl a;
   a.dtype = dtype_of(mean);
   a.options = {spread_of(spread), clamp_min, clamp_max};
-  a.reduction = reduction_of(reduction, product(builder.row_sizes()), scale);
+  a.reduction = reduction_of(reduction, builder.row_sizes().product(), scale);
   set_floors(a, free_bits, free_bits_mode);
   const bool keep_rows = weights.has_value() || a.row_floor > -HUGE_VAL;
   Tensor value = empty_value(mean, builder, reduction);
-  Tensor rows = empty_contiguous(mean, keep_rows ? builder.row_sizes() : vector<int64_t>{0}, dtype);
+  Tensor rows = empty_contiguous(mean, keep_rows ? builder.row_sizes() : Dims{0}, dtype);
   builder.element(a.mean, mean);
   builder.element(a.spread, logvar);
   if (prior_mean) builder.element(a.prior_mean, *prior_mean);
@@ -340,16 +334,18 @@ tuple<Tensor, Tensor> gaussian_kl(Tensor mean, Tensor logvar, optional<Tensor> p
 }
 
 template <class Backend>
-tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(Tensor grad, Tensor mean, Tensor logvar, optional<Tensor> prior_mean,
-                                                           optional<Tensor> prior_logvar, optional<Tensor> weights, Tensor rows,
-                                                           int64_t event_ndims, string spread, double free_bits,
-                                                           string free_bits_mode, double clamp_min, double clamp_max,
-                                                           double scale, string reduction, int64_t needed) {
+tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, const Tensor& mean, const Tensor& logvar,
+                                                           const optional<Tensor>& prior_mean,
+                                                           const optional<Tensor>& prior_logvar,
+                                                           const optional<Tensor>& weights, const Tensor& rows,
+                                                           int64_t event_ndims, const string& spread, double free_bits,
+                                                           const string& free_bits_mode, double clamp_min, double clamp_max,
+                                                           double scale, const string& reduction, int64_t needed) {
   GridBuilder builder(mean, mean.dim() - event_ndims);
   GaussianKlBackward a;
   a.dtype = dtype_of(mean);
   a.options = {spread_of(spread), clamp_min, clamp_max};
-  a.reduction = reduction_of(reduction, product(builder.row_sizes()), scale);
+  a.reduction = reduction_of(reduction, builder.row_sizes().product(), scale);
   set_floors(a, free_bits, free_bits_mode);
   builder.row(a.grad, grad);
   builder.element(a.mean, mean);
@@ -385,8 +381,8 @@ template <class Backend>
 Tensor sample(const Tensor& mean, const Tensor& logvar, const Tensor& rng_state, int64_t num_samples, int64_t sample_dim,
               int64_t event_ndims, const string& spread, double clamp_min, double clamp_max, bool with_kl, Tensor& kl) {
   GridBuilder builder(mean, mean.dim() - event_ndims);
-  auto sizes = sizes_of(mean);
-  if (num_samples >= 0) sizes.insert(sizes.begin() + sample_dim, num_samples);
+  Dims sizes(mean.sizes());
+  if (num_samples >= 0) sizes.insert(sample_dim, num_samples);
   Tensor z = empty_contiguous(mean, sizes, mean.scalar_type());
   SampleGaussian a;
   a.dtype = dtype_of(mean);
@@ -438,25 +434,25 @@ tuple<Tensor, Tensor> sample_backward(const Tensor& grad_z, const optional<Tenso
 inline int64_t sample_event_ndims(const Tensor& mean) { return std::min<int64_t>(mean.dim(), 1); }
 
 template <class Backend>
-Tensor sample_gaussian(Tensor mean, Tensor logvar, Tensor rng_state, int64_t num_samples, int64_t sample_dim, string spread,
-                       double clamp_min, double clamp_max) {
+Tensor sample_gaussian(const Tensor& mean, const Tensor& logvar, const Tensor& rng_state, int64_t num_samples,
+                       int64_t sample_dim, const string& spread, double clamp_min, double clamp_max) {
   Tensor kl;
   return sample<Backend>(mean, logvar, rng_state, num_samples, sample_dim, sample_event_ndims(mean), spread, clamp_min,
                          clamp_max, false, kl);
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> sample_gaussian_backward(Tensor grad, Tensor mean, Tensor logvar, Tensor rng_state, int64_t num_samples,
-                                               int64_t sample_dim, string spread, double clamp_min, double clamp_max,
-                                               int64_t needed) {
+tuple<Tensor, Tensor> sample_gaussian_backward(const Tensor& grad, const Tensor& mean, const Tensor& logvar,
+                                               const Tensor& rng_state, int64_t num_samples, int64_t sample_dim,
+                                               const string& spread, double clamp_min, double clamp_max, int64_t needed) {
   return sample_backward<Backend>(grad, std::nullopt, mean, logvar, rng_state, num_samples, sample_dim,
                                   sample_event_ndims(mean), spread, clamp_min, clamp_max, needed);
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> sample_gaussian_with_kl(Tensor mean, Tensor logvar, Tensor rng_state, int64_t num_samples,
-                                              int64_t sample_dim, int64_t event_ndims, string spread, double clamp_min,
-                                              double clamp_max) {
+tuple<Tensor, Tensor> sample_gaussian_with_kl(const Tensor& mean, const Tensor& logvar, const Tensor& rng_state,
+                                              int64_t num_samples, int64_t sample_dim, int64_t event_ndims,
+                                              const string& spread, double clamp_min, double clamp_max) {
   Tensor kl;
   Tensor z = sample<Backend>(mean, logvar, rng_state, num_samples, sample_dim, event_ndims, spread, clamp_min, clamp_max,
                              true, kl);
@@ -464,10 +460,10 @@ tuple<Tensor, Tensor> sample_gaussian_with_kl(Tensor mean, Tensor logvar, Tensor
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> sample_gaussian_with_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mean, Tensor logvar,
-                                                       Tensor rng_state, int64_t num_samples, int64_t sample_dim,
-                                                       int64_t event_ndims, string spread, double clamp_min, double clamp_max,
-                                                       int64_t needed) {
+tuple<Tensor, Tensor> sample_gaussian_with_kl_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mean,
+                                                       const Tensor& logvar, const Tensor& rng_state, int64_t num_samples,
+                                                       int64_t sample_dim, int64_t event_ndims, const string& spread,
+                                                       double clamp_min, double clamp_max, int64_t needed) {
   return sample_backward<Backend>(grad_z, grad_kl, mean, logvar, rng_state, num_samples, sample_dim, event_ndims, spread,
                                   clamp_min, clamp_max, needed);
 }
@@ -475,7 +471,7 @@ tuple<Tensor, Tensor> sample_gaussian_with_kl_backward(Tensor grad_z, Tensor gra
 // ---- likelihood ----------------------------------------------------------------------------------------------------
 
 template <class Backend>
-Tensor bernoulli_log_prob(Tensor logits, Tensor x, int64_t event_ndims) {
+Tensor bernoulli_log_prob(const Tensor& logits, const Tensor& x, int64_t event_ndims) {
   GridBuilder builder(logits, logits.dim() - event_ndims);
   Tensor value = empty_value(logits, builder, "none");
   BernoulliLogProb a;
@@ -489,7 +485,8 @@ Tensor bernoulli_log_prob(Tensor logits, Tensor x, int64_t event_ndims) {
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> bernoulli_log_prob_backward(Tensor grad, Tensor logits, Tensor x, int64_t event_ndims, int64_t needed) {
+tuple<Tensor, Tensor> bernoulli_log_prob_backward(const Tensor& grad, const Tensor& logits, const Tensor& x,
+                                                  int64_t event_ndims, int64_t needed) {
   GridBuilder builder(logits, logits.dim() - event_ndims);
   Tensor grad_logits = needed & 1 ? empty_gradient(logits) : empty_absent(logits);
   Tensor grad_x = needed & 2 ? empty_gradient(x) : empty_absent(logits);

@@ -29,17 +29,24 @@ def logit_term(logits: Tensor, term: int, scale: float) -> Tensor:
 
 
 def logit_loss(
-    logits: Sequence[Tensor], terms: Sequence[int], reduction: str, scale: float, return_stats: bool
+    logits: Sequence[Tensor],
+    reals: int,
+    real_term: int,
+    fake_term: int,
+    reduction: str,
+    scale: float,
+    return_stats: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (scale · sum over the tensors of their reduced terms, statistics `[n, 4]`, or `[0, 4]` if not wanted).
+    """The first `reals` tensors have `real_term`, the others `fake_term`.
 
+    Returns (scale · sum over the tensors of their reduced terms, statistics `[n, 4]`, or `[0, 4]` if not wanted).
     Statistics of a tensor: mean of its term, share of logits on the right side of 0, mean logit, mean probability.
     """
     total = upcast(logits[0]).new_zeros(())
     statistics = []
-    for item, term in zip(logits, terms, strict=True):
+    for i, item in enumerate(logits):
         item = upcast(item)
-        function, positive = _TERM[term]
+        function, positive = _TERM[real_term if i < reals else fake_term]
         values = function(item)
         total = total + reduce_rows(values, reduction)
         if return_stats:

@@ -202,9 +202,20 @@ def _sum_of(values, count, BLOCK: tl.constexpr):
     return tl.sum(total)
 
 
+def _terms(logits: Sequence[Tensor], reals: int, real_term: int, fake_term: int) -> list[int]:
+    return [real_term if i < reals else fake_term for i in range(len(logits))]
+
+
 def logit_loss(
-    logits: Sequence[Tensor], terms: Sequence[int], reduction: str, scale: float, return_stats: bool
+    logits: Sequence[Tensor],
+    reals: int,
+    real_term: int,
+    fake_term: int,
+    reduction: str,
+    scale: float,
+    return_stats: bool,
 ) -> tuple[Tensor, Tensor]:
+    terms = _terms(logits, reals, real_term, fake_term)
     like = logits[0]
     dtype = _rows.result_dtype(like)
     loss = like.new_empty((), dtype=dtype)
@@ -253,8 +264,15 @@ def _sum_logits(
 
 
 def logit_loss_backward(
-    grad: Tensor, logits: Sequence[Tensor], terms: Sequence[int], reduction: str, scale: float, return_stats: bool
+    grad: Tensor,
+    logits: Sequence[Tensor],
+    reals: int,
+    real_term: int,
+    fake_term: int,
+    reduction: str,
+    scale: float,
+    return_stats: bool,
 ) -> list[Tensor]:
     factors = [_rows.reduction_factor(scale, x.numel(), reduction) for x in logits]
     grads = [grad if grad.dim() == 0 else grad.sum_to_size(x.shape) for x in logits]
-    return _backward(grads, logits, terms, factors)
+    return _backward(grads, logits, _terms(logits, reals, real_term, fake_term), factors)
