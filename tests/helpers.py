@@ -383,6 +383,7 @@ def reparameterised(
 
 
 def clamped_std(logvar: Tensor, low: float, high: float) -> Tensor:
+    """With bounds that no 16-bit number equals: there versions of PyTorch differ in the gradient."""
     return (0.5 * logvar.clamp(low, high)).exp()
 
 
@@ -701,15 +702,15 @@ DIVERGENCE = [
     ),
     Case(
         "gaussian_kl[logstd,clamp]",
-        lambda m, s: uf.gaussian_kl(m, s, spread="logstd", clamp_logvar=(-1.0, 1.5)),
+        lambda m, s: uf.gaussian_kl(m, s, spread="logstd", clamp_logvar=(-1.03, 1.57)),
         gaussian(),
-        lambda m, s: kl(m, clamped_std(2 * s, -1.0, 1.5)).mean(),
+        lambda m, s: kl(m, clamped_std(2 * s, -1.03, 1.57)).mean(),
     ),
     Case(
         "gaussian_kl[clamp,prior]",
-        lambda m, v, pm, pv: uf.gaussian_kl(m, v, pm, pv, clamp_logvar=(-0.5, 0.7)),
+        lambda m, v, pm, pv: uf.gaussian_kl(m, v, pm, pv, clamp_logvar=(-0.53, 0.7)),
         gaussian(prior=True),
-        lambda m, v, pm, pv: kl(m, clamped_std(v, -0.5, 0.7), pm, clamped_std(pv, -0.5, 0.7)).mean(),
+        lambda m, v, pm, pv: kl(m, clamped_std(v, -0.53, 0.7), pm, clamped_std(pv, -0.53, 0.7)).mean(),
         every_size=False,
     ),
     Case(
@@ -794,9 +795,11 @@ DIVERGENCE = [
     ),
     Case(
         "sample_gaussian[logstd,clamp,K last]",
-        lambda m, s: uf.sample_gaussian(m, s, spread="logstd", num_samples=2, sample_dim=-1, clamp_logvar=(-1.0, 1.0)),
+        lambda m, s: uf.sample_gaussian(
+            m, s, spread="logstd", num_samples=2, sample_dim=-1, clamp_logvar=(-1.03, 1.07)
+        ),
         gaussian(),
-        lambda m, s: reparameterised(m, clamped_std(2 * s, -1.0, 1.0), (*m.shape, 2), -1),
+        lambda m, s: reparameterised(m, clamped_std(2 * s, -1.03, 1.07), (*m.shape, 2), -1),
         random=True,
         every_size=False,
     ),
@@ -817,9 +820,9 @@ DIVERGENCE = [
     ),
     Case(
         "sample_gaussian_with_kl[4-D,clamp]",
-        lambda m, v: uf.sample_gaussian_with_kl(m, v, event_ndims=3, clamp_logvar=(-0.8, 1.0)),
+        lambda m, v: uf.sample_gaussian_with_kl(m, v, event_ndims=3, clamp_logvar=(-0.8, 1.07)),
         gaussian(shape=block),
-        lambda m, v: (reparameterised(m, clamped_std(v, -0.8, 1.0)), kl(m, clamped_std(v, -0.8, 1.0), event_ndims=3)),
+        lambda m, v: (reparameterised(m, clamped_std(v, -0.8, 1.07)), kl(m, clamped_std(v, -0.8, 1.07), event_ndims=3)),
         random=True,
         every_size=False,
     ),

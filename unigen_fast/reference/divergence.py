@@ -9,6 +9,11 @@ from unigen_fast.reference._common import accumulate_dtype, reduce_rows, sum_eve
 from unigen_fast.reference.random import philox_normal
 
 
+def clamp(x: Tensor, low: float, high: float = math.inf) -> Tensor:
+    """At a bound itself the gradient passes: `torch.clamp` passes it before torch 2.15 only."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))
+
+
 def to_logvar(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float) -> Tensor:
     """Log-variance of a network's "logvar", "logstd" or "std" output, clamped (gradient 0 outside)."""
     if spread == "std":
@@ -17,7 +22,7 @@ def to_logvar(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: fl
         logvar = 2 * spread_value
     else:
         logvar = spread_value
-    return logvar if clamp_min == -math.inf and clamp_max == math.inf else logvar.clamp(clamp_min, clamp_max)
+    return logvar if clamp_min == -math.inf and clamp_max == math.inf else clamp(logvar, clamp_min, clamp_max)
 
 
 def to_std(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float) -> Tensor:
@@ -65,12 +70,12 @@ def gaussian_kl(
         prior_logvar = to_logvar(upcast(prior_logvar), spread, clamp_min, clamp_max)
         terms = 0.5 * (exp_minus_1_minus(logvar - prior_logvar) + difference.square() * (-prior_logvar).exp())
     if free_bits > 0 and free_bits_mode == "per_dim":
-        terms = terms.clamp(min=free_bits)
+        terms = clamp(terms, free_bits)
     rows = sum_event(terms, event_ndims)
     free_rows = free_bits > 0 and free_bits_mode == "sum"
     kept = rows.detach().contiguous().clone() if free_rows or weights is not None else rows.new_empty((0,))
     if free_rows:
-        rows = rows.clamp(min=free_bits)
+        rows = clamp(rows, free_bits)
     if weights is not None:
         rows = rows * weights
     return reduce_rows(rows, reduction, scale), kept
