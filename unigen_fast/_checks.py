@@ -78,12 +78,13 @@ def same_kind(*, optional: Sequence[str] = (), **tensors: Tensor | None) -> tupl
     for name, x in tensors.items():
         if x is None and name in optional:
             continue
-        x = floating(name, x)  # type: ignore[arg-type]
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            x = floating(name, x)  # type: ignore[arg-type]
         if first is None:
             first = x
         elif x.device != first.device:
             raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {next(iter(tensors))}")
-        elif x.dtype != first.dtype or x.shape != first.shape:
+        elif x.dtype is not first.dtype or x.shape != first.shape:
             alike = False
     if alike:  # most often
         return tuple(tensors.values())

@@ -45,11 +45,15 @@ inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType
 
 inline Tensor empty_absent(const Tensor& like) { return empty_contiguous(like, {0}, like.scalar_type()); }
 
-// torch.empty_like, without the dispatcher where the tensor is contiguous
+// torch.empty_like, without the dispatcher where the tensor is contiguous, or a piece of one that is
 inline Tensor empty_gradient(const Tensor& tensor) {
-  if (!tensor.is_contiguous()) return torch::stable::empty_like(tensor);
   const auto sizes = tensor.sizes(), strides = tensor.strides();
-  return empty_strided(tensor, int64_t(sizes.size()), sizes.data(), strides.data(), tensor.scalar_type());
+  const int64_t ndim = int64_t(sizes.size());
+  if (tensor.is_contiguous()) return empty_strided(tensor, ndim, sizes.data(), strides.data(), tensor.scalar_type());
+  bool nested = true;  // each dimension beyond the next one
+  for (int64_t d = 0; d < ndim; ++d)
+    nested = nested && sizes[d] > 1 && strides[d] >= (d + 1 < ndim ? strides[d + 1] * sizes[d + 1] : 1);
+  return nested ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : torch::stable::empty_like(tensor);
 }
 
 // ---- options -------------------------------------------------------------------------------------------------------
