@@ -10,8 +10,9 @@ from unigen_fast.reference.random import philox_normal
 
 
 def clamp(x: Tensor, low: float, high: float = math.inf) -> Tensor:
-    """At a bound itself the gradient passes: `torch.clamp` passes it before torch 2.15 only."""
-    return torch.where(x < low, low, torch.where(x > high, high, x))
+    """`torch.clamp` as before torch 2.15: at a bound itself the gradient passes. A NaN stays, without gradient."""
+    within = torch.where(x.isnan(), math.nan, x)
+    return torch.where(x < low, low, torch.where(x > high, high, within))
 
 
 def to_logvar(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float) -> Tensor:
