@@ -537,6 +537,14 @@ def test_saved_tensor_hooks(device: torch.device) -> None:
     assert_close(gradient, -torch.softmax(x, 1) / 3, 1e-12)
 
 
+@pytest.mark.skipif(not NATIVE["autograd"], reason="the autograd node in C++ is not loaded")
+def test_the_node_has_the_name_of_its_op(device: torch.device) -> None:
+    """As profiles and anomalies show it."""
+    loss = uf.generator_loss(fake=torch.randn(3, device=device, requires_grad=True))
+    assert loss.grad_fn is not None
+    assert loss.grad_fn.name() == "unigen_fast::logit_loss_backward"
+
+
 @both_nodes
 def test_compiled_autograd(device: torch.device) -> None:
     """A backward pass that is compiled as a whole (as distributed training does)."""

@@ -223,6 +223,9 @@ struct Fused : torch::autograd::Function<Fused> {
 struct Node final : torch::autograd::CppNode<Fused> {
   Call call;
 
+  // for profiles, anomalies and graphs drawn of a loss
+  std::string name() const override { return call.op->backward->schema().name(); }
+
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto wanted = [this](size_t edge) { return task_should_compute_output(edge); };
