@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "../formulas/adversarial.h"
 #include "grid_builder.h"
