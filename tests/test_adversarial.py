@@ -515,7 +515,7 @@ def test_errors_of_discriminator_and_generator_loss(device: torch.device) -> Non
     )
     assert_refused(lambda: d(real=[x, 1.0], fake=[x, x]), TypeError, r"real\[1\]: expected a torch.Tensor, got float")
     assert_refused(
-        lambda: d(real=x, fake=[x.bool()]), TypeError, "fake: expected a floating-point tensor, got torch.bool"
+        lambda: d(real=x, fake=[x.bool()]), TypeError, r"fake\[0\]: expected a floating-point tensor, got torch.bool"
     )
     assert_refused(lambda: g(fake=x, real=x), ValueError, "real: got logits, expected None for kind 'non_saturating'")
     assert_refused(

@@ -404,8 +404,7 @@ def test_rows_that_are_not_finite(emulated: ctypes.CDLL, columns: int, layout: A
 @pytest.mark.parametrize("count,size", [(1, 20), (2, 64), (7, 3001), (3, 0), (30, 40), (26, 2000)])
 def test_logit_loss(emulated: ctypes.CDLL, count: int, size: int, dtype: torch.dtype, multiprocessors: int) -> None:
     logits = [LAYOUTS[i % 4](normal((max(size, 1), 1 + i % 5), dtype, i)[:size]) for i in range(count)]
-    reals, real_term, fake_term = (count + 1) // 2, count % 6, (count + 3) % 6
-    terms = [real_term if i < reals else fake_term for i in range(count)]
+    terms = [i % 6 for i in range(count)]
     reduction = "sum" if size == 0 else "mean"
     items, back_items = (LogitItem * count)(), (LogitItem * count)()
     grads = [empty_like(x) for x in logits]
@@ -415,7 +414,8 @@ def test_logit_loss(emulated: ctypes.CDLL, count: int, size: int, dtype: torch.d
         describe(items[i], range(x.dim()), {"logits": x}, {})
         describe(back_items[i], range(x.dim()), {"logits": x, "grad_logits": grads[i]}, {})
     leaves = [x.double().requires_grad_() for x in logits]
-    loss, expected = adversarial.logit_loss(leaves, reals, real_term, fake_term, reduction, 0.5, True)
+    alone = [adversarial.logit_loss([x], 1, t, t, reduction, 0.5, True) for x, t in zip(leaves, terms, strict=True)]
+    loss, expected = sum(x for x, _ in alone), torch.cat([rows for _, rows in alone])
     code = items[0].dtype
     for with_statistics in (True, False):
         value = torch.full((), 77, dtype=arithmetic(dtype))

@@ -78,8 +78,7 @@ def same_kind(*, optional: Sequence[str] = (), **tensors: Tensor | None) -> tupl
     for name, x in tensors.items():
         if x is None and name in optional:
             continue
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            x = floating(name, x)  # type: ignore[arg-type]
+        x = floating(name, x)  # type: ignore[arg-type]
         if first is None:
             first = x
         elif x.device != first.device:

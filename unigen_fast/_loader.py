@@ -5,6 +5,7 @@
 serve CPU tensors in Triton's interpreter, in place of the C++ ones: for tests.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -29,6 +30,7 @@ class Backend:
         return f"{self.name:<8} {'yes' if self.loaded else 'no '} {self.detail}"
 
 
+@functools.cache
 def _build_report() -> dict[str, str]:
     """Why the installation did not build what it did not, and the version of torch that it was built with."""
     path = Path(__file__).with_name("_build_report.json")

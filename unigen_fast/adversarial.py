@@ -4,7 +4,7 @@ Conventions: logits l in, never probabilities; D(x) = sigma(l). `q(y=1|x) = D(x)
 `q^r(y|x) = q(1-y|x)`. fp16 and bf16 are computed, and everything returned, in fp32.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -38,30 +38,31 @@ class DiscriminatorStats(NamedTuple):
     fake_mean_probability: Tensor
 
 
-def _gathered(fake: Logits, *of_real: Logits) -> tuple[list[Tensor], int]:
-    """All tensors of logits, checked and in their promoted dtype, and how many of them, the first ones, are real."""
+def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
+    """All tensors of the sides in one list, checked and in their promoted dtype, and how many each side has."""
     items: list[Tensor] = []
-    for real in of_real:
-        items = [real] if isinstance(real, Tensor) else _listed("real", real)
-    reals = len(items)
-    items += [fake] if isinstance(fake, Tensor) else _listed("fake", fake)
-    if reals and len(items) != 2 * reals:
-        raise ValueError(
-            f"real and fake: got lists of {reals} and {len(items) - reals} tensors, expected as many of each"
-        )
+    n = 0
+    for side, logits in sides.items():
+        more = [logits] if isinstance(logits, Tensor) else _listed(side, logits)
+        if items and len(more) != n:
+            raise ValueError(
+                f"{' and '.join(sides)}: got lists of {n} and {len(more)} tensors, expected as many of each"
+            )
+        n = len(more)
+        items += more
     first: Tensor | None = None
     mixed = False
     for i, x in enumerate(items):
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            _checks.floating(_name(i, items, reals), x)
+            _checks.floating(_name(i, n, sides), x)
         if first is None:
             first = x
         elif x.device != first.device:
-            name, like = _name(i, items, reals), _name(0, items, reals)
+            name, like = _name(i, n, sides), _name(0, n, sides)
             raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {like}")
         elif x.dtype is not first.dtype:
             mixed = True
-    return _checks.promoted(items) if mixed else items, reals
+    return _checks.promoted(items) if mixed else items, n
 
 
 def _listed(name: str, logits: Logits) -> list[Tensor]:
@@ -73,9 +74,9 @@ def _listed(name: str, logits: Logits) -> list[Tensor]:
     return items
 
 
-def _name(i: int, items: list[Tensor], reals: int) -> str:
-    side, place, count = ("real", i, reals) if i < reals else ("fake", i - reals, len(items) - reals)
-    return f"{side}[{place}]" if count > 1 else side
+def _name(i: int, n: int, sides: Mapping[str, Logits]) -> str:
+    side, logits = list(sides.items())[i // n]
+    return side if isinstance(logits, Tensor) else f"{side}[{i % n}]"
 
 
 @overload
@@ -134,7 +135,7 @@ def discriminator_loss(
     _checks.choice("kind", kind, _DISCRIMINATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
-    items, n = _gathered(fake, real)
+    items, n = _gathered(real=real, fake=fake)
     real_term, fake_term = _DISCRIMINATOR[kind]
     if reduction == "none":
         if return_stats:
@@ -195,7 +196,7 @@ def generator_loss(
     if real is not None:
         raise ValueError(f"real: got logits, expected None for kind {kind!r}")
     term = _GENERATOR[kind]
-    fakes, _ = _gathered(fake)
+    fakes, _ = _gathered(fake=fake)
     if reduction == "none":
         rows = [_ops.logit_term((f,), term, scale) for f in fakes]
         return rows[0] if isinstance(fake, Tensor) else rows  # type: ignore[return-value]

@@ -207,7 +207,7 @@ struct Fused : torch::autograd::Function<Fused> {
     for (size_t i = 0; i < needed.size(); ++i) flags[i] = py::bool_(needed[i]);
     const variable_list inputs(saved.begin(), saved.begin() + needed.size());
     const py::object found = py::handle(call.op->python).attr("differentiable_gradients")(to_tuple(grads), to_tuple(inputs),
-                                                                                     to_tuple(call.options), flags);
+                                                                                    to_tuple(call.options), flags);
     variable_list result(needed.size());
     size_t i = 0;
     for (py::handle item : found) {

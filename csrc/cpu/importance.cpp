@@ -152,7 +152,8 @@ void weight_rows_backward_in(const WeightRowsBackward& a, const Parallel& parall
   weight_rows_backward_as<T, 4>(a, parallel, IwganSlope<T, false>{slope});
 }
 
-// Rows too long to be normalised at once: their weights are the gradient of log_mean_exp under a grad of 1.
+// Rows not normalised at once (too long, or their weights not contiguous): these are the gradient of log_mean_exp under a
+// grad of 1.
 template <class T>
 void weights_in(const Weights& a, const Parallel& parallel) {
   const Array in = elements(a.log_w, a), out = arithmetic(a.weights, a);
