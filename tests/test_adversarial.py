@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, iwgan, softplus
+from cases.adversarial import iwgan
+from cases.base import softplus
+from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits
 from torch import Tensor
 
 import unigen_fast as uf

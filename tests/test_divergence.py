@@ -5,7 +5,8 @@ import math
 import mpmath
 import pytest
 import torch
-from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, kl
+from cases.divergence import kl
+from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 

@@ -1,4 +1,4 @@
-"""What every op owes, whatever it computes: parametrised over the table of cases in `helpers`."""
+"""What every op owes, whatever it computes: parametrised over the table in `cases`."""
 
 import copy
 import math
@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as fwad
+from cases import CASES, Case
+from cases.base import draw_rng_state
 from helpers import (
-    CASES,
     LOW_PRECISION,
     NATIVE,
     OPS,
-    Case,
     as_tuple,
     assert_close,
     assert_same_bits,
     cotangents_like,
-    draw_rng_state,
     expanded_rows,
     leaves,
     make,

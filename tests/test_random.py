@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import LOW_PRECISION, OPS, assert_close, assert_same_bits, noise, philox4x32, sliced, transposed
+from cases.base import noise, philox4x32
+from helpers import LOW_PRECISION, OPS, assert_close, assert_same_bits, sliced, transposed
 from torch import Tensor
 
 import unigen_fast as uf

@@ -1,0 +1,128 @@
+// The ops of unigen_fast/adversarial.py.
+#pragma once
+
+#include "../formulas/adversarial.h"
+#include "importance.h"
+
+namespace unigen {
+
+template <class Backend>
+tuple<Tensor, Tensor> importance_weighted_generator_loss(const Tensor& fake, optional<int64_t> dim, double temperature, bool,
+                                                         const string& reduction) {
+  return weight_rows<Backend>(fake, dim, RowValue::iwgan, temperature, reduction);
+}
+
+template <class Backend>
+Tensor importance_weighted_generator_loss_backward(const Tensor& grad, const Tensor& fake, const Tensor& statistics,
+                                                   optional<int64_t> dim, double temperature, bool detach,
+                                                   const string& reduction) {
+  return weight_rows_backward<Backend>(grad, fake, statistics, dim, RowValue::iwgan, temperature, detach, reduction);
+}
+
+inline void check_term(int64_t term) { STD_TORCH_CHECK(0 <= term && term < kTerms, "unigen_fast: unknown term ", term); }
+
+// The first `reals` tensors have real_term, the others fake_term.
+struct LogitItems {
+  LogitItems(const vector<Tensor>& logits, int64_t reals, int64_t real_term, int64_t fake_term, const string& reduction,
+             const vector<Tensor>* grads = nullptr)
+      : items(logits.size()) {
+    STD_TORCH_CHECK(!logits.empty(), "unigen_fast: expected at least one tensor of logits");
+    check_term(real_term);
+    check_term(fake_term);
+    const auto dtype = logits[0].scalar_type();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      STD_TORCH_CHECK(logits[i].scalar_type() == dtype, "unigen_fast: expected logits of one dtype");
+      LogitItem& item = items[i];
+      auto builder = GridBuilder::over(logits[i], std::nullopt);
+      item.dtype = dtype_of(logits[i]);
+      item.term = int(int64_t(i) < reals ? real_term : fake_term);
+      item.count = reduction == "mean" ? double(logits[i].numel()) : 1.0;
+      builder.element(item.logits, logits[i]);
+      if (grads) builder.element(item.grad_logits, (*grads)[i]);
+      item.grid = builder.finish();
+    }
+  }
+
+  template <class Arguments>
+  void describe(Arguments& a, double scale) const {
+    a.items = items.data();
+    a.num_items = int64_t(items.size());
+    a.dtype = items[0].dtype;
+    a.scale = scale;
+  }
+
+  vector<LogitItem> items;
+};
+
+template <class Backend>
+tuple<Tensor, Tensor> logit_loss(const vector<Tensor>& logits, int64_t reals, int64_t real_term, int64_t fake_term,
+                                 const string& reduction, double scale, bool return_stats) {
+  const LogitItems items(logits, reals, real_term, fake_term, reduction);
+  const auto dtype = arithmetic_type(logits[0].scalar_type());
+  Tensor value = empty_contiguous(logits[0], {}, dtype);
+  Tensor statistics = empty_contiguous(logits[0], {return_stats ? int64_t(logits.size()) : 0, 4}, dtype);
+  LogitLoss a;
+  items.describe(a, scale);
+  a.value = value.data_ptr();
+  a.statistics = return_stats ? statistics.data_ptr() : nullptr;
+  Backend::logit_loss(a, logits[0]);
+  return {value, statistics};
+}
+
+template <class Backend>
+vector<Tensor> logit_loss_backward(const Tensor& grad, const vector<Tensor>& logits, int64_t reals, int64_t real_term,
+                                   int64_t fake_term, const string& reduction, double scale, bool) {
+  vector<Tensor> grads;
+  grads.reserve(logits.size());
+  for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
+  const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
+  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(logits[0].scalar_type()), "unigen_fast: grad has the wrong dtype");
+  LogitLossBackward a;
+  items.describe(a, scale);
+  a.grad = grad.data_ptr();
+  Backend::logit_loss_backward(a, logits[0]);
+  return grads;
+}
+
+template <class Backend>
+Tensor logit_term(const Tensor& logits, int64_t term, double scale) {
+  check_term(term);
+  auto builder = GridBuilder::over(logits, std::nullopt);
+  Tensor out = empty_contiguous(logits, Dims(logits.sizes()), arithmetic_type(logits.scalar_type()));
+  LogitTerm a;
+  a.dtype = dtype_of(logits);
+  a.term = int(term);
+  a.scale = scale;
+  builder.element(a.logits, logits);
+  builder.element(a.out, out, out.scalar_type());
+  a.grid = builder.finish();
+  Backend::logit_term(a, logits);
+  return out;
+}
+
+template <class Backend>
+Tensor logit_term_backward(const Tensor& grad, const Tensor& logits, int64_t term, double scale) {
+  check_term(term);
+  auto builder = GridBuilder::over(logits, std::nullopt);
+  Tensor grad_logits = empty_gradient(logits);
+  LogitTermBackward a;
+  a.dtype = dtype_of(logits);
+  a.term = int(term);
+  a.scale = scale;
+  builder.element(a.grad, grad, arithmetic_type(logits.scalar_type()));
+  builder.element(a.logits, logits);
+  builder.element(a.grad_logits, grad_logits);
+  a.grid = builder.finish();
+  Backend::logit_term_backward(a, logits);
+  return grad_logits;
+}
+
+#define UNIGEN_ADVERSARIAL_OPS(X)                \
+  X(importance_weighted_generator_loss)          \
+  X(importance_weighted_generator_loss_backward) \
+  X(logit_loss)                                  \
+  X(logit_loss_backward)                         \
+  X(logit_term)                                  \
+  X(logit_term_backward)
+
+}  // namespace unigen

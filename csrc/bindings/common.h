@@ -1,0 +1,80 @@
+// What the ops of every family need: allocation and options.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "grid_builder.h"
+
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name in torch 2.10
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
+namespace unigen {
+
+using std::optional;
+using std::string;
+using std::tuple;
+using std::vector;
+
+// ---- allocation ------------------------------------------------------------------------------------------------------
+
+inline Tensor empty_strided(const Tensor& like, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
+  AtenTensorHandle handle;
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(ndim, sizes, strides, code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType dtype) {
+  int64_t strides[kMaxTensorDims], stride = 1;
+  for (int64_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  return empty_strided(like, sizes.size(), sizes.data(), strides, dtype);
+}
+
+inline Tensor empty_absent(const Tensor& like) { return empty_contiguous(like, {0}, like.scalar_type()); }
+
+// torch.empty_like, without the dispatcher where the tensor is contiguous, or a piece of one that is
+inline Tensor empty_gradient(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const int64_t ndim = int64_t(sizes.size());
+  if (tensor.is_contiguous()) return empty_strided(tensor, ndim, sizes.data(), strides.data(), tensor.scalar_type());
+  bool nested = true;  // each dimension beyond the next one
+  for (int64_t d = 0; d < ndim; ++d)
+    nested = nested && sizes[d] > 1 && strides[d] >= (d + 1 < ndim ? strides[d + 1] * sizes[d + 1] : 1);
+  return nested ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : torch::stable::empty_like(tensor);
+}
+
+// ---- options ---------------------------------------------------------------------------------------------------------
+
+// `rows` is what a mean divides by.
+inline Reduction reduction_of(const string& name, int64_t rows, double scale = 1) {
+  STD_TORCH_CHECK(name == "mean" || name == "sum" || name == "none", "unigen_fast: unknown reduction ", name);
+  return {name != "none", scale, name == "mean" ? double(rows) : 1.0};
+}
+
+inline Spread spread_of(const string& name) {
+  if (name == "std") return Spread::std;
+  if (name == "logstd") return Spread::logstd;
+  STD_TORCH_CHECK(name == "logvar", "unigen_fast: unknown spread ", name);
+  return Spread::logvar;
+}
+
+// a row value or, if reduced, one number
+inline Tensor empty_value(const Tensor& like, const GridBuilder& builder, const string& reduction) {
+  const auto dtype = arithmetic_type(like.scalar_type());
+  return empty_contiguous(like, reduction == "none" ? builder.row_sizes() : Dims{}, dtype);
+}
+
+}  // namespace unigen
