@@ -1,4 +1,4 @@
-"""`python -m unigen_fast info | demo | bench`, also installed as `unigen-fast`."""
+"""`python -m unigen_fast info [--ops] | demo | bench`, also installed as `unigen-fast`."""
 
 import sys
 
@@ -6,6 +6,11 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     command, rest = (arguments[0], arguments[1:]) if arguments else ("info", [])
+    if command == "info" and rest == ["--ops"]:
+        from unigen_fast import _coverage, info
+
+        print(_coverage.table(info().backends))
+        return 0
     if command == "info":
         import unigen_fast
 
@@ -19,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         from unigen_fast import bench
 
         return bench.main(rest) or 0
-    print(f"usage: python -m unigen_fast [info | demo | bench] …\nunknown command {command!r}", file=sys.stderr)
+    print(f"usage: python -m unigen_fast [info [--ops] | demo | bench] …\nunknown command {command!r}", file=sys.stderr)
     return 2
 
 

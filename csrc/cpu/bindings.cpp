@@ -1,6 +1,7 @@
 // The module `unigen_fast._cpu`: importing it registers the CPU kernels of the instruction set found at load.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdlib>
 
@@ -61,4 +62,11 @@ STABLE_TORCH_LIBRARY_IMPL(unigen_fast, CPU, m) {
 PYBIND11_MODULE(_cpu, m) {
   m.def("build_info", [] { return std::string("C++, ") + unigen::cpu::instruction_set().name; });
   m.def("instruction_set", [] { return std::string(unigen::cpu::instruction_set().name); });
+  m.def("ops", [] {
+    return std::vector<std::string>{
+#define UNIGEN_NAME(op) #op,
+        UNIGEN_OPS(UNIGEN_NAME)
+#undef UNIGEN_NAME
+    };
+  });
 }

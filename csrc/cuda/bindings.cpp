@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../bindings/ops.h"
@@ -58,5 +59,12 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("build_info", [] {
     return "CUDA " + std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) +
            ", sm_80 and sm_90";
+  });
+  m.def("ops", [] {
+    return std::vector<std::string>{
+#define UNIGEN_NAME(op) #op,
+        UNIGEN_OPS(UNIGEN_NAME)
+#undef UNIGEN_NAME
+    };
   });
 }

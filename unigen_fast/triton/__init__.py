@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unigen_fast._fused import FusedOp
 from unigen_fast.triton import adversarial, divergence, importance, likelihood
 from unigen_fast.triton._rows import Unsupported
 
@@ -33,21 +34,20 @@ def _laid_out_as(grads: Any, like: tuple[Tensor | None, ...]) -> Any:
     return type(grads)(g if t is None or g.shape != t.shape else torch.empty_like(t).copy_(g) for g, t in pairs)
 
 
-def _any_strides(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
-    """`op`, on contiguous copies where the operands have more dimensions than its kernels resolve."""
-    # where the inputs stand among a backward op's arguments: behind the gradients of the outputs
-    first = 2 if name == "sample_gaussian_with_kl_backward" else 1
+def _any_strides(name: str, kernels: Callable[..., Any]) -> Callable[..., Any]:
+    """The op, on contiguous copies where the operands have more dimensions than its kernels resolve."""
+    op = next(op for op in FusedOp.every if op.name == name.removesuffix("_backward"))
 
-    @functools.wraps(op)
+    @functools.wraps(kernels)
     def call(*args: Any) -> Any:
         try:
-            return op(*args)
+            return kernels(*args)
         except Unsupported:
-            result = op(*map(_contiguous, args))
+            result = kernels(*map(_contiguous, args))
         if not name.endswith("_backward"):
             return result
-        inputs = args[first] if isinstance(args[first], (list, tuple)) else args[first : first + 4]
-        return _laid_out_as(result, inputs)
+        inputs = args[op.differentiable_outputs :]  # behind the gradients of the outputs
+        return _laid_out_as(result, inputs[0] if op.tensor_list else tuple(inputs[i] for i in op.differentiable))
 
     return call
 
