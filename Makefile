@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test demo bench lint kernels compat clean
+.PHONY: test test-third-party demo bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -17,6 +17,13 @@ $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n auto --dist loadfile tests
+
+# against the packages that ours stands in for, in an environment of their own
+test-third-party: $(VENV)/ready
+	$(PYTHON) -m venv build/third-party
+	build/third-party/bin/pip install -q "$(TORCH)" numpy pytest scipy mpmath arviz scvi-tools pydantic imageio
+	build/third-party/bin/pip install -q --no-deps pythae torchrl tensordict cloudpickle orjson pyvers importlib_metadata zipp
+	PYTHONPATH=. build/third-party/bin/python -m pytest -q -rs tests/test_third_party.py tests/test_importance.py
 
 demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output
