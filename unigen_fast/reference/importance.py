@@ -96,9 +96,9 @@ def power_bound_loss(
         total = torch.full_like(base, count) + (base - base)
         bound = distance.mean(dim)
     elif math.isinf(power):
-        best = x.detach() == base
-        total = best.sum(dim, keepdim=True).to(x.dtype) + (base - base)
-        bound = torch.where(best, distance, torch.zeros_like(x)).sum(dim) / total.squeeze(dim)
+        best = (x.detach() == base).to(x.dtype)
+        total = best.sum(dim, keepdim=True) + (base - base)
+        bound = (best / total * torch.where(distance == -math.inf, torch.zeros_like(x), distance)).sum(dim)
     else:
         t = power * distance
         total = t.exp().sum(dim, keepdim=True)
@@ -145,34 +145,38 @@ def vimco_signal(log_w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """LME - LME_{-k} for each k, LME_{-k} with log_w_k replaced by the mean of the others: O(K), and no difference of
     two sums that are nearly the same.
 
-    Returns (signal, statistics `[6, rows]`: the largest and second-largest log-weight, made finite; the sums of
-    exp(l - largest) over all and of exp(l - second) over all but the largest; the sum of the finite l - largest; the
-    number of -inf).
+    Returns (signal, statistics `[5, rows]`: the largest log-weight, made finite; the sum of exponentials; the sum of
+    the finite l - largest; the number of -inf; the signal of the largest, NaN if it is not the only one).
     """
     count = log_w.size(dim)
-    largest, second = log_w.topk(2, dim).values.split(1, dim)
-    nan = log_w.isnan().any(dim, keepdim=True)  # which the largest may not show
-    largest = torch.where(nan, torch.full_like(largest, math.nan), largest)
-    best = (log_w == largest) & (second < largest)
+    largest, second = log_w.topk(2, dim).values.split(1, dim)  # NaN first
+    only = second < largest
+    best = (log_w == largest) & only
     largest, second = (torch.where(m == -math.inf, torch.zeros_like(m), m) for m in (largest, second))
     distance = log_w - largest
     total = distance.exp().sum(dim, keepdim=True)
+    # of all but the largest, relative to the second: it does not vanish beside the largest
     others = torch.where(best, torch.zeros_like(log_w), (log_w - second).exp()).sum(dim, keepdim=True)
     impossible = log_w == -math.inf
     finite = torch.where(impossible, torch.zeros_like(distance), distance)
     drop = finite.sum(dim, keepdim=True)
     missing = impossible.sum(dim, keepdim=True).to(log_w.dtype)
 
-    baseline = (drop - finite) / (count - 1)  # the mean of the others, as a distance from the largest
+    # the mean of the others, as a distance from the largest
+    baseline = (drop - finite) / (count - 1)
     baseline = torch.where(missing - impossible.to(log_w.dtype) > 0, torch.full_like(baseline, -math.inf), baseline)
-    gap = torch.where(impossible & (baseline == -math.inf), torch.zeros_like(baseline), distance - baseline)
+    gap = torch.where(distance == baseline, torch.zeros_like(baseline), distance - baseline)
     change = torch.maximum(distance, baseline).exp() * (-gap.abs()).expm1() / total
-    change = torch.where(gap < 0, -change, change)
-    log_others = (others + (baseline + (largest - second)).exp()).log()
-    direct = (largest - second) + total.log() - log_others
-    signal = torch.where(best & (change < -0.75), direct, -change.log1p())
+    signal = -torch.where(gap < 0, -change, change).log1p()
+
+    mean = torch.where(missing > 0, torch.full_like(drop, -math.inf), drop / (count - 1))
+    change = mean.expm1() / total
+    direct = (largest - second) + total.log() - (others + (mean + (largest - second)).exp()).log()
+    of_best = torch.where(change < -0.75, direct, -change.log1p())
+    signal = torch.where(best, of_best, signal)
     signal = torch.where(total == 0, torch.zeros_like(signal), signal)
-    return signal, torch.cat([s.movedim(dim, 0) for s in (largest, second, total, others, drop, missing)])
+    of_best = torch.where(only, of_best, torch.full_like(of_best, math.nan))
+    return signal, torch.stack([s.squeeze(dim) for s in (largest, total, drop, missing, of_best)])
 
 
 def vimco_loss(log_w: Tensor, log_q: Tensor, dim: int, reduction: str) -> tuple[Tensor, Tensor]:
