@@ -121,6 +121,23 @@ WeightRowsBackward = _arguments(
 )
 Weights = _arguments("Weights", log_w=Operand, weights=Operand, temperature=DOUBLE)
 WeightsBackward = _arguments("WeightsBackward", grad=Operand, weights=Operand, grad_log_w=Operand, temperature=DOUBLE)
+_ESTIMATOR_OPTIONS = {
+    "kind": INT,
+    "power": DOUBLE,
+    "elbo_weight": DOUBLE,
+    "temperature": DOUBLE,
+    "partition": ctypes.POINTER(DOUBLE),
+    "points": INT,
+    "reduction": Reduction,
+}
+Estimators = _arguments(
+    "Estimators", **dict.fromkeys(("in0", "in1", "value0", "value1", "statistics"), Operand), **_ESTIMATOR_OPTIONS
+)
+EstimatorsBackward = _arguments(
+    "EstimatorsBackward",
+    **dict.fromkeys(("grad0", "grad1", "in0", "in1", "value", "statistics", "out0", "out1"), Operand),
+    **_ESTIMATOR_OPTIONS,
+)
 LogitItem = _arguments("LogitItem", logits=Operand, grad_logits=Operand, term=INT, count=DOUBLE)
 LogitTerm = _arguments("LogitTerm", logits=Operand, out=Operand, term=INT, scale=DOUBLE)
 LogitTermBackward = _arguments(
@@ -394,6 +411,82 @@ def test_rows_that_are_not_finite(emulated: ctypes.CDLL, columns: int, layout: A
     for got in (result, weights):
         assert (got[1] == 0).all() and got[2].isnan().all() and got[3].isnan().all()
         close(got[[0, 4, 5]], log_w[[0, 4, 5]].softmax(1), torch.float32)
+
+
+PARTITION = (0.0, 0.1, 0.4, 1.0)
+# kind, options, how many inputs, how many planes of statistics, and the reference: its results, then the statistics
+ESTIMATORS: list[tuple[int, dict[str, Any], int, int, Callable[..., Any]]] = [
+    (0, {"power": 0.7}, 1, 2, lambda x, r: importance.power_bound_loss(x, 1, 0.7, 0.0, 1.0, r)),
+    (0, {"power": 0.2, "elbo_weight": 0.3}, 1, 2, lambda x, r: importance.power_bound_loss(x, 1, 0.2, 0.3, 1.0, r)),
+    (0, {"power": -2.0}, 1, 2, lambda x, r: importance.power_bound_loss(x, 1, -2.0, 0.0, 1.0, r)),
+    (0, {"power": 0.0}, 1, 2, lambda x, r: importance.power_bound_loss(x, 1, 0.0, 0.0, 1.0, r)),
+    (0, {"power": float("inf")}, 1, 2, lambda x, r: importance.power_bound_loss(x, 1, float("inf"), 0.0, 1.0, r)),
+    (1, {"points": len(PARTITION)}, 1, 7, lambda x, r: importance.tvo_loss(x, 1, PARTITION, r)),
+    (2, {}, 2, 5, lambda x, y, r: importance.vimco_loss(x, y, 1, r)),
+    (3, {}, 2, 2, lambda x, y, r: importance.rws_losses(x, y, 1, r)),
+    (4, {}, 1, 2, lambda x, r: importance.log_variance_loss(x, 1, r)),
+    (5, {"temperature": 1.5}, 2, 2, lambda x, y, r: importance.importance_weighted_sum(x, y, 1, 1.5)),
+    (6, {}, 1, 4, lambda x, r: (importance.weight_diagnostics(x, 1),)),
+]
+
+
+def run_estimator(library: ctypes.CDLL, which: Any, inputs: list[Tensor], reduction: str, multiprocessors: int) -> None:
+    """A row that is not finite may save other numbers than the reference's."""
+    kind, options, _, planes, reference = which
+    dtype, rows = inputs[0].dtype, inputs[0].size(0)
+    wide = arithmetic(dtype)
+    options = {"power": 1.0, "temperature": 1.0, **options, "partition": (DOUBLE * len(PARTITION))(*PARTITION)}
+    options["reduction"] = Reduction(reduction == "mean", 1.0, rows if reduction == "mean" else 1.0)
+    leaves = [x.double().requires_grad_() for x in inputs]
+    *expected, statistics = reference(*leaves, reduction)
+    a = Estimators(kind=kind, **options)
+    saved = torch.full((planes, rows), 77, dtype=wide)
+    values = [torch.full(e.shape, 77, dtype=wide) for e in expected]
+    elements = {f"in{i}": x for i, x in enumerate(inputs)}
+    describe(a, [1], elements, {f"value{i}": v for i, v in enumerate(values)} | {"statistics": saved[0]})
+    call(library, "estimators", a, multiprocessors)
+    finite = [row for row in range(rows) if all(x[row].isfinite().all() for x in inputs)]
+    close(saved[:, finite], statistics[:, finite], wide)
+    for got, e in zip(values, expected, strict=True):
+        close(got, e, wide)
+    if kind == 6:
+        return
+    for needed in range(1, 1 << len(inputs)):
+        grads = [normal(e.shape, wide, i) for i, e in enumerate(expected)]
+        results = {f"out{i}": empty_like(x) for i, x in enumerate(inputs) if needed >> i & 1}
+        b = EstimatorsBackward(kind=kind, **options)
+        of_rows = {f"grad{i}": g for i, g in enumerate(grads)} | {"statistics": saved[0]}
+        describe(b, [1], elements | results, of_rows | ({"value": values[0]} if kind == 5 else {}))
+        call(library, "estimators_backward", b, multiprocessors)
+        exact = torch.autograd.grad(expected, leaves, [g.double() for g in grads], retain_graph=True)
+        for name, got in results.items():
+            close(got, exact[int(name[3:])], dtype)
+
+
+@everything
+def test_estimators(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    inputs = [layout(normal(shape, dtype) * 3), layout(normal(shape, dtype, 7) * 2 - 1)]
+    for which in ESTIMATORS:
+        if shape[1] == 1 and which[0] in (2, 4):
+            continue  # a sample is compared with others
+        reduction = "none" if which[0] in (5, 6) or shape[0] * shape[1] > LARGE else "mean"
+        run_estimator(emulated, which, inputs[: which[2]], reduction, multiprocessors)
+
+
+@pytest.mark.parametrize("layout", [_contiguous, _transposed])
+@pytest.mark.parametrize("which", ESTIMATORS, ids=lambda which: f"{which[0]}{which[1] or ''}")
+def test_estimators_of_rows_that_are_not_finite(emulated: ctypes.CDLL, which: Any, layout: Any) -> None:
+    inf, nan = float("inf"), float("nan")
+    log_w = normal((7, 40), torch.float64)
+    log_w[1] = -inf
+    log_w[2, 1] = nan
+    log_w[3, 5] = -inf
+    log_w[4, 3] += 1000
+    log_w[5, 7] = log_w[5, 9] = log_w[5].max() + 1
+    if which[0] == 4:
+        log_w = log_w.nan_to_num(neginf=nan)
+    inputs = [layout(log_w), layout(normal((7, 40), torch.float64, 7))]
+    run_estimator(emulated, which, inputs[: which[2]], "none", 100)
 
 
 # ---- adversarial -----------------------------------------------------------------------------------------------------

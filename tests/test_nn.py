@@ -15,6 +15,20 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.ImportanceWeights: uf.importance_weights,
     uf.nn.EffectiveSampleSize: uf.effective_sample_size,
     uf.nn.IWAELoss: uf.iwae_loss,
+    uf.nn.WeightDiagnostics: uf.weight_diagnostics,
+    uf.nn.ImportanceWeightedSum: uf.importance_weighted_sum,
+    uf.nn.MIWAELoss: uf.miwae_loss,
+    uf.nn.PIWAELosses: uf.piwae_losses,
+    uf.nn.CIWAELoss: uf.ciwae_loss,
+    uf.nn.RenyiLoss: uf.renyi_loss,
+    uf.nn.CUBOLoss: uf.cubo_loss,
+    uf.nn.TVOLoss: uf.tvo_loss,
+    uf.nn.VIMCOLoss: uf.vimco_loss,
+    uf.nn.RWSLosses: uf.rws_losses,
+    uf.nn.DReGLoss: uf.dreg_loss,
+    uf.nn.LogVarianceLoss: uf.log_variance_loss,
+    uf.nn.TrajectoryBalanceLoss: uf.trajectory_balance_loss,
+    uf.nn.MemorizationScore: uf.memorization_score,
     uf.nn.DiscriminatorLoss: uf.discriminator_loss,
     uf.nn.GeneratorLoss: uf.generator_loss,
     uf.nn.ImportanceWeightedGeneratorLoss: uf.importance_weighted_generator_loss,
@@ -35,6 +49,20 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
     (uf.nn.ImportanceWeights, {"dim": 0, "temperature": 2.0, "detach": False}, (X,), {}),
     (uf.nn.EffectiveSampleSize, {"dim": -1}, (X,), {}),
     (uf.nn.IWAELoss, {"dim": 1, "reduction": "none", "value": "surrogate"}, (X,), {}),
+    (uf.nn.WeightDiagnostics, {"dim": 0}, (X,), {}),
+    (uf.nn.ImportanceWeightedSum, {"dim": 1, "temperature": 2.0, "detach": False}, (X, V), {}),
+    (uf.nn.MIWAELoss, {"sample_dim": 2, "group_dim": 1, "reduction": "sum"}, (X.reshape(2, 3, 4),), {}),
+    (uf.nn.PIWAELosses, {"sample_dim": 2, "group_dim": 1, "reduction": "none"}, (X.reshape(2, 3, 4),), {}),
+    (uf.nn.CIWAELoss, {"dim": 1, "beta": 0.3, "reduction": "sum"}, (X,), {}),
+    (uf.nn.RenyiLoss, {"dim": 1, "alpha": 0.5, "reduction": "none"}, (X,), {}),
+    (uf.nn.CUBOLoss, {"dim": 1, "order": 3.0, "reduction": "sum"}, (X,), {}),
+    (uf.nn.TVOLoss, {"dim": 1, "partition": [0.0, 0.3, 1.0], "reduction": "sum"}, (X,), {}),
+    (uf.nn.VIMCOLoss, {"dim": 1, "reduction": "sum"}, (X, V), {}),
+    (uf.nn.RWSLosses, {"dim": 1, "reduction": "none"}, (X, V), {}),
+    (uf.nn.DReGLoss, {"dim": 1, "reduction": "sum"}, (X, V), {}),
+    (uf.nn.LogVarianceLoss, {"dim": 1, "reduction": "sum"}, (X,), {}),
+    (uf.nn.TrajectoryBalanceLoss, {"reduction": "none"}, (X, V[0]), {}),
+    (uf.nn.MemorizationScore, {"dim": 0}, (X, V[:4]), {}),
     (
         uf.nn.DiscriminatorLoss,
         {"kind": "hinge", "reduction": "sum", "scale": 0.5, "return_stats": True},
@@ -150,13 +178,13 @@ def test_every_option_is_passed_on(module, options, args, kwargs) -> None:
         outputs = as_tuple(module(**chosen)(*tensors, **given))
         inputs = [x for x in (*tensors, *given.values()) if isinstance(x, Tensor) and x.requires_grad]
         total = sum(o.sum() for o in outputs if o.requires_grad)
-        gradients = torch.autograd.grad(total, inputs) if isinstance(total, Tensor) else ()
+        gradients = torch.autograd.grad(total, inputs, materialize_grads=True) if isinstance(total, Tensor) else ()
         return [*outputs, *gradients]
 
     full = run(options)
     for name in options:
-        if name == "dim":
-            continue  # no default to fall back to
+        if inspect.signature(module).parameters[name].default is inspect.Parameter.empty:
+            continue  # nothing to fall back to
         without = run({n: v for n, v in options.items() if n != name})
         same = len(full) == len(without) and all(
             a.shape == b.shape and a.requires_grad == b.requires_grad and torch.equal(a, b)
@@ -179,8 +207,9 @@ def test_repr_shows_every_option(module, options, args, kwargs) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_modules_hold_no_state(module: type[nn.Module]) -> None:
-    needs_dim = inspect.signature(module).parameters.get("dim")
-    options = {"dim": 0} if needs_dim is not None and needs_dim.default is inspect.Parameter.empty else {}
+    parameters = inspect.signature(module).parameters
+    given = next(options for m, options, _, _ in CALLS if m is module)
+    options = {n: given[n] for n, p in parameters.items() if p.default is inspect.Parameter.empty}
     instance = module(**options)
     assert not list(instance.parameters()) and not list(instance.buffers()) and not instance.state_dict()
     assert module.__doc__ and FUNCTION_OF[module].__name__ in module.__doc__

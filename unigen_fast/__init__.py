@@ -11,26 +11,61 @@ from unigen_fast.adversarial import (
     log_ratio,
 )
 from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian_with_kl
-from unigen_fast.importance import effective_sample_size, importance_weights, iwae_loss, log_mean_exp
+from unigen_fast.importance import (
+    WeightDiagnostics,
+    ciwae_loss,
+    cubo_loss,
+    dreg_loss,
+    effective_sample_size,
+    importance_weighted_sum,
+    importance_weights,
+    iwae_loss,
+    log_mean_exp,
+    log_variance_loss,
+    memorization_score,
+    miwae_loss,
+    piwae_losses,
+    renyi_loss,
+    rws_losses,
+    trajectory_balance_loss,
+    tvo_loss,
+    vimco_loss,
+    weight_diagnostics,
+)
 from unigen_fast.likelihood import bernoulli_log_prob
 
 __all__ = [
     "DiscriminatorStats",
+    "WeightDiagnostics",
     "bernoulli_log_prob",
+    "ciwae_loss",
+    "cubo_loss",
     "discriminator_loss",
+    "dreg_loss",
     "effective_sample_size",
     "gaussian_kl",
     "generator_loss",
     "importance_weighted_generator_loss",
+    "importance_weighted_sum",
     "importance_weights",
     "info",
     "iwae_loss",
     "log_discriminator",
     "log_mean_exp",
     "log_ratio",
+    "log_variance_loss",
+    "memorization_score",
+    "miwae_loss",
     "nn",
+    "piwae_losses",
+    "renyi_loss",
+    "rws_losses",
     "sample_gaussian",
     "sample_gaussian_with_kl",
+    "trajectory_balance_loss",
+    "tvo_loss",
+    "vimco_loss",
+    "weight_diagnostics",
 ]
 
 _BACKENDS = _loader.load()

@@ -1,6 +1,7 @@
 """Argument checks of the public functions: what was got, what was expected, before any kernel runs."""
 
 import functools
+import itertools
 import math
 from collections.abc import Collection, Sequence
 
@@ -49,6 +50,25 @@ def sample_dimension(name: str, x: Tensor, dim: int) -> int:
     if x.size(dim) == 0:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected at least one sample along dim {dim}")
     return dim
+
+
+def several_samples(name: str, x: Tensor, dim: int, why: str) -> int:
+    """A dimension that holds at least two samples."""
+    dim = sample_dimension(name, x, dim)
+    if x.size(dim) == 1:
+        raise ValueError(f"{name}: got 1 sample along dim {dim} of shape {tuple(x.shape)}, expected at least 2: {why}")
+    return dim
+
+
+def increasing(name: str, values: Sequence[float], first: float, last: float) -> list[float]:
+    """Numbers that rise from `first` to `last`."""
+    if isinstance(values, (str, Tensor)) or not isinstance(values, Sequence):
+        raise TypeError(f"{name}: expected a sequence of numbers, got {type(values).__name__}")
+    numbers = [number(f"{name}[{i}]", value) for i, value in enumerate(values)]
+    rising = all(a < b for a, b in itertools.pairwise(numbers))
+    if len(numbers) < 2 or numbers[0] != first or numbers[-1] != last or not rising:
+        raise ValueError(f"{name}: got {numbers}, expected increasing numbers, the first {first:g}, the last {last:g}")
+    return numbers
 
 
 def event(name: str, x: Tensor, event_ndims: int) -> int:

@@ -33,6 +33,61 @@ iwae_loss = FusedOp(
     saved=(1,),
 )
 
+power_bound_loss = FusedOp(
+    "power_bound_loss(Tensor log_w, int dim, float power, float elbo_weight, float scale, str reduction)"
+    " -> (Tensor loss, Tensor statistics)",
+    importance.power_bound_loss,
+    backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, float power, float elbo_weight, float scale,"
+    " str reduction) -> Tensor",
+    saved=(1,),
+)
+tvo_loss = FusedOp(
+    "tvo_loss(Tensor log_w, int dim, float[] partition, str reduction) -> (Tensor loss, Tensor statistics)",
+    importance.tvo_loss,
+    backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, float[] partition, str reduction) -> Tensor",
+    saved=(1,),
+)
+vimco_loss = FusedOp(
+    "vimco_loss(Tensor log_w, Tensor log_q, int dim, str reduction) -> (Tensor loss, Tensor statistics)",
+    importance.vimco_loss,
+    backward="(Tensor grad, Tensor log_w, Tensor log_q, Tensor statistics, int dim, str reduction, int needed)"
+    " -> (Tensor, Tensor)",
+    tensors=2,
+    differentiable=(0, 1),
+    saved=(1,),
+)
+rws_losses = FusedOp(
+    "rws_losses(Tensor log_p, Tensor log_q, int dim, str reduction)"
+    " -> (Tensor wake_theta, Tensor wake_phi, Tensor statistics)",
+    importance.rws_losses,
+    backward="(Tensor grad_theta, Tensor grad_phi, Tensor log_p, Tensor log_q, Tensor statistics, int dim,"
+    " str reduction, int needed) -> (Tensor, Tensor)",
+    tensors=2,
+    differentiable=(0, 1),
+    differentiable_outputs=2,
+    saved=(2,),
+)
+log_variance_loss = FusedOp(
+    "log_variance_loss(Tensor log_w, int dim, str reduction) -> (Tensor loss, Tensor statistics)",
+    importance.log_variance_loss,
+    backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, str reduction) -> Tensor",
+    saved=(1,),
+)
+importance_weighted_sum = FusedOp(
+    "importance_weighted_sum(Tensor log_w, Tensor payload, int dim, float temperature)"
+    " -> (Tensor value, Tensor statistics)",
+    importance.importance_weighted_sum,
+    backward="(Tensor grad, Tensor log_w, Tensor payload, Tensor value, Tensor statistics, int dim, float temperature,"
+    " int needed) -> (Tensor, Tensor)",
+    tensors=2,
+    differentiable=(0, 1),
+    saved=(0, 1),
+)
+weight_diagnostics = FusedOp(
+    "weight_diagnostics(Tensor log_w, int dim) -> Tensor",
+    importance.weight_diagnostics,
+)
+
 # ---- adversarial -----------------------------------------------------------------------------------------------------
 
 importance_weighted_generator_loss = FusedOp(

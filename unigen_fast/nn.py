@@ -3,6 +3,7 @@
 Options are checked where they meet the tensors, at the call.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Generator, Tensor, nn
@@ -59,6 +60,146 @@ class IWAELoss(_Loss):
 
     def forward(self, log_w: Tensor) -> Tensor:
         return importance.iwae_loss(log_w, **self.options)
+
+
+class WeightDiagnostics(_Loss):
+    """`weight_diagnostics(log_w, dim=dim)`."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim=dim)
+
+    def forward(self, log_w: Tensor) -> importance.WeightDiagnostics:
+        return importance.weight_diagnostics(log_w, **self.options)
+
+
+class ImportanceWeightedSum(_Loss):
+    """`importance_weighted_sum(log_w, payload, dim=dim, …)`."""
+
+    def __init__(self, *, dim: int, temperature: float = 1.0, detach: bool = True) -> None:
+        super().__init__(dim=dim, temperature=temperature, detach=detach)
+
+    def forward(self, log_w: Tensor, payload: Tensor) -> Tensor:
+        return importance.importance_weighted_sum(log_w, payload, **self.options)
+
+
+class MIWAELoss(_Loss):
+    """`miwae_loss(log_w, sample_dim=sample_dim, group_dim=group_dim, …)`."""
+
+    def __init__(self, *, sample_dim: int, group_dim: int, reduction: str = "mean") -> None:
+        super().__init__(sample_dim=sample_dim, group_dim=group_dim, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> Tensor:
+        return importance.miwae_loss(log_w, **self.options)
+
+
+class PIWAELosses(_Loss):
+    """`piwae_losses(log_w, sample_dim=sample_dim, group_dim=group_dim, …)`."""
+
+    def __init__(self, *, sample_dim: int, group_dim: int, reduction: str = "mean") -> None:
+        super().__init__(sample_dim=sample_dim, group_dim=group_dim, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        return importance.piwae_losses(log_w, **self.options)
+
+
+class CIWAELoss(_Loss):
+    """`ciwae_loss(log_w, dim=dim, beta=beta, …)`."""
+
+    def __init__(self, *, dim: int, beta: float, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, beta=beta, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> Tensor:
+        return importance.ciwae_loss(log_w, **self.options)
+
+
+class RenyiLoss(_Loss):
+    """`renyi_loss(log_w, dim=dim, alpha=alpha, …)`."""
+
+    def __init__(self, *, dim: int, alpha: float, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, alpha=alpha, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> Tensor:
+        return importance.renyi_loss(log_w, **self.options)
+
+
+class CUBOLoss(_Loss):
+    """`cubo_loss(log_w, dim=dim, …)`."""
+
+    def __init__(self, *, dim: int, order: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, order=order, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> Tensor:
+        return importance.cubo_loss(log_w, **self.options)
+
+
+class TVOLoss(_Loss):
+    """`tvo_loss(log_w, dim=dim, partition=partition, …)`."""
+
+    def __init__(self, *, dim: int, partition: Sequence[float], reduction: str = "mean") -> None:
+        super().__init__(dim=dim, partition=partition, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> Tensor:
+        return importance.tvo_loss(log_w, **self.options)
+
+
+class VIMCOLoss(_Loss):
+    """`vimco_loss(log_w, log_q, dim=dim, …)`."""
+
+    def __init__(self, *, dim: int, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, reduction=reduction)
+
+    def forward(self, log_w: Tensor, log_q: Tensor) -> Tensor:
+        return importance.vimco_loss(log_w, log_q, **self.options)
+
+
+class RWSLosses(_Loss):
+    """`rws_losses(log_p, log_q, dim=dim, …)`."""
+
+    def __init__(self, *, dim: int, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, reduction=reduction)
+
+    def forward(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        return importance.rws_losses(log_p, log_q, **self.options)
+
+
+class DReGLoss(_Loss):
+    """`dreg_loss(log_w, z, dim=dim, …)`."""
+
+    def __init__(self, *, dim: int, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, reduction=reduction)
+
+    def forward(self, log_w: Tensor, z: Tensor) -> Tensor:
+        return importance.dreg_loss(log_w, z, **self.options)
+
+
+class LogVarianceLoss(_Loss):
+    """`log_variance_loss(log_w, dim=dim, …)`."""
+
+    def __init__(self, *, dim: int, reduction: str = "mean") -> None:
+        super().__init__(dim=dim, reduction=reduction)
+
+    def forward(self, log_w: Tensor) -> Tensor:
+        return importance.log_variance_loss(log_w, **self.options)
+
+
+class TrajectoryBalanceLoss(_Loss):
+    """`trajectory_balance_loss(log_w, log_z, …)`."""
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+    def forward(self, log_w: Tensor, log_z: Tensor) -> Tensor:
+        return importance.trajectory_balance_loss(log_w, log_z, **self.options)
+
+
+class MemorizationScore(_Loss):
+    """`memorization_score(log_px_in, log_px_out, dim=dim)`."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim=dim)
+
+    def forward(self, log_px_in: Tensor, log_px_out: Tensor) -> Tensor:
+        return importance.memorization_score(log_px_in, log_px_out, **self.options)
 
 
 class DiscriminatorLoss(_Loss):

@@ -13,6 +13,7 @@
 #include <torch/version.h>
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 namespace py = pybind11;
 
@@ -47,6 +48,7 @@ IValue to_ivalue(PyObject* object) {
   if (PyBool_Check(object)) return object == Py_True;
   if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
   if (PyLong_Check(object)) return int64_t(py::handle(object).cast<int64_t>());
+  if (PyList_Check(object)) return py::handle(object).cast<std::vector<double>>();
   TORCH_CHECK_TYPE(PyUnicode_Check(object), "unigen_fast: an option of type ", Py_TYPE(object)->tp_name);
   return py::handle(object).cast<std::string>();
 }
@@ -56,6 +58,7 @@ py::object to_python(const IValue& value) {
   if (value.isBool()) return py::bool_(value.toBool());
   if (value.isDouble()) return py::float_(value.toDouble());
   if (value.isInt()) return py::int_(value.toInt());
+  if (value.isDoubleList()) return py::cast(value.toDoubleVector());
   return py::str(value.toStringRef());
 }
 
@@ -115,10 +118,20 @@ struct Call {
   std::vector<IValue> options;
   std::vector<Output> outputs;  // where one of several may be without a gradient
 
+  static IValue as_tuple(const IValue& list) {
+    const auto numbers = list.toDoubleVector();
+    return c10::ivalue::Tuple::create(std::vector<IValue>(numbers.begin(), numbers.end()));
+  }
+  static IValue as_list(const IValue& tuple) {
+    std::vector<double> numbers;
+    for (const IValue& number : tuple.toTupleRef().elements()) numbers.push_back(number.toDouble());
+    return numbers;
+  }
+
   // In one flat tuple, which compiled autograd can hash (lists it refuses).
   IValue pack() const {
     std::vector<IValue> elements{reinterpret_cast<int64_t>(op)};
-    elements.insert(elements.end(), options.begin(), options.end());
+    for (const IValue& option : options) elements.push_back(option.isDoubleList() ? as_tuple(option) : option);
     for (const Output& output : outputs) {
       elements.push_back(c10::ivalue::Tuple::create(std::vector<IValue>(output.sizes.begin(), output.sizes.end())));
       elements.push_back(int64_t(output.dtype));
@@ -130,7 +143,8 @@ struct Call {
     const auto& elements = packed.toTupleRef().elements();
     Call call{reinterpret_cast<const Op*>(elements[0].toInt()), {}, {}};
     const auto after_options = elements.begin() + 1 + call.op->options;
-    call.options.assign(elements.begin() + 1, after_options);
+    for (auto option = elements.begin() + 1; option != after_options; ++option)
+      call.options.push_back(option->isTuple() ? as_list(*option) : *option);
     for (auto element = after_options; element != elements.end(); element += 2) {
       Output output{{}, at::ScalarType(element[1].toInt())};
       for (const IValue& size : element->toTupleRef().elements()) output.sizes.push_back(size.toInt());

@@ -116,6 +116,163 @@ Tensor importance_weights_backward(const Tensor& grad, const Tensor& log_w, cons
   return grad_log_w;
 }
 
+// ---- estimators ------------------------------------------------------------------------------------------------------
+
+// Results in the order of the schema: `values` of them, then the statistics.
+struct EstimatorResults {
+  Tensor value[2], statistics;
+};
+
+template <class Backend>
+EstimatorResults estimators(const Tensor& log_w, const Tensor* other, int64_t dim, const EstimatorOptions& options,
+                            int values, int64_t planes, const string& reduction, double scale = 1) {
+  auto builder = GridBuilder::over(log_w, dim);
+  Dims plane_sizes = builder.row_sizes();
+  Estimators a;
+  a.dtype = dtype_of(log_w);
+  a.options = options;
+  a.reduction = reduction_of(reduction, plane_sizes.product(), scale);
+  builder.element(a.in[0], log_w);
+  if (other) builder.element(a.in[1], *other);
+  EstimatorResults results{{log_w, log_w}, log_w};
+  for (int i = 0; i < values; ++i) {
+    results.value[i] = empty_value(log_w, builder, reduction);
+    builder.row(a.value[i], results.value[i]);
+  }
+  plane_sizes.insert(0, planes);
+  results.statistics = empty_contiguous(log_w, plane_sizes, arithmetic_type(log_w.scalar_type()));
+  builder.planes(a.statistics, results.statistics);
+  a.grid = builder.finish();
+  Backend::estimators(a, log_w);
+  return results;
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> estimators_backward(std::initializer_list<const Tensor*> grads, const Tensor& log_w,
+                                          const Tensor* other, const Tensor* value, const Tensor& statistics, int64_t dim,
+                                          const EstimatorOptions& options, int64_t needed, const string& reduction,
+                                          double scale = 1) {
+  auto builder = GridBuilder::over(log_w, dim);
+  EstimatorsBackward a;
+  a.dtype = dtype_of(log_w);
+  a.options = options;
+  a.reduction = reduction_of(reduction, builder.row_sizes().product(), scale);
+  builder.element(a.in[0], log_w);
+  if (other) builder.element(a.in[1], *other);
+  int g = 0;
+  for (const Tensor* grad : grads) builder.row(a.grad[g++], *grad);
+  if (value) builder.row(a.value, *value);
+  builder.planes(a.statistics, statistics);
+  Tensor out[2] = {log_w, log_w};
+  const Tensor* in[2] = {&log_w, other};
+  for (int i = 0; i < (other ? 2 : 1); ++i) {
+    out[i] = needed >> i & 1 ? empty_gradient(*in[i]) : empty_absent(log_w);
+    if (needed >> i & 1) builder.element(a.out[i], out[i]);
+  }
+  a.grid = builder.finish();
+  Backend::estimators_backward(a, log_w);
+  return {out[0], out[1]};
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> power_bound_loss(const Tensor& log_w, int64_t dim, double power, double elbo_weight, double scale,
+                                       const string& reduction) {
+  const EstimatorOptions options = {EstimatorKind::power_bound, power, elbo_weight};
+  const auto r = estimators<Backend>(log_w, nullptr, dim, options, 1, 2, reduction, scale);
+  return {r.value[0], r.statistics};
+}
+
+template <class Backend>
+Tensor power_bound_loss_backward(const Tensor& grad, const Tensor& log_w, const Tensor& statistics, int64_t dim,
+                                 double power, double elbo_weight, double scale, const string& reduction) {
+  const EstimatorOptions options = {EstimatorKind::power_bound, power, elbo_weight};
+  return std::get<0>(estimators_backward<Backend>({&grad}, log_w, nullptr, nullptr, statistics, dim, options, 1, reduction,
+                                                  scale));
+}
+
+inline EstimatorOptions tvo_options(const vector<double>& partition) {
+  STD_TORCH_CHECK(partition.size() >= 2, "unigen_fast: expected a partition of at least two points");
+  EstimatorOptions options;
+  options.kind = EstimatorKind::tvo;
+  options.partition = partition.data();
+  options.points = int(partition.size());
+  return options;
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> tvo_loss(const Tensor& log_w, int64_t dim, vector<double> partition, const string& reduction) {
+  const int64_t planes = 2 * int64_t(partition.size()) - 1;
+  const auto r = estimators<Backend>(log_w, nullptr, dim, tvo_options(partition), 1, planes, reduction);
+  return {r.value[0], r.statistics};
+}
+
+template <class Backend>
+Tensor tvo_loss_backward(const Tensor& grad, const Tensor& log_w, const Tensor& statistics, int64_t dim,
+                         vector<double> partition, const string& reduction) {
+  return std::get<0>(estimators_backward<Backend>({&grad}, log_w, nullptr, nullptr, statistics, dim,
+                                                  tvo_options(partition), 1, reduction));
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> vimco_loss(const Tensor& log_w, const Tensor& log_q, int64_t dim, const string& reduction) {
+  const auto r = estimators<Backend>(log_w, &log_q, dim, {EstimatorKind::vimco}, 1, 5, reduction);
+  return {r.value[0], r.statistics};
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> vimco_loss_backward(const Tensor& grad, const Tensor& log_w, const Tensor& log_q,
+                                          const Tensor& statistics, int64_t dim, const string& reduction, int64_t needed) {
+  return estimators_backward<Backend>({&grad}, log_w, &log_q, nullptr, statistics, dim, {EstimatorKind::vimco}, needed,
+                                      reduction);
+}
+
+template <class Backend>
+tuple<Tensor, Tensor, Tensor> rws_losses(const Tensor& log_p, const Tensor& log_q, int64_t dim, const string& reduction) {
+  const auto r = estimators<Backend>(log_p, &log_q, dim, {EstimatorKind::rws}, 2, 2, reduction);
+  return {r.value[0], r.value[1], r.statistics};
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> rws_losses_backward(const Tensor& grad_theta, const Tensor& grad_phi, const Tensor& log_p,
+                                          const Tensor& log_q, const Tensor& statistics, int64_t dim,
+                                          const string& reduction, int64_t needed) {
+  return estimators_backward<Backend>({&grad_theta, &grad_phi}, log_p, &log_q, nullptr, statistics, dim,
+                                      {EstimatorKind::rws}, needed, reduction);
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> log_variance_loss(const Tensor& log_w, int64_t dim, const string& reduction) {
+  const auto r = estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::log_variance}, 1, 2, reduction);
+  return {r.value[0], r.statistics};
+}
+
+template <class Backend>
+Tensor log_variance_loss_backward(const Tensor& grad, const Tensor& log_w, const Tensor& statistics, int64_t dim,
+                                  const string& reduction) {
+  return std::get<0>(estimators_backward<Backend>({&grad}, log_w, nullptr, nullptr, statistics, dim,
+                                                  {EstimatorKind::log_variance}, 1, reduction));
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> importance_weighted_sum(const Tensor& log_w, const Tensor& payload, int64_t dim, double temperature) {
+  const EstimatorOptions options = {EstimatorKind::weighted_sum, 1, 0, temperature};
+  const auto r = estimators<Backend>(log_w, &payload, dim, options, 1, 2, "none");
+  return {r.value[0], r.statistics};
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> importance_weighted_sum_backward(const Tensor& grad, const Tensor& log_w, const Tensor& payload,
+                                                       const Tensor& value, const Tensor& statistics, int64_t dim,
+                                                       double temperature, int64_t needed) {
+  const EstimatorOptions options = {EstimatorKind::weighted_sum, 1, 0, temperature};
+  return estimators_backward<Backend>({&grad}, log_w, &payload, &value, statistics, dim, options, needed, "none");
+}
+
+template <class Backend>
+Tensor weight_diagnostics(const Tensor& log_w, int64_t dim) {
+  return estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::diagnostics}, 0, 4, "none").statistics;
+}
+
 #define UNIGEN_IMPORTANCE_OPS(X) \
   X(log_mean_exp)                \
   X(log_mean_exp_backward)       \
@@ -123,6 +280,19 @@ Tensor importance_weights_backward(const Tensor& grad, const Tensor& log_w, cons
   X(importance_weights_backward) \
   X(effective_sample_size)       \
   X(iwae_loss)                   \
-  X(iwae_loss_backward)
+  X(iwae_loss_backward)          \
+  X(power_bound_loss)            \
+  X(power_bound_loss_backward)   \
+  X(tvo_loss)                    \
+  X(tvo_loss_backward)           \
+  X(vimco_loss)                  \
+  X(vimco_loss_backward)         \
+  X(rws_losses)                  \
+  X(rws_losses_backward)         \
+  X(log_variance_loss)           \
+  X(log_variance_loss_backward)  \
+  X(importance_weighted_sum)     \
+  X(importance_weighted_sum_backward) \
+  X(weight_diagnostics)
 
 }  // namespace unigen

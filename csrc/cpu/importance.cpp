@@ -194,6 +194,98 @@ void weights_backward_in(const WeightsBackward& a, const Parallel& parallel) {
   RowSumMap<T, 2, SoftmaxSlope<T>>(a.grid, in, elements(a.grad_log_w, a), {T(1 / a.temperature)}).run(parallel);
 }
 
+template <class T>
+void estimators_in(const Estimators& a, const Parallel& parallel) {
+  with_estimator(a.options, double(a.grid.cols), a.options.partition, [&](auto f) {
+    using F = decltype(f);
+    constexpr int kValues = F::kValues, kRoom = kValues ? kValues : 1;
+    const Array in[2] = {elements(a.in[0], a), elements(a.in[1], a)};
+    const RowSweeps<T, F> sweeps(a.grid, in, f);
+    RowResults<T> results[2] = {{a.grid, arithmetic(a.value[0], a), a.reduction, sweeps.units()},
+                                {a.grid, arithmetic(a.value[1], a), a.reduction, sweeps.units()}};
+    const Stream<T> planes(a.grid, arithmetic(a.statistics, a), Axis::none, Axis::rows);
+    const auto write = [&](int plane, int64_t row, int n, Vec<T> x) {
+      alignas(kVectorBytes) T numbers[Vec<T>::size];
+      store(numbers, x);
+      planes.write(plane * a.grid.rows, row, n, numbers);
+    };
+    sweeps.run(
+        parallel,
+        [&](int sweep, int64_t row, int n, const Vec<T>* left) {
+          for (int p = 0; p < F::kSweepPlanes; ++p) write(F::kPlanes + sweep * F::kSweepPlanes + p, row, n, left[p]);
+        },
+        [&](int64_t unit, int64_t row, int n, const Vec<T>* kept) {
+          for (int p = 0; p < F::kPlanes; ++p) write(p, row, n, kept[p]);
+          Vec<T> values[kRoom];
+          f.values(kept, values);
+          for (int i = 0; i < kValues; ++i) {
+            alignas(kVectorBytes) T numbers[Vec<T>::size];
+            store(numbers, values[i]);
+            results[i].take(unit, row, n, numbers);
+          }
+        });
+    for (int i = 0; i < kValues; ++i) results[i].close();
+  });
+}
+
+template <class T, class F>
+void estimator_slope(const EstimatorsBackward& a, const Parallel& parallel, const F& f) {
+  constexpr int kGiven = F::kGiven, kPlanes = F::kPlanes;
+  const Operand given[2] = {a.grad[0], F::kGivenValue ? a.value : a.grad[1]};
+  Array row[kGiven + kPlanes], in[2], results[2];
+  for (int k = 0; k < kGiven; ++k) row[k] = arithmetic(given[k], a);
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    Operand operand = a.statistics;
+    operand.data = static_cast<T*>(operand.data) + plane * a.grid.rows;
+    row[kGiven + plane] = arithmetic(operand, a);
+  }
+  for (int k = 0; k < 2; ++k) {
+    in[k] = elements(a.in[k], a);
+    results[k] = elements(a.out[k], a);
+  }
+  Map<T, kGiven + kPlanes, F::kIn, F::kOut>(a.grid, row, in, results).run(parallel, f);
+}
+
+// The sum of as many slopes as there are sweeps, each of two numbers of the row.
+template <class T>
+void tvo_backward(const EstimatorsBackward& a, T factor, const Parallel& parallel) {
+  using V = Vec<T>;
+  const Tvo f = {{double(a.grid.cols)}, a.options.partition, a.options.points};
+  const Partition partition(a.grid.rows, a.grid.cols, true);
+  const Stream<T> grad(a.grid, arithmetic(a.grad[0], a), Axis::rows, Axis::none);
+  const Stream<T> in(a.grid, elements(a.in[0], a), Axis::rows, Axis::cols);
+  const Stream<T> out(a.grid, elements(a.out[0], a), Axis::rows, Axis::cols);
+  const Stream<T> planes(a.grid, arithmetic(a.statistics, a), Axis::rows, Axis::none);
+  partition.run(parallel, [&](int64_t u) {
+    alignas(kVectorBytes) T room[kChunk<T>], slopes[kChunk<T>];
+    const T* plane = reinterpret_cast<const T*>(a.statistics.data);
+    for (int64_t r = partition.row_begin(u); r < partition.row_end(u); ++r) {
+      const T* of_row = plane + planes.origin(r);
+      const V base(of_row[0]), scale(grad.value(r) * factor);
+      for (int64_t c = partition.col_begin(u); c < partition.col_end(u); c += kChunk<T>) {
+        const int n = int(smaller(kChunk<T>, partition.col_end(u) - c));
+        const T* source = in.read(in.origin(r), c, n, room);
+        for (int sweep = 0; sweep < f.sweeps(); ++sweep) {
+          const V inverse = scale * inverse_sum(V(of_row[(1 + 2 * sweep) * a.grid.rows]));
+          const V mean(of_row[(2 + 2 * sweep) * a.grid.rows]);
+          for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+            const V slope = f.slope(sweep, load(source + i, l) - base, inverse, mean);
+            store(slopes + i, sweep == 0 ? slope : load(slopes + i) + slope);
+          });
+        }
+        out.write(out.origin(r), c, n, slopes);
+      }
+    }
+  });
+}
+
+template <class T>
+void estimators_backward_in(const EstimatorsBackward& a, const Parallel& parallel) {
+  const double factor = a.reduction.scale / a.reduction.denominator;
+  if (a.options.kind == EstimatorKind::tvo) return tvo_backward<T>(a, T(factor), parallel);
+  with_slope(a.options, double(a.grid.cols), factor, [&](auto f) { estimator_slope<T>(a, parallel, f); });
+}
+
 }  // namespace
 
 void weight_rows(const WeightRows& a, const Parallel& parallel) {
@@ -207,6 +299,12 @@ void weights(const Weights& a, const Parallel& parallel) {
 }
 void weights_backward(const WeightsBackward& a, const Parallel& parallel) {
   with_arithmetic(a.dtype, [&](auto t) { weights_backward_in<decltype(t)>(a, parallel); });
+}
+void estimators(const Estimators& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { estimators_in<decltype(t)>(a, parallel); });
+}
+void estimators_backward(const EstimatorsBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { estimators_backward_in<decltype(t)>(a, parallel); });
 }
 
 }  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

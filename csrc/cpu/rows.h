@@ -1007,6 +1007,177 @@ class RowExponentials {
   Stream<T> log_w_, weights_;
 };
 
+// ---- several sweeps over each row ------------------------------------------------------------------------------------
+
+// An estimator (formulas/importance.h) of every row: as many rows as a vector has lanes are done together, so that what is
+// a number of each row is one vector. finish(unit, row, n, kept) gets what is kept of rows [row, row + n);
+// save(sweep, row, n, planes) what a sweep leaves.
+template <class T, class F>
+class RowSweeps {
+  using V = Vec<T>;
+  static constexpr int kRows = V::size, kIn = F::kIn, kSums = F::kSums, kKept = F::kKept;
+  static constexpr int kSweepPlanes = F::kSweepPlanes ? F::kSweepPlanes : 1;
+
+ public:
+  RowSweeps(const Grid& grid, const Array* in, const F& f)
+      : f_(f),
+        lanes_are_rows_(lanes_along_rows<T>(grid, in[0].operand)),
+        partition_(grid.rows, grid.cols, false, lanes_are_rows_ || grid.cols < kChunk<T> ? kRows : 1) {
+    const Axis steps = lanes_are_rows_ ? Axis::cols : Axis::rows, lanes = lanes_are_rows_ ? Axis::rows : Axis::cols;
+    for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes);
+  }
+
+  int64_t units() const { return larger(1, partition_.count); }
+
+  template <class Save, class Finish>
+  void run(const Parallel& parallel, const Save& save, const Finish& finish) const {
+    partition_.run(parallel, [&](int64_t u) {
+      const int64_t end = partition_.row_end(u);
+      for (int64_t r = partition_.row_begin(u); r < end; r += kRows) {
+        const int n = int(smaller(kRows, end - r));
+        V kept[kKept];
+        if (lanes_are_rows_) {
+          along_rows(r, n, kept, save);
+        } else {
+          along_cols(r, n, kept, save);
+        }
+        finish(u, r, n, kept);
+      }
+    });
+  }
+
+ private:
+  // a new number among the two largest
+  static UNIGEN_INLINE void insert(V x, V& first, V& second) {
+    if constexpr (F::kSecond) second = max(min(x, first), second);
+    first = max(x, first);
+  }
+
+  static UNIGEN_INLINE void lane_extremes(V& first, V& second) {
+    typename V::Bits index;
+    for (int i = 0; i < V::size; ++i) index[i] = i;
+    for (int half = V::size / 2; half; half /= 2) {
+      const V other(__builtin_shuffle(first.v, index ^ half));
+      if constexpr (F::kSecond) {
+        second = max(min(first, other), max(second, V(__builtin_shuffle(second.v, index ^ half))));
+      }
+      first = max(first, other);
+    }
+  }
+
+  // body(sources, n, first) for each stretch of a row
+  template <class Body>
+  UNIGEN_INLINE void stretches(int64_t row, T (*room)[kChunk<T>], const Body& body) const {
+    int64_t origin[kIn];
+    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
+    for (int64_t c = 0; c < partition_.cols; c += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, partition_.cols - c));
+      const T* source[kIn];
+      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
+      body(source, n);
+    }
+  }
+
+  template <class Save>
+  UNIGEN_NOINLINE void along_cols(int64_t row, int rows, V* kept, const Save& save) const {
+    const F f = f_;
+    alignas(kVectorBytes) T room[kIn][kChunk<T>], of_rows[kKept][kRows], first[kRows], second[kRows];
+    alignas(kVectorBytes) T totals[kSums][kRows];
+    const V lowest = constant<V>(-HUGE_VAL);
+    for (int r = 0; r < kRows; ++r) {
+      first[r] = second[r] = 0;
+      for (int s = 0; s < kSums; ++s) totals[s][r] = 1;
+    }
+    for (int r = 0; r < rows; ++r) {
+      V largest = lowest, next = lowest;
+      stretches(row + r, room, [&](const T** source, int n) UNIGEN_FORCED {
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          V x[kIn];
+          for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+          insert(keep(l, f.key(x), lowest), largest, next);
+        });
+      });
+      lane_extremes(largest, next);
+      first[r] = largest.v[0];
+      second[r] = next.v[0];
+    }
+    f.open(load(first), load(second), kept);
+    const int sweeps = f.sweeps();
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      for (int k = 0; k < kKept; ++k) store(of_rows[k], kept[k]);
+      for (int r = 0; r < rows; ++r) {
+        V own[kKept];
+        for (int k = 0; k < kKept; ++k) own[k] = V(of_rows[k][r]);
+        double total[kSums] = {};
+        stretches(row + r, room, [&](const T** source, int n) UNIGEN_FORCED {
+          V sum[kSums];
+          for (int s = 0; s < kSums; ++s) sum[s] = V(T(0));
+          for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+            V x[kIn], t[kSums];
+            for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+            f.terms(sweep, own, x, t);
+            for (int s = 0; s < kSums; ++s) sum[s] = keep(l, sum[s] + t[s], sum[s]);
+          });
+          for (int s = 0; s < kSums; ++s) total[s] += lane_sum(sum[s]);
+        });
+        for (int s = 0; s < kSums; ++s) totals[s][r] = T(total[s]);
+      }
+      V sums[kSums], planes[kSweepPlanes];
+      for (int s = 0; s < kSums; ++s) sums[s] = load(totals[s]);
+      f.close(sweep, sums, kept, planes);
+      save(sweep, row, rows, planes);
+    }
+  }
+
+  // lanes beyond the last row hold zeros
+  template <class Save>
+  UNIGEN_NOINLINE void along_rows(int64_t row, int rows, V* kept, const Save& save) const {
+    const F f = f_;
+    alignas(kVectorBytes) T room[kIn][kRows];
+    alignas(kVectorBytes) double totals[kSums][kRows];
+    const auto column = [&](int64_t c, V* x) UNIGEN_FORCED {
+      for (int k = 0; k < kIn; ++k) {
+        const T* source = in_[k].read(in_[k].origin(c), row, rows, room[k]);
+        x[k] = rows == kRows ? load(source) : load(source, First<T>{rows});
+      }
+    };
+    V largest = constant<V>(-HUGE_VAL), next = largest, x[kIn];
+    for (int64_t c = 0; c < partition_.cols; ++c) {
+      column(c, x);
+      insert(f.key(x), largest, next);
+    }
+    f.open(largest, next, kept);
+    const int sweeps = f.sweeps();
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      for (int s = 0; s < kSums; ++s) {
+        for (int r = 0; r < kRows; ++r) totals[s][r] = 0;
+      }
+      for (int64_t block = 0; block < partition_.cols; block += kFlush) {
+        V sum[kSums], t[kSums];
+        for (int s = 0; s < kSums; ++s) sum[s] = V(T(0));
+        const int64_t end = smaller(partition_.cols, block + kFlush);
+        for (int64_t c = block; c < end; ++c) {
+          column(c, x);
+          f.terms(sweep, kept, x, t);
+          for (int s = 0; s < kSums; ++s) sum[s] = sum[s] + t[s];
+        }
+        for (int s = 0; s < kSums; ++s) add_lanes(totals[s], sum[s]);
+      }
+      V sums[kSums], planes[kSweepPlanes];
+      for (int s = 0; s < kSums; ++s) {
+        for (int r = 0; r < kRows; ++r) sums[s].v[r] = T(totals[s][r]);
+      }
+      f.close(sweep, sums, kept, planes);
+      save(sweep, row, rows, planes);
+    }
+  }
+
+  F f_;
+  bool lanes_are_rows_;
+  Partition partition_;
+  Stream<T> in_[kIn];
+};
+
 // ---- one sum over everything ---------------------------------------------------------------------------------------
 
 // Sum over all elements of f's value, in the order of RowResults for a column of rows; and of F::kOthers further

@@ -1,6 +1,8 @@
 // Rows of log-weights: bounds, self-normalised weights and their gradients.
 #include "../formulas/importance.h"
 
+#include <type_traits>
+
 #include "rows.cuh"
 
 namespace unigen::cuda {
@@ -280,6 +282,146 @@ struct WeightsBackwardOp : WeightsBackward, OpBase {
   }
 };
 
+// a copy of the partition of tvo that the device can read
+constexpr int kMaxPoints = 256;
+struct NoPartition {
+  UNIGEN_DEVICE const double* get() const { return nullptr; }
+};
+struct Partition {
+  double points[kMaxPoints];
+  UNIGEN_DEVICE const double* get() const { return points; }
+};
+
+template <class Element, class Estimator_, class Points>
+struct EstimatorsOp : Estimators {
+  using E = Element;
+  using T = Arithmetic<E>;
+  using F = Estimator_;
+
+  F of_host;
+  Points partition;
+
+  UNIGEN_DEVICE F estimator() const {
+    F f = of_host;
+    if constexpr (!std::is_same<Points, NoPartition>::value) f.partition = partition.get();
+    return f;
+  }
+  UNIGEN_DEVICE void load(const Rows& rows, int64_t col, T (&x)[F::kIn]) const {
+    const Place<1, 1> place(rows, col, grid);
+#pragma unroll
+    for (int k = 0; k < F::kIn; ++k) x[k] = place.template load<E>(in[k]).template get<T>(0);
+  }
+  UNIGEN_DEVICE void save(const Rows& rows, int64_t plane, T x) const {
+    (&rows.at<T>(statistics, 0))[plane * grid.rows] = x;
+  }
+};
+
+template <class Element, class F>
+struct EstimatorSlopeOp : EstimatorsBackward, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  static constexpr bool kWrites = true;
+  static constexpr int kVector = kWidest<E>, kUnroll = F::kOut > 1 ? 1 : 4;
+  template <int V>
+  struct Loaded {
+    Pack<E, V> x[F::kIn];
+  };
+  struct Row {
+    T kept[F::kKept];
+  };
+
+  F f;
+
+  EstimatorSlopeOp(const EstimatorsBackward& a, const F& f) : EstimatorsBackward(a), f(f) {}
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    Loaded<R * C> loaded;
+#pragma unroll
+    for (int k = 0; k < F::kIn; ++k) loaded.x[k] = place.template load<E>(in[k]);
+    return loaded;
+  }
+
+  UNIGEN_DEVICE Row context(const Rows& rows, int r, NoState) const {
+    T operands[F::kGiven + F::kPlanes];
+#pragma unroll
+    for (int k = 0; k < F::kGiven; ++k) operands[k] = rows.at<T>(F::kGivenValue && k == 1 ? value : this->grad[k], r);
+    const T* planes = &rows.at<T>(statistics, r);
+#pragma unroll
+    for (int p = 0; p < F::kPlanes; ++p) operands[F::kGiven + p] = planes[p * grid.rows];
+    Row row;
+    f.prepare(operands, row.kept);
+    return row;
+  }
+
+  template <int R, int C>
+  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&row)[R], const Loaded<R * C>& loaded) const {
+    T results[F::kOut][R * C];
+#pragma unroll
+    for (int v = 0; v < R * C; ++v) {
+      T x[F::kIn], y[F::kOut];
+#pragma unroll
+      for (int k = 0; k < F::kIn; ++k) x[k] = loaded.x[k].template get<T>(v);
+      f(row[R > 1 ? v : 0].kept, x, y);
+#pragma unroll
+      for (int k = 0; k < F::kOut; ++k) results[k][v] = y[k];
+    }
+#pragma unroll
+    for (int k = 0; k < F::kOut; ++k)
+      if (out[k].data) place.template store<E>(out[k], results[k]);
+  }
+};
+
+// The sum of as many slopes as there are sweeps: the row's numbers are read as they are needed.
+template <class Element>
+struct TvoSlopeOp : EstimatorsBackward, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  static constexpr bool kWrites = true;
+  static constexpr int kVector = 1, kUnroll = 1;
+  template <int V>
+  using Loaded = Pack<E, V>;
+  struct Row {
+    const T* planes;
+    T scale;
+  };
+
+  Partition partition;
+
+  explicit TvoSlopeOp(const EstimatorsBackward& a) : EstimatorsBackward(a) {}
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return place.template load<E>(in[0]);
+  }
+  UNIGEN_DEVICE Row context(const Rows& rows, int r, NoState) const {
+    return {&rows.at<T>(statistics, r), rows.at<T>(this->grad[0], r) * T(reduction.scale / reduction.denominator)};
+  }
+  template <int R, int C>
+  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&row)[R], const Loaded<R * C>& x) const {
+    const Tvo f{{double(grid.cols)}, partition.get(), options.points};
+    T result[R * C];
+#pragma unroll
+    for (int v = 0; v < R * C; ++v) {
+      const Row& given = row[R > 1 ? v : 0];
+      const T distance = x.template get<T>(v) - given.planes[0];
+      T sum = 0;
+      for (int sweep = 0; sweep < f.sweeps(); ++sweep) {
+        const T inverse = given.scale * inverse_sum(given.planes[(1 + 2 * sweep) * grid.rows]);
+        sum += f.slope(sweep, distance, inverse, given.planes[(2 + 2 * sweep) * grid.rows]);
+      }
+      result[v] = sum;
+    }
+    place.template store<E>(out[0], result);
+  }
+};
+
+inline const char* copy_partition(const EstimatorOptions& options, Partition& partition) {
+  if (options.points > kMaxPoints) return "expected a partition of at most 256 points";
+  for (int i = 0; i < options.points; ++i) partition.points[i] = options.partition[i];
+  return nullptr;
+}
+
 }  // namespace
 
 const char* weight_rows(const WeightRows& arguments, const Launch& launch) {
@@ -315,6 +457,42 @@ const char* weights_backward(const WeightsBackward& arguments, const Launch& lau
     using T = Arithmetic<decltype(e)>;
     return run_rows(WeightsBackwardOp<decltype(e)>(a),
                     {{&a.weights, sizeof(T)}, {&a.grad, sizeof(T)}, {&a.grad_log_w, sizeof(e), true}}, launch);
+  });
+}
+
+const char* estimators(const Estimators& arguments, const Launch& launch) {
+  Estimators a = arguments;
+  align(a.grid, {&a.in[0], &a.in[1], &a.value[0], &a.value[1], &a.statistics});
+  return dispatch(a.dtype, [&](auto e) {
+    using E = decltype(e);
+    return with_estimator(a.options, double(a.grid.cols), nullptr, [&](auto f) -> const char* {
+      using F = decltype(f);
+      if constexpr (std::is_same<F, Tvo>::value) {
+        EstimatorsOp<E, F, Partition> op{a, f, {}};
+        if (const char* error = copy_partition(a.options, op.partition)) return error;
+        return run_sweeps(op, launch);
+      } else {
+        return run_sweeps(EstimatorsOp<E, F, NoPartition>{a, f, {}}, launch);
+      }
+    });
+  });
+}
+
+const char* estimators_backward(const EstimatorsBackward& arguments, const Launch& launch) {
+  EstimatorsBackward a = arguments;
+  align(a.grid, {&a.grad[0], &a.grad[1], &a.in[0], &a.in[1], &a.value, &a.statistics, &a.out[0], &a.out[1]});
+  return dispatch(a.dtype, [&](auto e) -> const char* {
+    using E = decltype(e);
+    constexpr int bytes = sizeof(E);
+    if (a.options.kind == EstimatorKind::tvo) {
+      TvoSlopeOp<E> op(a);
+      if (const char* error = copy_partition(a.options, op.partition)) return error;
+      return run_rows(op, {{&a.in[0], bytes}, {&a.out[0], bytes, true}}, launch);
+    }
+    return with_slope(a.options, double(a.grid.cols), a.reduction.scale / a.reduction.denominator, [&](auto f) {
+      return run_rows(EstimatorSlopeOp<E, decltype(f)>(a, f),
+                      {{&a.in[0], bytes}, {&a.in[1], bytes}, {&a.out[0], bytes, true}, {&a.out[1], bytes, true}}, launch);
+    });
   });
 }
 

@@ -362,6 +362,76 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
+// Estimators: several sweeps over each row, one group of lanes for it. `op` has, beside the estimator, load(rows, col, x),
+// save(rows, r, plane, x) and finish(rows, values).
+template <class Op>
+__global__ void __launch_bounds__(kThreads, kResident)
+    sweeps_kernel(const __grid_constant__ Op op, const __grid_constant__ Tiling tile, const __grid_constant__ Scratch scratch) {
+  using T = typename Op::T;
+  using F = typename Op::F;
+  constexpr int kValues = F::kValues ? F::kValues : 1;
+  const Group group(tile);
+  const F f = op.estimator();
+  double totals[kValues] = {};
+  for (int64_t block = blockIdx.x; block < tile.row_tiles; block += gridDim.x) {
+    const int64_t row = block * group.tile_rows + group.row;
+    const bool live = row < op.grid.rows;
+    const Rows rows{row, split(live ? row : 0, op.grid.row_dims, op.grid.row_size)};
+    const int64_t end = live ? op.grid.cols : 0;
+    T x[F::kIn], kept[F::kKept], first = -T(HUGE_VAL), second = first;
+    for (int64_t col = group.lane; col < end; col += group.lanes) {
+      op.load(rows, col, x);
+      const T key = f.key(x);
+      if constexpr (F::kSecond) second = larger(second, key < first ? key : first);
+      first = larger(first, key);
+    }
+    const T largest = group.reduce(first, Maximum());
+    if constexpr (F::kSecond) {  // another lane may have the same one
+      const int count = group.reduce(first == largest ? 1 : 0, Plus());
+      second = group.reduce(first == largest ? second : first, Maximum());
+      if (count > 1) second = largest;
+    }
+    f.open(largest, second, kept);
+    const int sweeps = f.sweeps();
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      T sums[F::kSums], planes[F::kSweepPlanes ? F::kSweepPlanes : 1];
+#pragma unroll
+      for (int s = 0; s < F::kSums; ++s) sums[s] = 0;
+      for (int64_t col = group.lane; col < end; col += group.lanes) {
+        T terms[F::kSums];
+        op.load(rows, col, x);
+        f.terms(sweep, kept, x, terms);
+#pragma unroll
+        for (int s = 0; s < F::kSums; ++s) sums[s] += terms[s];
+      }
+#pragma unroll
+      for (int s = 0; s < F::kSums; ++s) sums[s] = T(group.reduce(double(sums[s]), Plus()));
+      f.close(sweep, sums, kept, planes);
+      if (live && group.lane == 0) {
+#pragma unroll
+        for (int p = 0; p < F::kSweepPlanes; ++p) op.save(rows, F::kPlanes + sweep * F::kSweepPlanes + p, planes[p]);
+      }
+    }
+    if (live && group.lane == 0) {
+      T values[kValues];
+#pragma unroll
+      for (int p = 0; p < F::kPlanes; ++p) op.save(rows, p, kept[p]);
+      f.values(kept, values);
+#pragma unroll
+      for (int i = 0; i < F::kValues; ++i) {
+        if (!op.reduction.reduce) rows.at<T>(op.value[i], 0) = values[i] * T(op.reduction.scale);
+        totals[i] += double(values[i]);
+      }
+    }
+  }
+  if (!op.reduction.reduce) return;
+#pragma unroll
+  for (int i = 0; i < F::kValues; ++i) {
+    const double total = Group::block().reduce(totals[i], Plus());
+    if (threadIdx.x == 0) scratch.totals[i * gridDim.x + blockIdx.x] = total;
+  }
+}
+
 // one block: the sum of the blocks' totals, in one order
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -578,6 +648,30 @@ const char* run_plan(const Op& op, Plan plan, const Launch& launch) {
                    int(plan.blocks), op.reduction.scale, op.reduction.denominator,
                    static_cast<typename Op::T*>(op.value.data));
     }
+  }
+  return nullptr;
+}
+
+// Runs an estimator whose operands are aligned.
+template <class Op>
+const char* run_sweeps(const Op& op, const Launch& launch) {
+  constexpr int kValues = Op::F::kValues;
+  const Grid& grid = op.grid;
+  const auto distance = [](int64_t stride) { return stride == 0 ? INT64_MAX : stride < 0 ? -stride : stride; };
+  Tiling tile;
+  tile.transposed = distance(op.in[0].row[kInnermost]) < distance(op.in[0].col[kInnermost]);
+  const int64_t most = tile.transposed ? kThreads / kWarp : kThreads, few = tile.transposed ? 16 : 4;
+  while ((int64_t(1) << tile.lane_bits) < most && (few << tile.lane_bits) < grid.cols) ++tile.lane_bits;
+  tile.row_tiles = divide_up(grid.rows, kThreads >> tile.lane_bits);
+  const int64_t blocks = clamp(tile.row_tiles, op.reduction.reduce ? 1 : 0, kMaxTotals / 2);
+  if (blocks == 0) return nullptr;
+  double* const totals = static_cast<double*>(launch.workspace);
+  if (const char* error = start(sweeps_kernel<Op>, blocks, 1, launch, op, tile, Scratch{totals, nullptr})) return error;
+  for (int i = 0; i < kValues && op.reduction.reduce; ++i) {
+    const char* error = start(total_kernel<typename Op::T>, 1, 1, launch, static_cast<const double*>(totals + i * blocks),
+                              int(blocks), op.reduction.scale, op.reduction.denominator,
+                              static_cast<typename Op::T*>(op.value[i].data));
+    if (error) return error;
   }
   return nullptr;
 }

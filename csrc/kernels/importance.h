@@ -1,6 +1,7 @@
 // What the kernels of importance are given: columns are the K samples.
 #pragma once
 
+#include "../formulas/importance.h"
 #include "problem.h"
 
 namespace unigen {
@@ -44,10 +45,68 @@ struct WeightsBackward : Problem {
   double temperature = 1;
 };
 
+// formulas/importance.h has a struct for each
+enum class EstimatorKind : int { power_bound, tvo, vimco, rws, log_variance, weighted_sum, diagnostics };
+
+struct EstimatorOptions {
+  EstimatorKind kind = EstimatorKind::power_bound;
+  double power = 1, elbo_weight = 0, temperature = 1;
+  const double* partition = nullptr;  // in the host's memory
+  int points = 0;
+};
+
+// body(estimator) with the one that is asked for; `partition`: where the device can read it
+template <class Body>
+auto with_estimator(const EstimatorOptions& o, double count, const double* partition, const Body& body) {
+  switch (o.kind) {
+    case EstimatorKind::tvo: return body(Tvo{{count}, partition, o.points});
+    case EstimatorKind::vimco: return body(Vimco{{count}});
+    case EstimatorKind::rws: return body(Rws{{count}});
+    case EstimatorKind::log_variance: return body(HalfVariance{{count}});
+    case EstimatorKind::weighted_sum: return body(WeightedSum{{count}, o.temperature});
+    case EstimatorKind::diagnostics: return body(Diagnostics{{count}});
+    default: return body(PowerBound{{count}, {o.power}, o.elbo_weight});
+  }
+}
+
+// body(slope) with the gradient that is asked for; that of tvo, a sum over its sweeps, is in Tvo
+template <class Body>
+auto with_slope(const EstimatorOptions& o, double count, double factor, const Body& body) {
+  switch (o.kind) {
+    case EstimatorKind::vimco: return body(VimcoSlope{{factor}, count});
+    case EstimatorKind::rws: return body(RwsSlope{{factor}});
+    case EstimatorKind::log_variance: return body(VarianceSlope{{factor}, count});
+    case EstimatorKind::weighted_sum: return body(WeightedSumSlope{{factor}, {{count}, o.temperature}});
+    default: return body(PowerSlope{{factor}, {o.power}, o.elbo_weight, count});
+  }
+}
+
+// value[i] of each row, and what backward needs: `statistics`, planes of grid.rows elements
+struct Estimators : Problem {
+  Operand in[2];
+  Operand value[2];
+  Operand statistics;
+  EstimatorOptions options;
+  Reduction reduction;
+};
+
+// Gradients of `in` are `out`, absent where nobody asks. `value` is read by weighted_sum alone.
+struct EstimatorsBackward : Problem {
+  Operand grad[2];  // over the rows; strides 0 for a reduced loss
+  Operand in[2];
+  Operand value;
+  Operand statistics;
+  Operand out[2];
+  EstimatorOptions options;
+  Reduction reduction;
+};
+
 #define UNIGEN_IMPORTANCE_KERNELS(X)          \
   X(weight_rows, WeightRows)                  \
   X(weight_rows_backward, WeightRowsBackward) \
   X(weights, Weights)                         \
-  X(weights_backward, WeightsBackward)
+  X(weights_backward, WeightsBackward)        \
+  X(estimators, Estimators)                   \
+  X(estimators_backward, EstimatorsBackward)
 
 }  // namespace unigen

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import unigen_fast as uf
+from unigen_fast.reference import importance as reference
 
 Draw = Callable[[Tensor, torch.Generator], Any]
 
@@ -67,6 +68,51 @@ def _effective_sample_size(log_w: Tensor) -> Tensor:
     return 1 / torch.softmax(log_w, dim=1).square().sum(1)
 
 
+_TVO_PARTITION = [i / 10 for i in range(11)]
+
+
+def _vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
+    """O(K): total - e_k + the geometric mean, in PyTorch's operations. The form [B, K, K] of the field is slower."""
+    k = log_w.size(1)
+    bound = _log_mean_exp(log_w)
+    with torch.no_grad():
+        maximum = log_w.amax(1, keepdim=True)
+        e = (log_w - maximum).exp()
+        total = e.sum(1, keepdim=True)
+        others = (log_w.sum(1, keepdim=True) - log_w) / (k - 1)
+        signal = total.log() - (total - e + (others - maximum).exp()).log()
+    return -(bound + (signal * log_q).sum(1)).mean()
+
+
+def _renyi(log_w: Tensor) -> Tensor:
+    return -2 * (torch.logsumexp(0.5 * log_w, dim=1) - math.log(log_w.size(1))).mean()
+
+
+def _tvo(log_w: Tensor) -> Tensor:
+    """[B, K, P], as vmasrani/tvo has it."""
+    points = log_w.new_tensor(_TVO_PARTITION)
+    weights = torch.softmax(log_w.unsqueeze(-1) * points[:-1], dim=1)
+    return -((weights * log_w.unsqueeze(-1)).sum(1) * points.diff()).sum(-1).mean()
+
+
+def _rws(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    log_w = log_p - log_q.detach()
+    weights = torch.softmax(log_w.detach(), dim=1)
+    return -_log_mean_exp(log_w).mean(), -(weights * log_q).sum(1).mean()
+
+
+def _weighted_sum(log_w: Tensor, payload: Tensor) -> Tensor:
+    return (torch.softmax(log_w, dim=1) * payload).sum(1)
+
+
+def _diagnostics(log_w: Tensor) -> tuple[Tensor, ...]:
+    log_weights = torch.log_softmax(log_w, dim=1)
+    weights = log_weights.exp()
+    entropy = -(weights * log_weights).sum(1)
+    pareto_k = reference.pareto_k(log_w, 1)
+    return _log_mean_exp(log_w), 1 / weights.square().sum(1), weights.amax(1), entropy, pareto_k
+
+
 def _importance(
     name: str,
     shape: tuple[int, int],
@@ -111,6 +157,52 @@ def _importance_rows() -> list[Row]:
             "softmax, squares, sum (forward only)",
             lambda log_w: uf.effective_sample_size(log_w, dim=1),
             _effective_sample_size,
+            gradient=False,
+        ),
+        Row(
+            "vimco_50",
+            "importance",
+            "VIMCO, with O(K) baselines",
+            (Input((128, 50), draw=_log_weights), Input((128, 50), draw=_log_weights)),
+            lambda log_w, log_q: uf.vimco_loss(log_w, log_q, dim=1),
+            _vimco,
+        ),
+        _importance(
+            "renyi_50",
+            (128, 50),
+            "Rényi bound, alpha 1/2",
+            lambda log_w: uf.renyi_loss(log_w, dim=1, alpha=0.5),
+            _renyi,
+        ),
+        _importance(
+            "tvo_50",
+            (128, 50),
+            "TVO of 10 intervals, exact gradient",
+            lambda log_w: uf.tvo_loss(log_w, dim=1, partition=_TVO_PARTITION),
+            _tvo,
+        ),
+        Row(
+            "rws_50",
+            "importance",
+            "reweighted wake-sleep, both wake phases",
+            (Input((128, 50), draw=_log_weights), Input((128, 50), draw=_log_weights)),
+            lambda log_p, log_q: uf.rws_losses(log_p, log_q, dim=1),
+            _rws,
+        ),
+        Row(
+            "importance_weighted_sum_64",
+            "importance",
+            "softmax times payload, live weights",
+            (Input((4096, 64), draw=_log_weights), Input((4096, 64))),
+            lambda log_w, payload: uf.importance_weighted_sum(log_w, payload, dim=1, detach=False),
+            _weighted_sum,
+        ),
+        _importance(
+            "weight_diagnostics_64",
+            (4096, 64),
+            "bound, ESS, largest weight, entropy, Pareto k (forward only)",
+            lambda log_w: uf.weight_diagnostics(log_w, dim=1),
+            _diagnostics,
             gradient=False,
         ),
     ]
