@@ -4,11 +4,15 @@ from unigen_fast import _info, _loader, nn
 from unigen_fast._version import __version__
 from unigen_fast.adversarial import (
     DiscriminatorStats,
+    density_ratio_js,
+    density_ratio_kl,
     discriminator_loss,
     generator_loss,
+    gradient_penalty,
     importance_weighted_generator_loss,
     log_discriminator,
     log_ratio,
+    r1_penalty,
 )
 from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian_with_kl
 from unigen_fast.importance import effective_sample_size, importance_weights, iwae_loss, log_mean_exp
@@ -17,10 +21,13 @@ from unigen_fast.likelihood import bernoulli_log_prob
 __all__ = [
     "DiscriminatorStats",
     "bernoulli_log_prob",
+    "density_ratio_js",
+    "density_ratio_kl",
     "discriminator_loss",
     "effective_sample_size",
     "gaussian_kl",
     "generator_loss",
+    "gradient_penalty",
     "importance_weighted_generator_loss",
     "importance_weights",
     "info",
@@ -29,6 +36,7 @@ __all__ = [
     "log_mean_exp",
     "log_ratio",
     "nn",
+    "r1_penalty",
     "sample_gaussian",
     "sample_gaussian_with_kl",
 ]
