@@ -73,7 +73,7 @@ def importance_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
 def adversarial_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     full = dtype == torch.float32
-    for term in range(6 if full else 1):
+    for term in range(20 if full else 1):
         x = tensors(dtype, 64, 1024)
         yield "logit_term", x, term, 1.0
         yield "logit_term_backward", tensors(wide, 64, 1024), x, term, 1.0
@@ -84,6 +84,36 @@ def adversarial_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield "logit_loss_backward", tensors(wide), items, reals, *terms, "mean", 1.0, False
         if reals == 1:
             yield "logit_loss", items, reals, *terms, "mean", 1.0, True
+    for size, reals, coupling, *terms in (
+        (64, 1, "averages", 0, 1),
+        (100_000, 1, "averages", 0, 1),
+        (800, 6, "averages", 9, 7),
+        (100_000, 1, "ratios", 3, 4),
+    ):
+        if not full and size != 64:
+            continue
+        items = [tensors(dtype, size) for _ in range(2 * reals)]
+        for stats in (False, True) if reals == 1 else (False,):
+            yield "coupled_logit_loss", items, reals, coupling, *terms, "mean", 1.0, stats
+        statistics = tensors(wide, 2 * reals, 6)
+        yield (
+            "coupled_logit_loss_backward",
+            tensors(wide),
+            items,
+            statistics,
+            reals,
+            coupling,
+            *terms,
+            "mean",
+            1.0,
+            False,
+        )
+    fake, groups = tensors(dtype, 256), tensors(torch.int64, 256)
+    for detach in (True, False) if full else (True,):
+        yield "grouped_importance_weighted_generator_loss", fake, groups, 1.0, detach, "mean"
+        statistics = tensors(wide, 513)
+        options = (1.0, detach, "mean")
+        yield "grouped_importance_weighted_generator_loss_backward", tensors(wide), fake, groups, statistics, *options
 
 
 def divergence_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

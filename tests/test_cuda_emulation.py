@@ -166,6 +166,35 @@ class LogitLossBackward(ctypes.Structure):
     ]
 
 
+class CoupledLogitLoss(LogitLoss):
+    _fields_ = [("reals", LONG), ("coupling", INT), ("return_stats", ctypes.c_bool)]
+
+
+class CoupledLogitLossBackward(LogitLossBackward):
+    _fields_ = [("reals", LONG), ("coupling", INT), ("statistics", POINTER)]
+
+
+GroupedWeights = _arguments(
+    "GroupedWeights",
+    logits=Operand,
+    labels=Operand,
+    temperature=DOUBLE,
+    mean=ctypes.c_bool,
+    value=POINTER,
+    statistics=POINTER,
+    workspace=POINTER,
+)
+GroupedWeightsBackward = _arguments(
+    "GroupedWeightsBackward",
+    logits=Operand,
+    weights=Operand,
+    losses=Operand,
+    grad_logits=Operand,
+    grad=POINTER,
+    factor=POINTER,
+    temperature=DOUBLE,
+    detach=ctypes.c_bool,
+)
 _FOUR = ("mean", "spread", "prior_mean", "prior_spread")
 _KL_OPTIONS = {"options": Spread, "dim_floor": DOUBLE, "row_floor": DOUBLE, "reduction": Reduction}
 GaussianKl = _arguments("GaussianKl", **dict.fromkeys((*_FOUR, "weights", "value", "rows"), Operand), **_KL_OPTIONS)
@@ -497,7 +526,7 @@ def test_estimators_of_rows_that_are_not_finite(emulated: ctypes.CDLL, which: An
 @pytest.mark.parametrize("count,size", [(1, 20), (2, 64), (7, 3001), (3, 0), (30, 40), (26, 2000)])
 def test_logit_loss(emulated: ctypes.CDLL, count: int, size: int, dtype: torch.dtype, multiprocessors: int) -> None:
     logits = [LAYOUTS[i % 4](normal((max(size, 1), 1 + i % 5), dtype, i)[:size]) for i in range(count)]
-    terms = [i % 6 for i in range(count)]
+    terms = [i % len(adversarial.TERMS) for i in range(count)]
     reduction = "sum" if size == 0 else "mean"
     items, back_items = (LogitItem * count)(), (LogitItem * count)()
     grads = [empty_like(x) for x in logits]
@@ -531,8 +560,9 @@ def test_logit_loss(emulated: ctypes.CDLL, count: int, size: int, dtype: torch.d
 
 @everything
 def test_logit_term(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
-    logits = layout(normal(shape, dtype) * 3)
-    for term in range(1 if shape[0] * shape[1] > LARGE else 6):
+    logits = layout(normal(shape, dtype) * 2)
+    few = {LONG_SHAPE: 1, SHAPES[1]: len(adversarial.TERMS)}  # all of them once
+    for term in range(few.get(shape, 6)):
         out = torch.full(shape, 77, dtype=arithmetic(dtype))
         a = LogitTerm(term=term, scale=-2.0)
         describe(a, [0, 1], {"logits": logits, "out": out}, {})
@@ -547,6 +577,91 @@ def test_logit_term(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layou
         b.dtype = a.dtype
         call(emulated, "logit_term_backward", b, multiprocessors)
         close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+
+
+COUPLED = [
+    # coupling, real term, fake term
+    ("averages", "logistic_real", "logistic_fake"),
+    ("averages", "least_squares_minus", "least_squares_real"),
+    ("averages", "hinge_real", "hinge_fake"),
+    ("ratios", "hinge_real", "hinge_fake"),
+    ("ratios", "linear", "linear"),
+]
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pairs,size", [(1, 20), (3, 3001), (13, 40)])
+def test_coupled_logit_loss(
+    emulated: ctypes.CDLL, pairs: int, size: int, dtype: torch.dtype, multiprocessors: int
+) -> None:
+    count = 2 * pairs
+    logits = [LAYOUTS[i % 4](normal((size + i, 1 + i % 5), dtype, i)) for i in range(count)]
+    for number, (coupling, *names) in enumerate(COUPLED):
+        real_term, fake_term = (adversarial.TERM_NUMBER[name] for name in names)
+        reals = 0 if fake_term == real_term else pairs
+        reduction, return_stats = ("mean", "sum")[number % 2], number % 2 == 0
+        items, back_items = (LogitItem * count)(), (LogitItem * count)()
+        grads = [empty_like(x) for x in logits]
+        for i, x in enumerate(logits):
+            for item in (items[i], back_items[i]):
+                item.term = real_term if i < reals else fake_term
+                item.count = x.numel() if reduction == "mean" else 1.0
+            describe(items[i], range(x.dim()), {"logits": x}, {})
+            describe(back_items[i], range(x.dim()), {"logits": x, "grad_logits": grads[i]}, {})
+        leaves = [x.double().requires_grad_() for x in logits]
+        loss, expected = adversarial.coupled_logit_loss(
+            leaves, reals, coupling, real_term, fake_term, reduction, 0.5, return_stats
+        )
+        value = torch.full((), 77, dtype=arithmetic(dtype))
+        statistics = torch.full((count, 6), 77, dtype=arithmetic(dtype))
+        code, which = items[0].dtype, ("averages", "ratios").index(coupling) + 1
+        pointers = (value.data_ptr(), statistics.data_ptr())
+        a = CoupledLogitLoss(items, count, code, 0.5, *pointers, reals, which, return_stats)
+        call(emulated, "coupled_logit_loss", a, multiprocessors)
+        close(value, loss, arithmetic(dtype))
+        shown = [0, 1, 2, 3, 4, 5] if return_stats else [0, 4, 5]
+        close(statistics[:, shown], expected[:, shown], arithmetic(dtype))
+        grad = torch.full((), 3.0, dtype=arithmetic(dtype))
+        b = CoupledLogitLossBackward(back_items, count, code, 0.5, grad.data_ptr(), reals, which, statistics.data_ptr())
+        call(emulated, "coupled_logit_loss_backward", b, multiprocessors)
+        for got, want in zip(grads, torch.autograd.grad(loss, leaves, grad.double()), strict=True):
+            close(got, want, dtype)
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 33, 300])
+def test_grouped_weights(emulated: ctypes.CDLL, size: int, dtype: torch.dtype, multiprocessors: int) -> None:
+    labels = torch.randint(-3, 4, (2 * size,), generator=torch.Generator().manual_seed(1))[::2]
+    fake = normal((size, 2), dtype)[:, 1]
+    for reduction, detach in (("mean", True), ("sum", False)):
+        value = torch.full((), 77, dtype=arithmetic(dtype))
+        statistics = torch.full((2 * size + 1,), 77, dtype=arithmetic(dtype))
+        workspace = torch.full((80 * (size + 1),), 255, dtype=torch.uint8)
+        a = GroupedWeights(
+            temperature=0.7,
+            mean=reduction == "mean",
+            value=value.data_ptr(),
+            statistics=statistics.data_ptr(),
+            workspace=workspace.data_ptr(),
+        )
+        describe(a, [0], {"logits": fake, "labels": labels}, {})
+        call(emulated, "grouped_weights", a, multiprocessors)
+        leaf = fake.double().requires_grad_()
+        loss, expected = importance.grouped_importance_weighted_generator_loss(leaf, labels, 0.7, detach, reduction)
+        close(value, loss, arithmetic(dtype))
+        if size == 0:
+            continue
+        close(statistics, expected, arithmetic(dtype))
+        grad, result = torch.full((), 3.0, dtype=arithmetic(dtype)), empty_like(fake)
+        b = GroupedWeightsBackward(
+            grad=grad.data_ptr(), factor=statistics[2 * size :].data_ptr(), temperature=0.7, detach=detach
+        )
+        planes = {"weights": statistics[:size], "losses": statistics[size : 2 * size]}
+        describe(b, [0], {"logits": fake, "grad_logits": result, **planes}, {})
+        call(emulated, "grouped_weights_backward", b, multiprocessors)
+        close(result, torch.autograd.grad(loss, leaf, grad.double())[0], dtype)
 
 
 # ---- divergence ------------------------------------------------------------------------------------------------------

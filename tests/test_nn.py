@@ -34,6 +34,10 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.ImportanceWeightedGeneratorLoss: uf.importance_weighted_generator_loss,
     uf.nn.LogDiscriminator: uf.log_discriminator,
     uf.nn.LogRatio: uf.log_ratio,
+    uf.nn.DensityRatioKL: uf.density_ratio_kl,
+    uf.nn.DensityRatioJS: uf.density_ratio_js,
+    uf.nn.R1Penalty: uf.r1_penalty,
+    uf.nn.GradientPenalty: uf.gradient_penalty,
     uf.nn.GaussianKL: uf.gaussian_kl,
     uf.nn.SampleGaussian: uf.sample_gaussian,
     uf.nn.SampleGaussianWithKL: uf.sample_gaussian_with_kl,
@@ -79,6 +83,15 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
     (uf.nn.ImportanceWeightedGeneratorLoss, {}, (), {"fake": X, "groups": torch.arange(24) % 5}),
     (uf.nn.LogDiscriminator, {"reversed": True}, (X, 1), {}),
     (uf.nn.LogRatio, {"reversed": True}, (X,), {"y": (0, 2)}),
+    (uf.nn.DensityRatioKL, {"reduction": "sum"}, (X,), {}),
+    (uf.nn.DensityRatioJS, {}, (), {"real": X, "fake": V}),
+    (uf.nn.R1Penalty, {"gamma": 3.0, "reduction": "none"}, (), {"inputs": X, "logits": None}),
+    (
+        uf.nn.GradientPenalty,
+        {"weight": 3.0, "target": 0.5, "reduction": "sum"},
+        (),
+        {"discriminator": torch.sin, "real": X, "fake": V},
+    ),
     (
         uf.nn.GaussianKL,
         {
@@ -112,13 +125,21 @@ each_call = pytest.mark.parametrize(
     ("module", "options", "args", "kwargs"), CALLS, ids=lambda x: x.__name__ if isinstance(x, type) else ""
 )
 # what a module is given at its call, although it is no tensor of the function's own
-AT_CALL = {"real", "fake", "groups", "y", "weights", "generator"}
+AT_CALL = {"real", "fake", "groups", "y", "weights", "generator", "logits", "inputs", "discriminator"}
 
 
 def tensors_of(function: Any) -> set[str]:
     """Positional parameters are tensors; so are the keyword-only ones named above."""
     parameters = inspect.signature(function).parameters
     return {n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD} | (AT_CALL & set(parameters))
+
+
+def connected(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Logits that hang on the inputs, where a penalty asks for both."""
+    if "inputs" not in kwargs:
+        return kwargs
+    inputs = kwargs["inputs"].detach().requires_grad_()
+    return {"inputs": inputs, "logits": inputs.pow(3).sum(1)}
 
 
 def moved(x: Any, device: torch.device) -> Any:
@@ -154,7 +175,7 @@ def test_signatures_are_complete(module: type[nn.Module]) -> None:
 @each_call
 def test_module_equals_its_function(module, options, args, kwargs, device: torch.device) -> None:
     args = tuple(moved(x, device) for x in args)
-    kwargs = {n: moved(x, device) for n, x in kwargs.items()}
+    kwargs = connected({n: moved(x, device) for n, x in kwargs.items()})
     torch.manual_seed(0)
     got = module(**options)(*args, **kwargs)
     torch.manual_seed(0)
@@ -174,9 +195,10 @@ def test_every_option_is_passed_on(module, options, args, kwargs) -> None:
             n: x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
             for n, x in kwargs.items()
         }
+        given = connected(given)
         torch.manual_seed(0)
         outputs = as_tuple(module(**chosen)(*tensors, **given))
-        inputs = [x for x in (*tensors, *given.values()) if isinstance(x, Tensor) and x.requires_grad]
+        inputs = [x for x in (*tensors, *given.values()) if isinstance(x, Tensor) and x.requires_grad and x.is_leaf]
         total = sum(o.sum() for o in outputs if o.requires_grad)
         gradients = torch.autograd.grad(total, inputs, materialize_grads=True) if isinstance(total, Tensor) else ()
         return [*outputs, *gradients]

@@ -114,6 +114,8 @@ def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
         return None
     if letter == "r":
         return torch.tensor([-0x123456789ABCDEF, 0x7EDCBA9876543210], device=device)
+    if letter == "g":
+        return torch.randint(-2, 3, shape, device=device)
     if letter == "n":
         return (1.5 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
     values = torch.rand(shape, dtype=torch.float64)
@@ -148,6 +150,36 @@ def logit_cases() -> Iterator[Case]:
     large = [(9000,), (3,), (70, 100)]  # several programs
     yield Case("logit_loss[large]", _ops.logit_loss, "nnn", (1, 0, 4, "mean", 1.0, True), lists=large)
     yield Case("logit_loss[large,no statistics]", _ops.logit_loss, "nnn", (1, 0, 4, "sum", 1.0, False), lists=large)
+
+
+def coupled_cases() -> Iterator[Case]:
+    number = {name: i for i, name in enumerate(TERMS)}
+    pairs = (
+        ("logistic_real", "logistic_fake"),
+        ("least_squares_minus", "least_squares_real"),
+        ("hinge_real", "hinge_fake"),
+    )
+    few = [(5,), (2, 3, 4), (3, 1), (7,)]
+    for real, fake in pairs:
+        options = (2, "averages", number[real], number[fake], "mean", 0.3, real == "hinge_real")
+        yield Case(f"coupled[{real}]", _ops.coupled_logit_loss, "nnnn", options, lists=few)
+    ratios = ("ratios", number["hinge_real"], number["hinge_fake"], "sum", 0.3)
+    yield Case("coupled[ratios]", _ops.coupled_logit_loss, "nnnn", (2, *ratios, True), lists=few)
+    alone = (0, "ratios", number["linear"], number["linear"], "mean", 2.0, False)
+    yield Case("coupled[ratios,fake]", _ops.coupled_logit_loss, "nnnn", alone, lists=few)
+    many, large = [(2, n + 1) for n in range(18)], [(9000,), (70, 100)]
+    averages = ("averages", number["logistic_fake"], number["logistic_real"], "sum", 0.5)
+    for sizes in (many, large):
+        half, letters = len(sizes) // 2, "n" * len(sizes)
+        for rest in ((*averages, True), (*ratios, False)):
+            yield Case(f"coupled[{len(sizes)},{rest[0]}]", _ops.coupled_logit_loss, letters, (half, *rest), lists=sizes)
+
+
+def grouped_cases() -> Iterator[Case]:
+    op = _ops.grouped_importance_weighted_generator_loss
+    for shape in ((7,), (150,)):
+        for detach, reduction in ((True, "mean"), (False, "sum")):
+            yield Case(f"grouped[{shape[0]},{detach}]", op, "ng", (0.7, detach, reduction), shape)
 
 
 def kl_cases() -> Iterator[Case]:
@@ -198,7 +230,15 @@ def likelihood_cases() -> Iterator[Case]:
         yield Case(f"bernoulli[{event}]", _ops.bernoulli_log_prob, "nu", (event,))
 
 
-CASES = [*softmax_cases(), *logit_cases(), *kl_cases(), *sample_cases(), *likelihood_cases()]
+CASES = [
+    *softmax_cases(),
+    *logit_cases(),
+    *coupled_cases(),
+    *grouped_cases(),
+    *kl_cases(),
+    *sample_cases(),
+    *likelihood_cases(),
+]
 MAIN_NAMES = (
     "log_mean_exp[1]",
     "importance_weights[0]",

@@ -4,11 +4,15 @@ from unigen_fast import _info, _loader, nn
 from unigen_fast._version import __version__
 from unigen_fast.adversarial import (
     DiscriminatorStats,
+    density_ratio_js,
+    density_ratio_kl,
     discriminator_loss,
     generator_loss,
+    gradient_penalty,
     importance_weighted_generator_loss,
     log_discriminator,
     log_ratio,
+    r1_penalty,
 )
 from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian_with_kl
 from unigen_fast.importance import (
@@ -40,11 +44,14 @@ __all__ = [
     "bernoulli_log_prob",
     "ciwae_loss",
     "cubo_loss",
+    "density_ratio_js",
+    "density_ratio_kl",
     "discriminator_loss",
     "dreg_loss",
     "effective_sample_size",
     "gaussian_kl",
     "generator_loss",
+    "gradient_penalty",
     "importance_weighted_generator_loss",
     "importance_weighted_sum",
     "importance_weights",
@@ -58,6 +65,7 @@ __all__ = [
     "miwae_loss",
     "nn",
     "piwae_losses",
+    "r1_penalty",
     "renyi_loss",
     "rws_losses",
     "sample_gaussian",

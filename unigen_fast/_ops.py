@@ -98,12 +98,29 @@ importance_weighted_generator_loss = FusedOp(
     " -> Tensor",
     saved=(1,),
 )
+_GROUPED = "float temperature, bool detach, str reduction"
+grouped_importance_weighted_generator_loss = FusedOp(
+    f"grouped_importance_weighted_generator_loss(Tensor fake, Tensor groups, {_GROUPED})"
+    " -> (Tensor loss, Tensor statistics)",
+    importance.grouped_importance_weighted_generator_loss,
+    backward=f"(Tensor grad, Tensor fake, Tensor groups, Tensor statistics, {_GROUPED}) -> Tensor",
+    tensors=2,
+    saved=(1,),
+)
 _LOGIT_LOSS = "int reals, int real_term, int fake_term, str reduction, float scale, bool return_stats"
 logit_loss = FusedOp(
     f"logit_loss(Tensor[] logits, {_LOGIT_LOSS}) -> (Tensor loss, Tensor statistics)",
     adversarial.logit_loss,
     backward=f"(Tensor grad, Tensor[] logits, {_LOGIT_LOSS}) -> Tensor[]",
     tensor_list=True,
+)
+_COUPLED = "int reals, str coupling, int real_term, int fake_term, str reduction, float scale, bool return_stats"
+coupled_logit_loss = FusedOp(
+    f"coupled_logit_loss(Tensor[] logits, {_COUPLED}) -> (Tensor loss, Tensor statistics)",
+    adversarial.coupled_logit_loss,
+    backward=f"(Tensor grad, Tensor[] logits, Tensor statistics, {_COUPLED}) -> Tensor[]",
+    tensor_list=True,
+    saved=(1,),
 )
 logit_term = FusedOp(
     "logit_term(Tensor logits, int term, float scale) -> Tensor",

@@ -4,8 +4,8 @@ Conventions: logits l in, never probabilities; D(x) = sigma(l). `q(y=1|x) = D(x)
 `q^r(y|x) = q(1-y|x)`. fp16 and bf16 are computed, and everything returned, in fp32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -13,21 +13,66 @@ from torch import Tensor
 from unigen_fast import _checks, _ops
 from unigen_fast.reference import adversarial as _reference
 from unigen_fast.reference import importance as _reference_importance
-from unigen_fast.reference._common import upcast
+from unigen_fast.reference._common import reduce_rows, upcast
 
 Logits = Tensor | Sequence[Tensor]
 
 _TERM = _reference.TERM_NUMBER
-# of the real logits, of the fake ones
+
+
+class _Terms(NamedTuple):
+    """A kind of loss: factor · (mean of the real logits' term + mean of the fake ones'), or of the fake ones' alone.
+
+    `coupling`: "" where each logit counts by itself; "pairs" of real and fake logits, whose difference has the real
+    term; "averages" and "ratios" as in `reference.coupled_logit_loss`.
+    """
+
+    real: str
+    fake: str
+    factor: float = 1.0
+    coupling: str = ""
+
+
 _DISCRIMINATOR = {
-    "logistic": (_TERM["logistic_real"], _TERM["logistic_fake"]),
-    "hinge": (_TERM["hinge_real"], _TERM["hinge_fake"]),
+    "logistic": _Terms("logistic_real", "logistic_fake"),
+    "hinge": _Terms("hinge_real", "hinge_fake"),
+    "least_squares": _Terms("least_squares_real", "least_squares_fake"),
+    "wasserstein": _Terms("linear", "identity"),
+    "relativistic": _Terms("logistic_real", "", coupling="pairs"),
+    "relativistic_average": _Terms("logistic_real", "logistic_fake", 0.5, "averages"),
+    "relativistic_average_least_squares": _Terms("least_squares_real", "least_squares_minus", 1.0, "averages"),
+    "relativistic_average_hinge": _Terms("hinge_real", "hinge_fake", 0.5, "averages"),
+    "kl_wgan": _Terms("hinge_real", "hinge_fake", coupling="ratios"),
+    "fgan_kl": _Terms("kl_real", "kl_fake"),
+    "fgan_reverse_kl": _Terms("reverse_kl_real", "reverse_kl_fake"),
+    "fgan_pearson": _Terms("linear", "pearson_fake"),
+    "fgan_neyman": _Terms("expm1_real", "neyman_fake"),
+    "fgan_hellinger": _Terms("expm1_real", "hellinger_fake"),
+    "fgan_js": _Terms("js_real", "js_fake"),
 }
-_GENERATOR = {"non_saturating": _TERM["logistic_real"], "saturating": _TERM["saturating"], "hinge": _TERM["linear"]}
+_FGAN = [kind for kind in _DISCRIMINATOR if kind.startswith("fgan")]
+_GENERATOR = {
+    "non_saturating": _Terms("", "logistic_real"),
+    "saturating": _Terms("", "saturating"),
+    "hinge": _Terms("", "linear"),
+    "least_squares": _Terms("", "least_squares_real"),
+    "wasserstein": _Terms("", "linear"),
+    "relativistic": _Terms("logistic_fake", "", coupling="pairs"),
+    "relativistic_average": _Terms("logistic_fake", "logistic_real", 0.5, "averages"),
+    "relativistic_average_least_squares": _Terms("least_squares_minus", "least_squares_real", 1.0, "averages"),
+    "relativistic_average_hinge": _Terms("hinge_fake", "hinge_real", 0.5, "averages"),
+    "kl_wgan": _Terms("", "linear", coupling="ratios"),
+    **{kind: _Terms("", _DISCRIMINATOR[kind].fake, -1.0) for kind in _FGAN},
+}
 
 
 class DiscriminatorStats(NamedTuple):
-    """Detached statistics of both sides, from the loss's own pass: 0-dim, or `[n]` for lists of n tensors."""
+    """Detached statistics of both sides, from the loss's own pass: 0-dim, or `[n]` for lists of n tensors.
+
+    `losses` are those of each scale, averaged, without `scale`. Accuracy is the share of logits on their side of 0 (of
+    1/2 for "least_squares", of 1 for "fgan_kl"), probability is sigma(l). Of "relativistic…" kinds both are those of
+    the relative logits, l_r - l_f or l less the mean of the other side.
+    """
 
     losses: Tensor
     real_accuracy: Tensor
@@ -114,48 +159,134 @@ def discriminator_loss(
     |---|---|---|
     | "logistic" | softplus(-l) | softplus(l) |
     | "hinge" | relu(1 - l) | relu(1 + l) |
+    | "least_squares" | 1/2 (l - 1)² | 1/2 l² |
+    | "wasserstein" | -l | l |
+    | "relativistic" | softplus(-(l_r - l_f)) of the pairs | |
+    | "relativistic_average" | 1/2 softplus(-(l - m_f)) | 1/2 softplus(l - m_r) |
+    | "relativistic_average_least_squares" | 1/2 (l - m_f - 1)² | 1/2 (l - m_r + 1)² |
+    | "relativistic_average_hinge" | 1/2 relu(1 - (l - m_f)) | 1/2 relu(1 + (l - m_r)) |
+    | "kl_wgan" | relu(1 - l) | relu(1 + r·l) |
+    | "fgan_kl" | -l | exp(l - 1) |
+    | "fgan_reverse_kl" | exp(l) | -1 - l |
+    | "fgan_pearson" | -l | l²/4 + l |
+    | "fgan_neyman" | exp(l) - 1 | 2 - 2 exp(l/2) |
+    | "fgan_hellinger" | exp(l) - 1 | exp(-l) - 1 |
+    | "fgan_js" | softplus(-l) - log 2 | softplus(l) - log 2 |
+
+    m_r and m_f are the means of a tensor's real and fake logits; gradients flow through them. TF-GAN has no 1/2 in the
+    relativistic average losses, and VITS and HiFi-GAN none in least squares: `scale=2` gives theirs. r = exp(l_f -
+    log-mean-exp(l_f)) has mean 1 and is a constant (in the authors' code, gradients flow through it).
+
+    f-GAN: -T(l) and f*(T(l)), so that -loss is a lower bound of the divergence. Three of its activations T fall with
+    the logit, and so does the best l as a function of p/q: it is -log p/q with "fgan_reverse_kl", -2 log p/q with
+    "fgan_neyman", -1/2 log p/q with "fgan_hellinger"; statistics expect real logits below 0 there.
 
     Args:
         real: logits of real samples, any shape; or a list of tensors (multi-scale discriminators), whose losses add up.
-        fake: logits of generated samples; of its own batch size, and a list as long as `real` if that is one.
-        kind: "logistic" or "hinge".
+        fake: logits of generated samples; of its own batch size ("relativistic": of the shape of `real`), and a list as
+            long as `real` if that is one.
+        kind: one of the above.
         reduction: "mean" or "sum" over each side's logits; "none" adds the two sides elementwise (shapes must agree).
         scale: multiplies the loss (0.5 in taming and LDM).
         return_stats: also return `DiscriminatorStats`, from the same pass ("mean" and "sum" only).
+
+    "relativistic" is made of a difference and the op of the other kinds, and so is "none" of the coupled ones.
 
     Returns:
         The loss, or (loss, statistics). With "none", the shape of the logits, or a list of tensors for lists.
 
     Raises:
         TypeError: logits that are no floating-point tensors.
-        ValueError: unknown `kind` or `reduction`, lists of different lengths, "none" with shapes that differ.
+        ValueError: unknown `kind` or `reduction`, lists of different lengths, shapes that differ with "none" or
+            "relativistic".
 
-    Source: Hu et al. (2018), Eq. 3; Goodfellow et al. (2014), Eq. 1; Lim and Ye, "Geometric GAN" (2017), for the hinge.
+    Source: Hu et al. (2018), Eq. 3; Goodfellow et al. (2014), Eq. 1; Lim and Ye, "Geometric GAN" (2017), hinge; Mao et
+    al. (2017), Eq. 2, least squares; Arjovsky et al. (2017), Eq. 2; Jolicoeur-Martineau, "The relativistic
+    discriminator" (2018); Song and Ermon, "Bridging the gap between f-GANs and Wasserstein GANs" (2020); Nowozin et
+    al., "f-GAN" (2016), Table 2.
     """
     _checks.choice("kind", kind, _DISCRIMINATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
     items, n = _gathered(real=real, fake=fake)
-    real_term, fake_term = _DISCRIMINATOR[kind]
+    terms = _DISCRIMINATOR[kind]
     if reduction == "none":
         if return_stats:
             raise ValueError('return_stats: expected reduction "mean" or "sum", got "none"')
-        rows = []
-        for r, f in zip(items[:n], items[n:], strict=True):
-            if r.shape != f.shape:
-                shapes = f"real {tuple(r.shape)}, fake {tuple(f.shape)}"
-                raise ValueError(f'reduction "none": expected equal shapes, got {shapes}')
-            rows.append(_ops.logit_term((r,), real_term, scale) + _ops.logit_term((f,), fake_term, scale))
+        rows = _rows(items, n, terms, scale)
         return rows[0] if isinstance(real, Tensor) else rows  # type: ignore[return-value]
     if not return_stats:
-        return _ops.logit_loss(items, n, real_term, fake_term, reduction, scale, False)
-    loss, statistics = _ops.logit_loss(items, n, real_term, fake_term, reduction, scale, True, visible=2)
-    of_real, of_fake = statistics[:n], statistics[n:]
-    losses = of_real[:, 0] + of_fake[:, 0]
-    columns = [column for i in (1, 2, 3) for column in (of_real[:, i], of_fake[:, i])]
+        return _reduced(items, n, terms, reduction, scale)
+    loss, statistics = _reduced(items, n, terms, reduction, scale, True)
+    if terms.coupling == "pairs":
+        right, probability = statistics[:, 1], statistics[:, 3]
+        mean_logit = torch.stack([upcast(r.detach()).mean() for r in items[:n]])
+        losses = statistics[:, 0]
+        columns = [right, right, mean_logit, mean_logit - statistics[:, 2], probability, 1 - probability]
+    else:
+        of_real, of_fake = statistics[:n], statistics[n:]
+        losses = of_real[:, 0] + of_fake[:, 0]
+        if terms.factor != 1:
+            losses = losses * terms.factor
+        columns = [column for i in (1, 2, 3) for column in (of_real[:, i], of_fake[:, i])]
     if isinstance(real, Tensor):
         losses, columns = losses[0], [column[0] for column in columns]
     return loss, DiscriminatorStats(losses, *columns)
+
+
+def _reduced(
+    items: list[Tensor], reals: int, terms: _Terms, reduction: str, scale: float, return_stats: bool = False
+) -> Any:
+    """The loss of real tensors and then fake ones; with `return_stats` the op's statistics as well."""
+    scale *= terms.factor
+    visible = 2 if return_stats else 1
+    if terms.coupling == "pairs":
+        items, term = _differences(items, reals), _TERM[terms.real]
+        return _ops.logit_loss(items, reals, term, term, reduction, scale, return_stats, visible=visible)
+    fake_term = _TERM[terms.fake]
+    real_term = _TERM[terms.real] if terms.real else fake_term
+    if terms.coupling:
+        options = (reals, terms.coupling, real_term, fake_term, reduction, scale, return_stats)
+        return _ops.coupled_logit_loss(items, *options, visible=visible)
+    return _ops.logit_loss(items, reals, real_term, fake_term, reduction, scale, return_stats, visible=visible)
+
+
+def _rows(items: list[Tensor], reals: int, terms: _Terms, scale: float) -> list[Tensor]:
+    """The loss of each logit, or pair of them."""
+    scale *= terms.factor
+    if terms.coupling == "pairs":
+        return [_ops.logit_term((d,), _TERM[terms.real], scale) for d in _differences(items, reals)]
+    fakes = items[reals:]
+    if not terms.real:
+        return [_ops.logit_term((_coupled(f, None, terms),), _TERM[terms.fake], scale) for f in fakes]
+    rows = []
+    for r, f in zip(items[:reals], fakes, strict=True):
+        if r.shape != f.shape:
+            raise ValueError(f'reduction "none": {_unequal(r, f)}')
+        of_real = r if terms.coupling == "ratios" else _coupled(r, f, terms)
+        of_fake = _coupled(f, r, terms)
+        of_real = _ops.logit_term((of_real,), _TERM[terms.real], scale)
+        rows.append(of_real + _ops.logit_term((of_fake,), _TERM[terms.fake], scale))
+    return rows
+
+
+def _coupled(logits: Tensor, other: Tensor | None, terms: _Terms) -> Tensor:
+    if terms.coupling == "averages" and other is not None:
+        return upcast(logits) - upcast(other).mean()
+    return _reference.ratio_weighted(upcast(logits))[0] if terms.coupling == "ratios" else logits
+
+
+def _differences(items: list[Tensor], reals: int) -> list[Tensor]:
+    differences = []
+    for r, f in zip(items[:reals], items[reals:], strict=True):
+        if r.shape != f.shape:
+            raise ValueError(f'kind "relativistic": {_unequal(r, f)}')
+        differences.append(upcast(r) - upcast(f))
+    return differences
+
+
+def _unequal(real: Tensor, fake: Tensor) -> str:
+    return f"expected equal shapes, got real {tuple(real.shape)}, fake {tuple(fake.shape)}"
 
 
 def generator_loss(
@@ -166,19 +297,29 @@ def generator_loss(
     reduction: str = "mean",
     scale: float = 1.0,
 ) -> Tensor:
-    """Generator loss: scale · E_fake[term(l)].
+    """Generator loss: scale · E_fake[term(l)], of relativistic kinds scale · (E_real[term(l)] + E_fake[term(l)]).
 
-    | kind | term |
-    |---|---|
-    | "non_saturating" | softplus(-l) = -log D |
-    | "saturating" | -softplus(l) = log(1 - D) |
-    | "hinge" | -l |
+    | kind | fake | real |
+    |---|---|---|
+    | "non_saturating" | softplus(-l) = -log D | |
+    | "saturating" | -softplus(l) = log(1 - D) | |
+    | "hinge", "wasserstein" | -l | |
+    | "least_squares" | 1/2 (l - 1)² | |
+    | "relativistic" | softplus(-(l_f - l_r)) of the pairs | |
+    | "relativistic_average" | 1/2 softplus(-(l - m_r)) | 1/2 softplus(l - m_f) |
+    | "relativistic_average_least_squares" | 1/2 (l - m_r - 1)² | 1/2 (l - m_f + 1)² |
+    | "relativistic_average_hinge" | 1/2 relu(1 - (l - m_r)) | 1/2 relu(1 + (l - m_f)) |
+    | "kl_wgan" | -r·l | |
+    | "fgan_kl", "fgan_reverse_kl", … | minus the fake term of `discriminator_loss` | |
+
+    m_r, m_f and r are those of `discriminator_loss`, and so is what is said there of factors 1/2 and of signs.
 
     Args:
         fake: logits of generated samples, any shape; or a list of tensors, whose losses add up.
-        real: logits of real samples, for relativistic kinds; the kinds above take none.
-        kind: "non_saturating", "saturating" or "hinge".
-        reduction: "mean" or "sum" over the logits (of each tensor), or "none".
+        real: logits of real samples, or a list of as many tensors: of relativistic kinds, which need them; the other
+            kinds take none.
+        kind: one of the above.
+        reduction: "mean" or "sum" over the logits (of each tensor, and side), or "none".
         scale: multiplies the loss.
 
     Returns:
@@ -186,21 +327,26 @@ def generator_loss(
 
     Raises:
         TypeError: logits that are no floating-point tensors.
-        ValueError: unknown `kind` or `reduction`; `real` given to a kind that takes none.
+        ValueError: unknown `kind` or `reduction`; `real` given to a kind that takes none, or missing; lists of
+            different lengths; shapes that differ with "relativistic", or with "none" and a relativistic kind.
 
-    Source: Hu et al. (2018), Eq. 5; Goodfellow et al. (2014), Sec. 3; Lim and Ye (2017).
+    Source: Hu et al. (2018), Eq. 5; Goodfellow et al. (2014), Sec. 3; and as for `discriminator_loss`.
     """
     _checks.choice("kind", kind, _GENERATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
-    if real is not None:
-        raise ValueError(f"real: got logits, expected None for kind {kind!r}")
-    term = _GENERATOR[kind]
-    fakes, _ = _gathered(fake=fake)
+    terms = _GENERATOR[kind]
+    if (real is not None) != bool(terms.real):
+        got, expected = ("None", "logits") if real is None else ("logits", "None")
+        raise ValueError(f"real: got {got}, expected {expected} for kind {kind!r}")
+    if real is None:
+        items, reals = _gathered(fake=fake)[0], 0
+    else:
+        items, reals = _gathered(real=real, fake=fake)
     if reduction == "none":
-        rows = [_ops.logit_term((f,), term, scale) for f in fakes]
+        rows = _rows(items, reals, terms, scale)
         return rows[0] if isinstance(fake, Tensor) else rows  # type: ignore[return-value]
-    return _ops.logit_loss(fakes, 0, term, term, reduction, scale, False)
+    return _reduced(items, reals, terms, reduction, scale)
 
 
 def importance_weighted_generator_loss(
@@ -222,7 +368,8 @@ def importance_weighted_generator_loss(
         fake: logits of generated samples, any strides.
         dim: the dimension of a group's k samples; None: k is the whole tensor, as in the paper.
         groups: integer labels `[N]` for `fake` of N logits: weights normalised among the samples of one label (the
-            paper leaves the grouping of its class-conditional IWGAN open; this choice is ours). Made of PyTorch ops.
+            paper leaves the grouping of its class-conditional IWGAN open; this choice is ours). Any integers; on a
+            GPU each is compared with each, which beyond 16384 samples is left to PyTorch ops that sort.
         temperature: > 0; above 1 it flattens the weights.
         detach: whether the weights are constants, as in Eq. 16. Without it most gradients change sign.
         reduction: over the groups. One group: "mean" and "sum" agree. "none" has no fixed shape with `groups`.
@@ -249,6 +396,9 @@ def importance_weighted_generator_loss(
     return _ops.importance_weighted_generator_loss((fake,), dim, temperature, detach, reduction)
 
 
+_MOST_COMPARED = 2**14  # samples of which a GPU compares each with each
+
+
 def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, detach: bool, reduction: str) -> Tensor:
     if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
         got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
@@ -261,9 +411,11 @@ def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, 
         raise ValueError(f"groups: got device {groups.device}, expected {fake.device}")
     if reduction == "none":
         raise ValueError('reduction: got "none", which has no fixed shape with groups; expected "mean" or "sum"')
-    return _reference_importance.grouped_importance_weighted_generator_loss(
-        fake, groups, temperature, detach, reduction
-    )
+    flat, labels = fake.reshape(-1), groups.to(torch.int64)
+    if flat.numel() > _MOST_COMPARED and flat.device.type != "cpu":
+        reference = _reference_importance.grouped_importance_weighted_generator_loss
+        return reference(flat, labels, temperature, detach, reduction)[0]
+    return _ops.grouped_importance_weighted_generator_loss((flat, labels), temperature, detach, reduction)
 
 
 def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False) -> Tensor:
@@ -327,6 +479,151 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
         logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
         return upcast(logits) * torch.where(y > 0.5, sign, -sign)
     return _ops.logit_term((logits,), _TERM["linear"], -sign if _label(y) else sign)
+
+
+def density_ratio_kl(logits: Tensor, *, reduction: str = "mean") -> Tensor:
+    """KL(p‖q) = E_p[log p/q], estimated from the logits of samples of p: their mean.
+
+    The logits are those of a discriminator between p (y = 1) and q (y = 0) in equal numbers, of which the best has
+    l = log p/q. (FactorVAE's total correlation; the adversarial KL of density-ratio estimation.)
+
+    Args:
+        logits: of samples of p, any shape.
+        reduction: "mean", "sum" or "none" over the samples.
+
+    Returns:
+        A scalar, or with "none" the shape of `logits`.
+
+    Raises:
+        TypeError: `logits` is no floating-point tensor.
+        ValueError: unknown `reduction`.
+
+    Source: Sugiyama et al., "Density ratio estimation in machine learning" (2012); Kim and Mnih (2018), Sec. 3.
+    """
+    _checks.floating("logits", logits)
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    term = _TERM["identity"]
+    if reduction == "none":
+        return _ops.logit_term((logits,), term, 1.0)
+    return _ops.logit_loss([logits], 0, term, term, reduction, 1.0, False)
+
+
+def density_ratio_js(*, real: Logits, fake: Logits) -> Tensor:
+    """JSD(p‖q) in nats, from logits of samples of both: log 2 - (E_p[softplus(-l)] + E_q[softplus(l)]) / 2.
+
+    A lower bound for any discriminator, and exact for the best one; <= log 2. It is minus half the "fgan_js" loss.
+
+    Args:
+        real: logits of samples of p (y = 1), any shape; or a list of tensors, whose estimates add up.
+        fake: logits of samples of q (y = 0), of its own batch size.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TypeError: logits that are no floating-point tensors.
+        ValueError: lists of different lengths, or tensors on two devices.
+
+    Source: Goodfellow et al. (2014), Eq. 5; Nowozin et al. (2016), Sec. 2.2.
+    """
+    items, n = _gathered(real=real, fake=fake)
+    return _reduced(items, n, _DISCRIMINATOR["fgan_js"], "mean", -0.5)
+
+
+def r1_penalty(*, logits: Tensor, inputs: Tensor, gamma: float = 10.0, reduction: str = "mean") -> Tensor:
+    """R1 regulariser: gamma/2 · E[‖∇_x l(x)‖²], the squared norm of each sample's own gradient.
+
+    Of generated samples it is R2. The logits, not a loss, are differentiated, with a graph, so that the penalty trains.
+    A composition: the gradient is the network's, and what follows it one pass.
+
+    Args:
+        logits: of `inputs`, computed from them; any shape, whose entries are summed for each sample. A network that
+            mixes the samples of a batch (batch normalisation in training) mixes their gradients.
+        inputs: samples `[N, …]` that require grad.
+        gamma: >= 0; 10 in StyleGAN's first configurations.
+        reduction: "mean" or "sum" over the N samples; "none" returns `[N]`.
+
+    Returns:
+        A scalar, or `[N]`; fp32 for fp16 and bf16 inputs.
+
+    Raises:
+        TypeError: `logits` or `inputs` is no floating-point tensor.
+        ValueError: `inputs` without requires_grad, or of no dimension; `logits` without a graph; unknown `reduction`.
+
+    Source: Mescheder et al., "Which training methods for GANs do actually converge?" (2018), Eq. 9.
+    """
+    _checks.floating("logits", logits)
+    gamma = _checks.number("gamma", gamma, minimum=0.0)
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    return reduce_rows(_squared_gradient_norms(logits, "inputs", inputs), reduction, 0.5 * gamma)
+
+
+def gradient_penalty(
+    *,
+    discriminator: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    weight: float = 10.0,
+    target: float = 1.0,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """WGAN-GP's penalty: weight · E[(‖∇_x l(x)‖ - target)²] at x = a·real + (1 - a)·fake, a ~ U(0, 1) for each sample.
+
+    The norm is that of each sample's own gradient, sqrt(sum of squares + 1e-10): its derivative is finite at 0, as in
+    TF-GAN. `real` and `fake` get no gradient. A composition: the gradient is the network's, and what follows it one
+    pass.
+
+    Args:
+        discriminator: logits of its argument, any shape, whose entries are summed for each sample.
+        real: samples `[N, …]`.
+        fake: generated samples of the same shape.
+        weight: lambda, >= 0.
+        target: the norm asked for: 1, or 0 for a 0-centred penalty.
+        reduction: "mean" or "sum" over the N samples; "none" returns `[N]`.
+        generator: of the random numbers a.
+
+    Returns:
+        A scalar, or `[N]`; fp32 for fp16 and bf16 samples.
+
+    Raises:
+        TypeError: `real` or `fake` is no floating-point tensor, or the discriminator returns none.
+        ValueError: shapes that differ, or of no dimension; a discriminator whose logits do not hang on its argument;
+            unknown `reduction`.
+
+    Source: Gulrajani et al., "Improved training of Wasserstein GANs" (2017), Eq. 3.
+    """
+    _checks.floating("real", real)
+    _checks.floating("fake", fake)
+    weight = _checks.number("weight", weight, minimum=0.0)
+    target = _checks.number("target", target, minimum=0.0)
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if real.shape != fake.shape or real.dim() == 0:
+        shapes = f"real {tuple(real.shape)}, fake {tuple(fake.shape)}"
+        raise ValueError(f"expected samples [N, …] of one shape, got {shapes}")
+    if real.device != fake.device:
+        raise ValueError(f"fake: got device {fake.device}, expected {real.device} as real")
+    real, fake = _checks.promoted([real.detach(), fake.detach()])
+    shape = (real.size(0), *[1] * (real.dim() - 1))
+    share = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    with torch.enable_grad():
+        x = torch.lerp(fake, real, share).requires_grad_()
+        logits = _checks.floating("discriminator(x)", discriminator(x))
+        squares = _squared_gradient_norms(logits, "discriminator(x)", x)
+        return reduce_rows((torch.sqrt(squares + 1e-10) - target).square(), reduction, weight)
+
+
+def _squared_gradient_norms(logits: Tensor, name: str, inputs: Tensor) -> Tensor:
+    """‖∇_x sum of l‖² of each sample, with a graph."""
+    _checks.floating(name, inputs)
+    if inputs.dim() == 0:
+        raise ValueError(f"{name}: got a tensor without dimensions, expected samples [N, …]")
+    if not inputs.requires_grad or not logits.requires_grad:
+        raise ValueError(f"{name}: expected logits that were computed from samples that require grad, got no graph")
+    (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True, allow_unused=True)
+    if gradient is None:
+        raise ValueError(f"{name}: expected logits that were computed from these samples, got others")
+    return upcast(gradient).flatten(1).square().sum(1) if inputs.dim() > 1 else upcast(gradient).square()
 
 
 def _label(y: int) -> bool:

@@ -3,7 +3,7 @@
 Options are checked where they meet the tensors, at the call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Generator, Tensor, nn
@@ -256,6 +256,54 @@ class LogRatio(_Loss):
 
     def forward(self, logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1) -> Tensor:
         return adversarial.log_ratio(logits, y=y, **self.options)
+
+
+class DensityRatioKL(_Loss):
+    """`density_ratio_kl(logits, …)`."""
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return adversarial.density_ratio_kl(logits, **self.options)
+
+
+class DensityRatioJS(_Loss):
+    """`density_ratio_js(real=real, fake=fake)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, *, real: adversarial.Logits, fake: adversarial.Logits) -> Tensor:
+        return adversarial.density_ratio_js(real=real, fake=fake)
+
+
+class R1Penalty(_Loss):
+    """`r1_penalty(logits=logits, inputs=inputs, …)`."""
+
+    def __init__(self, *, gamma: float = 10.0, reduction: str = "mean") -> None:
+        super().__init__(gamma=gamma, reduction=reduction)
+
+    def forward(self, *, logits: Tensor, inputs: Tensor) -> Tensor:
+        return adversarial.r1_penalty(logits=logits, inputs=inputs, **self.options)
+
+
+class GradientPenalty(_Loss):
+    """`gradient_penalty(discriminator=discriminator, real=real, fake=fake, …)`."""
+
+    def __init__(self, *, weight: float = 10.0, target: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(weight=weight, target=target, reduction=reduction)
+
+    def forward(
+        self,
+        *,
+        discriminator: Callable[[Tensor], Tensor],
+        real: Tensor,
+        fake: Tensor,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        options = {"discriminator": discriminator, "real": real, "fake": fake, "generator": generator, **self.options}
+        return adversarial.gradient_penalty(**options)
 
 
 class GaussianKL(_Loss):

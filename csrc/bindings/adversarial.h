@@ -84,6 +84,118 @@ vector<Tensor> logit_loss_backward(const Tensor& grad, const vector<Tensor>& log
   return grads;
 }
 
+inline int coupling_named(const string& name) {
+  STD_TORCH_CHECK(name == "averages" || name == "ratios", "unigen_fast: unknown coupling ", name);
+  return int(name == "averages" ? Coupling::averages : Coupling::ratios);
+}
+
+inline void check_reals(const vector<Tensor>& logits, int64_t reals, int coupling) {
+  const bool paired = Coupling(coupling) != Coupling::averages || 2 * reals == int64_t(logits.size());
+  STD_TORCH_CHECK(0 <= reals && paired, "unigen_fast: expected as many real as fake tensors");
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> coupled_logit_loss(const vector<Tensor>& logits, int64_t reals, const string& coupling,
+                                         int64_t real_term, int64_t fake_term, const string& reduction, double scale,
+                                         bool return_stats) {
+  const LogitItems items(logits, reals, real_term, fake_term, reduction);
+  const auto dtype = arithmetic_type(logits[0].scalar_type());
+  Tensor value = empty_contiguous(logits[0], {}, dtype);
+  Tensor statistics = empty_contiguous(logits[0], {int64_t(logits.size()), kCoupledColumns}, dtype);
+  CoupledLogitLoss a;
+  items.describe(a, scale);
+  a.reals = reals;
+  a.coupling = coupling_named(coupling);
+  a.return_stats = return_stats;
+  a.value = value.data_ptr();
+  a.statistics = statistics.data_ptr();
+  check_reals(logits, reals, a.coupling);
+  Backend::coupled_logit_loss(a, logits[0]);
+  return {value, statistics};
+}
+
+template <class Backend>
+vector<Tensor> coupled_logit_loss_backward(const Tensor& grad, const vector<Tensor>& logits, const Tensor& statistics,
+                                           int64_t reals, const string& coupling, int64_t real_term, int64_t fake_term,
+                                           const string& reduction, double scale, bool) {
+  vector<Tensor> grads;
+  grads.reserve(logits.size());
+  for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
+  const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
+  const auto dtype = arithmetic_type(logits[0].scalar_type());
+  STD_TORCH_CHECK(grad.scalar_type() == dtype && statistics.scalar_type() == dtype && statistics.is_contiguous() &&
+                      statistics.numel() == int64_t(logits.size()) * kCoupledColumns,
+                  "unigen_fast: grad or statistics is wrong");
+  CoupledLogitLossBackward a;
+  items.describe(a, scale);
+  a.reals = reals;
+  a.coupling = coupling_named(coupling);
+  a.grad = grad.data_ptr();
+  a.statistics = statistics.data_ptr();
+  check_reals(logits, reals, a.coupling);
+  Backend::coupled_logit_loss_backward(a, logits[0]);
+  return grads;
+}
+
+inline void check_groups(const Tensor& fake, const Tensor& groups) {
+  STD_TORCH_CHECK(fake.dim() == 1 && groups.dim() == 1, "unigen_fast: expected logits and labels of one dimension");
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> grouped_importance_weighted_generator_loss(const Tensor& fake, const Tensor& groups,
+                                                                 double temperature, bool, const string& reduction) {
+  check_groups(fake, groups);
+  const auto dtype = arithmetic_type(fake.scalar_type());
+  const int64_t n = fake.numel();
+  Tensor value = empty_contiguous(fake, {}, dtype);
+  Tensor statistics = empty_contiguous(fake, {2 * n + 1}, dtype);
+  const Tensor workspace = empty_contiguous(fake, {kGroupedBytes * (n + 1)}, ScalarType::Byte);
+  auto builder = GridBuilder::over(fake, std::nullopt);
+  GroupedWeights a;
+  a.dtype = dtype_of(fake);
+  builder.element(a.logits, fake);
+  builder.element(a.labels, groups, ScalarType::Long);
+  a.grid = builder.finish();
+  a.temperature = temperature;
+  a.mean = reduction == "mean";
+  a.value = value.data_ptr();
+  a.statistics = statistics.data_ptr();
+  a.workspace = workspace.data_ptr();
+  Backend::grouped_weights(a, fake);
+  return {value, statistics};
+}
+
+template <class Backend>
+Tensor grouped_importance_weighted_generator_loss_backward(const Tensor& grad, const Tensor& fake, const Tensor& groups,
+                                                           const Tensor& statistics, double temperature, bool detach,
+                                                           const string&) {
+  check_groups(fake, groups);
+  const auto dtype = arithmetic_type(fake.scalar_type());
+  const int64_t n = fake.numel();
+  STD_TORCH_CHECK(grad.scalar_type() == dtype && statistics.scalar_type() == dtype && statistics.is_contiguous() &&
+                      statistics.numel() == 2 * n + 1,
+                  "unigen_fast: grad or statistics is wrong");
+  Tensor grad_fake = empty_gradient(fake);
+  auto builder = GridBuilder::over(fake, std::nullopt);
+  GroupedWeightsBackward a;
+  a.dtype = dtype_of(fake);
+  builder.element(a.logits, fake);
+  builder.element(a.grad_logits, grad_fake);
+  builder.contiguous_columns(a.weights);
+  builder.contiguous_columns(a.losses);
+  a.grid = builder.finish();
+  const int64_t item = dtype == ScalarType::Double ? 8 : 4;
+  char* planes = static_cast<char*>(statistics.data_ptr());
+  a.weights.data = planes;
+  a.losses.data = planes + n * item;
+  a.factor = planes + 2 * n * item;
+  a.grad = grad.data_ptr();
+  a.temperature = temperature;
+  a.detach = detach;
+  Backend::grouped_weights_backward(a, fake);
+  return grad_fake;
+}
+
 template <class Backend>
 Tensor logit_term(const Tensor& logits, int64_t term, double scale) {
   check_term(term);
@@ -117,12 +229,16 @@ Tensor logit_term_backward(const Tensor& grad, const Tensor& logits, int64_t ter
   return grad_logits;
 }
 
-#define UNIGEN_ADVERSARIAL_OPS(X)                \
-  X(importance_weighted_generator_loss)          \
-  X(importance_weighted_generator_loss_backward) \
-  X(logit_loss)                                  \
-  X(logit_loss_backward)                         \
-  X(logit_term)                                  \
+#define UNIGEN_ADVERSARIAL_OPS(X)                        \
+  X(importance_weighted_generator_loss)                  \
+  X(importance_weighted_generator_loss_backward)         \
+  X(grouped_importance_weighted_generator_loss)          \
+  X(grouped_importance_weighted_generator_loss_backward) \
+  X(logit_loss)                                          \
+  X(logit_loss_backward)                                 \
+  X(coupled_logit_loss)                                  \
+  X(coupled_logit_loss_backward)                         \
+  X(logit_term)                                          \
   X(logit_term_backward)
 
 }  // namespace unigen

@@ -128,6 +128,13 @@ class GridBuilder {
     STD_TORCH_CHECK(r == int(sizes.size()), "unigen_fast: a row tensor has the wrong shape");
   }
 
+  // One number for each column of a grid of one dimension, in a row.
+  void contiguous_columns(Operand& operand) {
+    Source& source = sources_[count_++];
+    source.operand = &operand;
+    std::fill_n(source.stride, ndim_, int64_t(1));
+  }
+
   // Planes of rows, [planes, rows…] contiguous: strides of one plane.
   void planes(Operand& operand, const Tensor& tensor) {
     check_dtype(tensor, arithmetic_type(dtype_));

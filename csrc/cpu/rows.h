@@ -321,6 +321,11 @@ struct Partition {
   // work(unit) for every unit, on as many threads as pay
   template <class Work>
   void run(const Parallel& parallel, const Work& work) const {
+    each(parallel, count, work);
+  }
+
+  template <class Work>
+  static void each(const Parallel& parallel, int64_t count, const Work& work) {
     const auto range = [](void* context, int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) (*static_cast<const Work*>(context))(unit);
     };
@@ -452,6 +457,12 @@ class Map {
   template <class F>
   void region(const F& f, int64_t begin, int64_t end) const {
     region(f, begin, end, 0, cols_);
+  }
+
+  // elements [begin, end) of a grid without row operands, on this thread
+  template <class F>
+  void span(const F& f, int64_t begin, int64_t end) const {
+    flat(f, begin, end);
   }
 
  private:
@@ -1180,42 +1191,79 @@ class RowSweeps {
 
 // ---- one sum over everything ---------------------------------------------------------------------------------------
 
-// Sum over all elements of f's value, in the order of RowResults for a column of rows; and of F::kOthers further
-// quantities: value = f(x, others).
-template <class T, class F>
-double flat_sum(const Grid& grid, const Array& in, const Parallel& parallel, const F& f, double* others) {
+// One region for several tensors: all their elements, cut into units by shape alone.
+class Flats {
+ public:
+  static constexpr int kMost = 64;  // tensors at a time
+
+  // numel(i) elements of tensor i
+  template <class T, class Numel>
+  Flats(T, int count, const Numel& numel) : count_(count) {
+    int64_t total = 0;
+    for (int i = 0; i < count; ++i) total += numel(i);
+    for (int i = 0; i < count; ++i) {
+      numel_[i] = numel(i);
+      const Partition partition(numel_[i], 1, false, lane_block<T>(numel_[i]), 1, larger(kUnit, ceil_div(total, kMaxUnits)));
+      unit_[i] = partition.block_rows;
+      first_[i + 1] = first_[i] + partition.count;
+    }
+  }
+
+  int64_t units() const { return first_[count_]; }
+  int64_t units_end(int i) const { return first_[i + 1]; }
+
+  // work(unit, tensor, its elements from, to), on as many threads as pay
+  template <class Work>
+  void run(const Parallel& parallel, const Work& work) const {
+    Partition::each(parallel, units(), [&](int64_t unit) {
+      int i = 0;
+      while (first_[i + 1] <= unit) ++i;
+      const int64_t begin = (unit - first_[i]) * unit_[i];
+      work(unit, i, begin, smaller(numel_[i], begin + unit_[i]));
+    });
+  }
+
+ private:
+  int count_;
+  int64_t numel_[kMost], unit_[kMost], first_[kMost + 1] = {};
+};
+
+// For each of `count` tensors in(i), at most Flats::kMost: the sum over all its elements of f(i)'s value, in the order of
+// RowResults for a column of rows; and of F::kOthers further quantities: value = f(x, others). done(i, sum, others).
+template <class T, class F, class In, class Make, class Done>
+void flat_sums(const Parallel& parallel, int count, const In& in, const Make& f, const Done& done) {
   using V = Vec<T>;
   constexpr int kOthers = F::kOthers, kRoom = kOthers ? kOthers : 1;
-  const Stream<T> stream(grid, in, Axis::none, Axis::rows_cols);
-  const Partition partition(grid.rows * grid.cols, 1, false, lane_block<T>(grid.rows * grid.cols));
-  double partial[kMaxUnits], partial_others[kMaxUnits][kRoom];
-  partition.run(parallel, [&](int64_t u) {
-    alignas(kVectorBytes) T room[kChunk<T>], values[kChunk<T>];
-    double sum = 0, other_sums[kRoom] = {};
-    const int64_t end = partition.row_end(u);
-    for (int64_t first = partition.row_begin(u); first < end; first += kChunk<T>) {
+  const Flats flats(T(), count, [&](int i) { return in(i).first.rows * in(i).first.cols; });
+  double partial[kMaxUnits + Flats::kMost][kRoom + 1];
+  flats.run(parallel, [&](int64_t unit, int item, int64_t begin, int64_t end) {
+    const F value = f(item);
+    const Stream<T> stream(in(item).first, in(item).second, Axis::none, Axis::rows_cols);
+    alignas(kVectorBytes) T room[kChunk<T>];
+    double sums[kRoom + 1] = {};
+    for (int64_t first = begin; first < end; first += kChunk<T>) {
       const int n = int(smaller(kChunk<T>, end - first));
       const T* source = stream.read(0, first, n, room);
-      V other[kRoom];
-      for (int k = 0; k < kOthers; ++k) other[k] = V(T(0));
+      V sum(T(0)), other[kRoom];
+      for (int k = 0; k < kRoom; ++k) other[k] = V(T(0));
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
         V next[kRoom];
-        store(values + i, f(load(source + i, l), next));
+        sum = keep(l, sum + value(load(source + i, l), next), sum);
         for (int k = 0; k < kOthers; ++k) other[k] = keep(l, other[k] + next[k], other[k]);
       });
-      sum += sum_values(values, n);
-      for (int k = 0; k < kOthers; ++k) other_sums[k] += lane_sum(other[k]);
+      sums[0] += lane_sum(sum);
+      for (int k = 0; k < kOthers; ++k) sums[k + 1] += lane_sum(other[k]);
     }
-    partial[u] = sum;
-    for (int k = 0; k < kOthers; ++k) partial_others[u][k] = other_sums[k];
+    for (int k = 0; k <= kOthers; ++k) partial[unit][k] = sums[k];
   });
-  double sum = 0;
-  for (int k = 0; k < kOthers; ++k) others[k] = 0;
-  for (int64_t u = 0; u < partition.count; ++u) {
-    sum += partial[u];
-    for (int k = 0; k < kOthers; ++k) others[k] += partial_others[u][k];
+  int64_t unit = 0;
+  for (int i = 0; i < count; ++i) {
+    double sums[kRoom + 1] = {};
+    for (; unit < flats.units_end(i); ++unit) {
+      for (int k = 0; k <= kOthers; ++k) sums[k] += partial[unit][k];
+    }
+    done(i, sums[0], sums + 1);
   }
-  return sum;
 }
 
 // calls body(T()) with the arithmetic type of a dtype

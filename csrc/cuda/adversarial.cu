@@ -1,6 +1,7 @@
 // Terms of discriminator and generator logits: elementwise, or summed over a list of tensors in one launch.
 #include "../formulas/adversarial.h"
 
+#include "../formulas/importance.h"
 #include "rows.cuh"
 
 namespace unigen::cuda {
@@ -75,8 +76,8 @@ struct LogitTermBackwardOp : LogitTermBackward, OpBase {
 
 // ---- lists ---------------------------------------------------------------------------------------------------------
 
-constexpr int kMaxItems = 24;  // of a launch: what a kernel's parameters hold
-constexpr int kSums = 4;       // of the term, of 1 on the right side of 0, of the logit, of its probability
+constexpr int kMaxItems = 22;  // of a launch: what a kernel's parameters hold
+constexpr int kSums = 5;       // of the term, of 1 on the right side, of the logit, of its probability, of the slope
 constexpr int kItemUnroll = 4;
 constexpr int64_t kMaxSlots = kWorkspaceBytes / int64_t(sizeof(double)) / kSums - 1;
 
@@ -98,7 +99,7 @@ struct Items {
   int64_t slots;
   int count;
 };
-static_assert(sizeof(Items) + 64 <= 4096, "a kernel has 4096 bytes of parameters");
+static_assert(sizeof(Items) + kMaxItems * sizeof(double) + 64 <= 4096, "a kernel has 4096 bytes of parameters");
 
 // Where an element is; N > 1: it begins a pack, of an item without gaps.
 template <int N>
@@ -147,13 +148,14 @@ struct ListResult {
   double* running;    // the sum over the items of earlier launches
   double* slot_sums;  // [slots, kSums]
   void* value;
-  void* statistics;   // [items, kSums], or null
+  void* statistics;   // [items, columns], or null
   double scale;
   bool first;         // whether there is no earlier launch
 };
+constexpr int kColumns = 4;  // of the statistics of items that are not coupled
 
 // By one block, a warp for each item: sums over its slots in order, then over the items.
-template <class T>
+template <class T, int kWidth>
 UNIGEN_DEVICE void finish_list(const Items& items, const ListResult& result) {
   __shared__ double values[kMaxItems];
   Tiling tile;
@@ -170,7 +172,10 @@ UNIGEN_DEVICE void finish_list(const Items& items, const ListResult& result) {
       sum = warp.reduce(sum, Plus());
       if (warp.lane == 0) {
         if (k == 0) values[i] = sum / item.count;
-        if (result.statistics) static_cast<T*>(result.statistics)[i * kSums + k] = T(sum / double(item.numel));
+        // of coupled items the fifth column holds what they are coupled by
+        const int column = k < kColumns ? k : k + 1;
+        if (result.statistics && column < kWidth)
+          static_cast<T*>(result.statistics)[i * kWidth + column] = T(sum / double(item.numel));
       }
     }
   }
@@ -180,6 +185,21 @@ UNIGEN_DEVICE void finish_list(const Items& items, const ListResult& result) {
     for (int i = 0; i < items.count; ++i) total += values[i];
     *result.running = total;
     *static_cast<T*>(result.value) = T(total * result.scale);
+  }
+}
+
+// 1 where `x` is on the side of the boundary that the term wants
+template <class T>
+UNIGEN_DEVICE T on_right_side(Term term, T x) {
+  const T edge = T(boundary(term));
+  return (wants_positive(term) ? x > edge : x < edge) ? T(1) : T(0);
+}
+
+UNIGEN_DEVICE void keep_slot(const ListResult& result, int64_t slot, const double (&sum)[kSums]) {
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) {
+    const double total = Group::block().reduce(sum[k], Plus());
+    if (threadIdx.x == 0) result.slot_sums[slot * kSums + k] = total;
   }
 }
 
@@ -196,39 +216,32 @@ __global__ void __launch_bounds__(kThreads, kResident)
       },
       [&](const Item& item, const auto& x, int64_t) {
         constexpr int N = int(sizeof(x.x) / sizeof(E));
-        T part[kSums] = {0, 0, 0, 0};
+        T part[kColumns] = {0, 0, 0, 0};
 #pragma unroll
         for (int v = 0; v < N; ++v) part[0] += term_value(item.term, x.template get<T>(v));
         if (result.statistics) {
-          const bool positive = wants_positive(item.term);
 #pragma unroll
           for (int v = 0; v < N; ++v) {
             const T l = x.template get<T>(v);
-            part[1] += (positive ? l > T(0) : l < T(0)) ? T(1) : T(0);
+            part[1] += on_right_side(item.term, l);
             part[2] += l;
             part[3] += Logistic<T>(l).sigmoid();
           }
         }
 #pragma unroll
-        for (int k = 0; k < kSums; ++k) sum[k] += double(part[k]);
+        for (int k = 0; k < kColumns; ++k) sum[k] += double(part[k]);
       },
-      [&](int64_t slot) {
-#pragma unroll
-        for (int k = 0; k < kSums; ++k) {
-          const double total = Group::block().reduce(sum[k], Plus());
-          if (threadIdx.x == 0) result.slot_sums[slot * kSums + k] = total;
-        }
-      });
+      [&](int64_t slot) { keep_slot(result, slot, sum); });
   if (gridDim.x == 1) {
     __syncthreads();
-    finish_list<T>(items, result);
+    finish_list<T, kColumns>(items, result);
   }
 }
 
-template <class T>
+template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads, kResident)
     list_finish_kernel(const __grid_constant__ Items items, const __grid_constant__ ListResult result) {
-  finish_list<T>(items, result);
+  finish_list<T, kWidth>(items, result);
 }
 
 template <class E>
@@ -306,11 +319,11 @@ const char* run_list(const LogitLoss& a, const Launch& launch) {
     if (blocks <= 8) blocks = 1;  // which then needs no second launch
     if (const char* error = start(list_kernel<E>, blocks, 1, launch, items, result)) return error;
     if (blocks > 1) {
-      if (const char* error = start(list_finish_kernel<T>, 1, 1, launch, items, result)) return error;
+      if (const char* error = start(list_finish_kernel<T, kColumns>, 1, 1, launch, items, result)) return error;
     }
     done += count;
     result.first = false;
-    if (result.statistics) result.statistics = static_cast<T*>(result.statistics) + count * kSums;
+    if (result.statistics) result.statistics = static_cast<T*>(result.statistics) + count * kColumns;
   } while (done < a.num_items);
   return nullptr;
 }
@@ -327,6 +340,423 @@ const char* run_list_backward(const LogitLossBackward& a, const Launch& launch) 
   return nullptr;
 }
 
+// ---- coupled lists -------------------------------------------------------------------------------------------------
+
+// What couples the items of a launch, the first of which is number `first` of all.
+struct Link {
+  void* statistics;  // [all items, kCoupledColumns]
+  int64_t first, reals;
+  int coupling;
+  bool return_stats;
+
+  template <class T>
+  UNIGEN_DEVICE T* of(int64_t item) const {
+    return static_cast<T*>(statistics) + (first + item) * kCoupledColumns;
+  }
+  // the statistics of what item i is coupled with
+  template <class T>
+  UNIGEN_DEVICE const T* with(int64_t i) const {
+    return static_cast<const T*>(statistics) + coupled_with(coupling, first + i, reals) * kCoupledColumns;
+  }
+  UNIGEN_DEVICE Coupling of_item(int64_t i) const { return coupling_of(coupling, first + i, reals); }
+};
+
+// By one block, a warp for each item: its mean logit, or log-mean-exp, from its slots' (sum, 0) or (maximum, sum).
+template <class T>
+UNIGEN_DEVICE void finish_summaries(const Items& items, const Link& link, const double* slot_sums) {
+  Tiling tile;
+  tile.lane_bits = 5;
+  const Group warp(tile);
+  for (int i = warp.row; i < items.count; i += kThreads / kWarp) {
+    const Item& item = items.item[i];
+    const int64_t end = i + 1 < items.count ? items.item[i + 1].first_slot : items.slots;
+    const bool averages = Coupling(link.coupling) == Coupling::averages;
+    double peak = -HUGE_VAL, sum = 0;
+    if (!averages) {
+      for (int64_t slot = item.first_slot + warp.lane; slot < end; slot += kWarp)
+        peak = larger(peak, slot_sums[slot * kSums]);
+      peak = finite_shift(warp.reduce(peak, Maximum()));
+    }
+    for (int64_t slot = item.first_slot + warp.lane; slot < end; slot += kWarp) {
+      const double first = slot_sums[slot * kSums];
+      // a slot of -inf adds nothing, but may hold a NaN
+      sum += averages ? first : slot_sums[slot * kSums + 1] * (first == -HUGE_VAL ? 1 : exp(first - peak));
+    }
+    sum = warp.reduce(sum, Plus());
+    if (warp.lane == 0) {
+      double summary = sum / double(item.numel);
+      if (!averages) summary = sum == 0 || link.of_item(i) == Coupling::none ? 0 : peak + log(summary);
+      link.of<T>(i)[4] = T(summary);
+    }
+  }
+}
+
+template <class E>
+__global__ void __launch_bounds__(kThreads, kResident)
+    summary_kernel(const __grid_constant__ Items items, const __grid_constant__ Link link, double* slot_sums) {
+  using T = Arithmetic<E>;
+  T peak = -T(HUGE_VAL);
+  double sum = 0;
+  for_each_slot<E>(
+      items,
+      [&](const Item&) {
+        peak = -T(HUGE_VAL);
+        sum = 0;
+      },
+      [&](const Item&, const auto& x, int64_t) {
+        constexpr int N = int(sizeof(x.x) / sizeof(E));
+        T part = 0;
+        if (Coupling(link.coupling) == Coupling::averages) {
+#pragma unroll
+          for (int v = 0; v < N; ++v) part += x.template get<T>(v);
+        } else {
+          T risen = peak;
+#pragma unroll
+          for (int v = 0; v < N; ++v) risen = larger(risen, x.template get<T>(v));
+          const T shift = finite_shift(risen);
+#pragma unroll
+          for (int v = 0; v < N; ++v) part += exp(x.template get<T>(v) - shift);
+          if (peak < risen) sum *= peak == -T(HUGE_VAL) ? 1.0 : double(exp(peak - risen));
+          peak = risen;
+        }
+        sum += double(part);
+      },
+      [&](int64_t slot) {
+        double pair[2] = {sum, 0};
+        if (Coupling(link.coupling) == Coupling::ratios) {
+          pair[0] = double(Group::block().reduce(peak, Maximum()));
+          pair[1] = sum * (peak == -T(HUGE_VAL) ? 1.0 : exp(double(peak) - pair[0]));
+        }
+        const int last = Coupling(link.coupling) == Coupling::ratios ? 1 : 0;
+        const double total = Group::block().reduce(pair[last], Plus());
+        if (threadIdx.x == 0) {
+          slot_sums[slot * kSums] = pair[0];
+          slot_sums[slot * kSums + last] = total;
+        }
+      });
+  if (gridDim.x == 1) {
+    __syncthreads();
+    finish_summaries<T>(items, link, slot_sums);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kResident)
+    summary_finish_kernel(const __grid_constant__ Items items, const __grid_constant__ Link link, const double* slot_sums) {
+  finish_summaries<T>(items, link, slot_sums);
+}
+
+template <class E>
+__global__ void __launch_bounds__(kThreads, kResident)
+    coupled_kernel(const __grid_constant__ Items items, const __grid_constant__ ListResult result,
+                   const __grid_constant__ Link link) {
+  using T = Arithmetic<E>;
+  double sum[kSums];
+  T summary = 0;
+  Coupling coupling = Coupling::none;
+  for_each_slot<E>(
+      items,
+      [&](const Item& item) {
+#pragma unroll
+        for (int k = 0; k < kSums; ++k) sum[k] = 0;
+        const int64_t i = &item - items.item;
+        summary = link.with<T>(i)[4];
+        coupling = link.of_item(i);
+      },
+      [&](const Item& item, const auto& x, int64_t) {
+        constexpr int N = int(sizeof(x.x) / sizeof(E));
+        T part[kSums] = {0, 0, 0, 0, 0};
+#pragma unroll
+        for (int v = 0; v < N; ++v) {
+          const T l = x.template get<T>(v);
+          const Coupled<T> coupled(coupling, l, summary);
+          part[0] += term_value(item.term, coupled.logit);
+          if (coupling == Coupling::averages) part[4] += term_slope(item.term, coupled.logit);
+          if (link.return_stats) {
+            const T judged = coupling == Coupling::averages ? coupled.logit : l;
+            part[1] += on_right_side(item.term, judged);
+            part[2] += l;
+            part[3] += Logistic<T>(judged).sigmoid();
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < kSums; ++k) sum[k] += double(part[k]);
+      },
+      [&](int64_t slot) { keep_slot(result, slot, sum); });
+  if (gridDim.x == 1) {
+    __syncthreads();
+    finish_list<T, kCoupledColumns>(items, result);
+  }
+}
+
+struct Shares {
+  double of[kMaxItems];  // (numel / count) of the counterpart, over the item's numel
+};
+
+template <class E>
+__global__ void __launch_bounds__(kThreads, kResident)
+    coupled_backward_kernel(const __grid_constant__ Items items, const __grid_constant__ Shares shares,
+                            const __grid_constant__ Link link, const Arithmetic<E>* grad, double scale) {
+  using T = Arithmetic<E>;
+  T factor = 0, summary = 0, through_mean = 0;
+  Coupling coupling = Coupling::none;
+  for_each_slot<E>(
+      items,
+      [&](const Item& item) {
+        const int64_t i = &item - items.item;
+        const T* with = link.with<T>(i);
+        const double given = double(*grad) * scale;
+        factor = T(given / item.count);
+        summary = with[4];
+        coupling = link.of_item(i);
+        through_mean = coupling == Coupling::averages ? T(given * double(with[5]) * shares.of[i]) : T(0);
+      },
+      [&](const Item& item, const auto& x, int64_t at) {
+        constexpr int N = int(sizeof(x.x) / sizeof(E));
+        Pack<E, N> slope;
+#pragma unroll
+        for (int v = 0; v < N; ++v) {
+          const Coupled<T> coupled(coupling, x.template get<T>(v), summary);
+          const T inner = factor * term_slope(item.term, coupled.logit) - through_mean;
+          slope.x[v] = static_cast<E>(coupled.slope == T(0) ? T(0) : inner * coupled.slope);
+        }
+        E* out = static_cast<E*>(item.grad_logits) + offset<N>(item, at, item.grad_stride);
+        *reinterpret_cast<Pack<E, N>*>(out) = slope;
+      },
+      [](int64_t) {});
+}
+
+template <class E>
+const char* run_coupled(const CoupledLogitLoss& a, const Launch& launch) {
+  using T = Arithmetic<E>;
+  double* workspace = static_cast<double*>(launch.workspace);
+  double* slot_sums = workspace + kSums;
+  Items items;
+  for (int64_t done = 0; done < a.num_items; done += kMaxItems) {
+    const int count = int(clamp(a.num_items - done, 0, kMaxItems));
+    const Link link{a.statistics, done, a.reals, a.coupling, a.return_stats};
+    int64_t blocks = cut_items<E>(items, a.items + done, count, false, launch.multiprocessors);
+    if (blocks <= 8) blocks = 1;
+    if (const char* error = start(summary_kernel<E>, blocks, 1, launch, items, link, slot_sums)) return error;
+    if (blocks > 1) {
+      if (const char* error = start(summary_finish_kernel<T>, 1, 1, launch, items, link, slot_sums)) return error;
+    }
+  }
+  ListResult result{workspace, slot_sums, a.value, a.statistics, a.scale, true};
+  for (int64_t done = 0; done < a.num_items; done += kMaxItems) {
+    const int count = int(clamp(a.num_items - done, 0, kMaxItems));
+    const Link link{a.statistics, done, a.reals, a.coupling, a.return_stats};
+    int64_t blocks = cut_items<E>(items, a.items + done, count, false, launch.multiprocessors);
+    if (blocks <= 8) blocks = 1;
+    if (const char* error = start(coupled_kernel<E>, blocks, 1, launch, items, result, link)) return error;
+    if (blocks > 1) {
+      const auto finish = list_finish_kernel<T, kCoupledColumns>;
+      if (const char* error = start(finish, 1, 1, launch, items, result)) return error;
+    }
+    result.first = false;
+    result.statistics = static_cast<T*>(result.statistics) + count * kCoupledColumns;
+  }
+  return nullptr;
+}
+
+template <class E>
+const char* run_coupled_backward(const CoupledLogitLossBackward& a, const Launch& launch) {
+  for (int64_t done = 0; done < a.num_items; done += kMaxItems) {
+    Items items;
+    Shares shares = {};
+    const int count = int(clamp(a.num_items - done, 0, kMaxItems));
+    for (int i = 0; i < count; ++i) {
+      const LogitItem& other = a.items[coupled_with(a.coupling, done + i, a.reals)];
+      shares.of[i] = double(other.grid.cols) / other.count / double(a.items[done + i].grid.cols);
+    }
+    const Link link{const_cast<void*>(a.statistics), done, a.reals, a.coupling, false};
+    const int64_t blocks = cut_items<E>(items, a.items + done, count, true, launch.multiprocessors);
+    const auto* grad = static_cast<const Arithmetic<E>*>(a.grad);
+    if (const char* error = start(coupled_backward_kernel<E>, blocks, 1, launch, items, shares, link, grad, a.scale))
+      return error;
+  }
+  return nullptr;
+}
+
+// ---- groups --------------------------------------------------------------------------------------------------------
+
+// How many groups there are: each sample looks for an earlier one of its label. Rows and columns are the samples.
+template <class Element>
+struct GroupCountOp : Problem, OpBase {
+  using E = int64_t;
+  using T = Arithmetic<Element>;
+  using State = Sum;
+  static constexpr bool kReduces = true, kTotals = true;
+  static constexpr int kVector = 1, kUnroll = 4;
+  template <int V>
+  using Loaded = Pack<int64_t, V>;
+
+  Operand own, label, value;
+  Reduction reduction;
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return place.template load<int64_t>(label);
+  }
+
+  template <int R, int C, int U, class At>
+  UNIGEN_DEVICE void batch(State (&state)[R], const Loaded<R * C> (&x)[U], const bool (&valid)[U], At at) const {
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (!valid[u]) continue;
+      const Place<R, C> place = at(u);
+      if (place.col < place.rows.row && x[u].x[0] == place.rows.template at<int64_t>(own, 0)) state[0].value += 1;
+    }
+  }
+
+  UNIGEN_DEVICE double finish(const Rows&, int, const State& s) const { return s.value == 0 ? 1 : 0; }
+};
+
+// Softmax among the samples of one label, by comparing each sample (a row) with each.
+template <class Element>
+struct GroupedOp : GroupedWeights, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  struct State {
+    T maximum = -T(HUGE_VAL), sum = 0, loss = 0;
+
+    UNIGEN_DEVICE void raise(T to) {
+      const T factor = exp(maximum - finite_shift(to));
+      maximum = to;
+      sum *= factor;
+      loss *= factor;
+    }
+  };
+  static constexpr bool kReduces = true, kTotals = true;
+  static constexpr int kVector = 1, kUnroll = 4;
+
+  template <int V>
+  struct Loaded {
+    Pack<E, V> logit;
+    Pack<int64_t, V> label;
+  };
+
+  Operand own, own_label;
+  Reduction reduction;
+  const T* groups;  // how many: one number
+
+  explicit GroupedOp(const GroupedWeights& a) : GroupedWeights(a) {}
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return {place.template load<E>(logits), place.template load<int64_t>(labels)};
+  }
+
+  template <int R, int C, int U, class At>
+  UNIGEN_DEVICE void batch(State (&state)[R], const Loaded<R * C> (&x)[U], const bool (&valid)[U], At at) const {
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (!valid[u]) continue;
+      if (x[u].label.x[0] != at(u).rows.template at<int64_t>(own_label, 0)) continue;
+      const T l = x[u].logit.template get<T>(0), t = l / T(temperature);
+      state[0].raise(larger(state[0].maximum, t));
+      const T e = exp(t - finite_shift(state[0].maximum));
+      state[0].sum += e;
+      state[0].loss += weighted(e, softplus(-l));
+    }
+  }
+
+  UNIGEN_DEVICE void reduce(State& s, const Group& group) const {
+    s.raise(group.reduce(s.maximum, Maximum()));
+    s.sum = group.reduce(s.sum, Plus());
+    s.loss = group.reduce(s.loss, Plus());
+  }
+  UNIGEN_DEVICE void merge(State& s, State other) const {
+    const T maximum = larger(s.maximum, other.maximum);
+    s.raise(maximum);
+    other.raise(maximum);
+    s.sum += other.sum;
+    s.loss += other.loss;
+  }
+
+  UNIGEN_DEVICE double finish(const Rows& rows, int r, const State& s) const {
+    const T l = static_cast<T>(rows.at<E>(own, r)), inverse = inverse_sum(s.sum);
+    const T weight = exp(l / T(temperature) - finite_shift(s.maximum)) * inverse;
+    const T factor = mean ? T(1) / *groups : T(1);
+    T* weights = static_cast<T*>(statistics);
+    weights[rows.row + r] = weight;
+    weights[grid.rows + rows.row + r] = s.loss * inverse;
+    if (rows.row + r == 0) weights[2 * grid.rows] = factor;
+    return double(weighted(weight, softplus(-l))) * double(factor);
+  }
+
+  Operand value;
+};
+
+template <class Element>
+struct GroupedBackwardOp : GroupedWeightsBackward, OpBase {
+  using E = Element;
+  using T = Arithmetic<E>;
+  using Row = NoState;
+  static constexpr bool kWrites = true;
+  static constexpr int kVector = kWidest<E>, kUnroll = 2;
+
+  T inverse_temperature;
+
+  explicit GroupedBackwardOp(const GroupedWeightsBackward& a)
+      : GroupedWeightsBackward(a), inverse_temperature(T(1 / a.temperature)) {}
+
+  template <int V>
+  struct Loaded {
+    Pack<E, V> logits;
+    Pack<T, V> weights, losses;
+  };
+
+  template <int R, int C>
+  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
+    return {place.template load<E>(logits), place.template load<T>(weights), place.template load<T>(losses)};
+  }
+
+  UNIGEN_DEVICE Row context(const Rows&, int, NoState) const { return {}; }
+
+  template <int R, int C>
+  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&)[R], const Loaded<R * C>& x) const {
+    const T given = *static_cast<const T*>(grad) * *static_cast<const T*>(factor);
+    T result[R * C];
+#pragma unroll
+    for (int v = 0; v < R * C; ++v)
+      result[v] = given * iwgan_slope(x.logits.template get<T>(v), x.weights.x[v], detach, x.losses.x[v], inverse_temperature);
+    place.template store<E>(grad_logits, result);
+  }
+};
+
+// an operand of n columns as one of n rows
+Operand along_rows(const Operand& columns) {
+  Operand rows;
+  rows.data = columns.data;
+  for (int d = 0; d < kMaxDims; ++d) rows.row[d] = columns.col[d];
+  return rows;
+}
+
+template <class E>
+const char* run_grouped(const GroupedWeights& arguments, const Launch& launch) {
+  using T = Arithmetic<E>;
+  GroupedWeights a = arguments;
+  align(a.grid, {&a.logits, &a.labels});
+  a.grid.rows = a.grid.cols;
+  a.grid.row_dims = a.grid.col_dims;
+  for (int d = 0; d < kMaxDims; ++d) a.grid.row_size[d] = a.grid.col_size[d];
+  GroupCountOp<E> count;
+  count.grid = a.grid;
+  count.label = a.labels;
+  count.own = along_rows(a.labels);
+  count.value.data = a.workspace;
+  count.reduction = {true, 1, 1};
+  if (const char* error = run_rows(count, {{&count.label, sizeof(int64_t)}}, launch, true)) return error;
+  GroupedOp<E> op(a);
+  op.own = along_rows(a.logits);
+  op.own_label = count.own;
+  op.groups = static_cast<const T*>(a.workspace);
+  op.value.data = a.value;
+  op.reduction = {true, a.mean && a.grid.cols == 0 ? double(NAN) : 1.0, 1};
+  return run_rows(op, {{&op.logits, sizeof(E)}}, launch, true);
+}
+
 }  // namespace
 
 const char* logit_loss(const LogitLoss& a, const Launch& launch) {
@@ -335,6 +765,30 @@ const char* logit_loss(const LogitLoss& a, const Launch& launch) {
 
 const char* logit_loss_backward(const LogitLossBackward& a, const Launch& launch) {
   return dispatch(a.dtype, [&](auto e) { return run_list_backward<decltype(e)>(a, launch); });
+}
+
+const char* coupled_logit_loss(const CoupledLogitLoss& a, const Launch& launch) {
+  return dispatch(a.dtype, [&](auto e) { return run_coupled<decltype(e)>(a, launch); });
+}
+
+const char* coupled_logit_loss_backward(const CoupledLogitLossBackward& a, const Launch& launch) {
+  return dispatch(a.dtype, [&](auto e) { return run_coupled_backward<decltype(e)>(a, launch); });
+}
+
+const char* grouped_weights(const GroupedWeights& a, const Launch& launch) {
+  return dispatch(a.dtype, [&](auto e) { return run_grouped<decltype(e)>(a, launch); });
+}
+
+const char* grouped_weights_backward(const GroupedWeightsBackward& arguments, const Launch& launch) {
+  GroupedWeightsBackward a = arguments;
+  align(a.grid, {&a.logits, &a.weights, &a.losses, &a.grad_logits});
+  return dispatch(a.dtype, [&](auto e) {
+    using T = Arithmetic<decltype(e)>;
+    return run_rows(GroupedBackwardOp<decltype(e)>(a),
+                    {{&a.logits, sizeof(e)}, {&a.weights, sizeof(T)}, {&a.losses, sizeof(T)},
+                     {&a.grad_logits, sizeof(e), true}},
+                    launch);
+  });
 }
 
 const char* logit_term(const LogitTerm& arguments, const Launch& launch) {

@@ -1,6 +1,7 @@
 // What the kernels of adversarial are given: one row, every logit a column.
 #pragma once
 
+#include "../formulas/adversarial.h"
 #include "problem.h"
 
 namespace unigen {
@@ -31,6 +32,31 @@ struct LogitLossBackward {
   const void* grad = nullptr;  // one number
 };
 
+constexpr int kCoupledColumns = 6;
+
+// The first `reals` items are real, the others fake. statistics [items, kCoupledColumns] contiguous: those of LogitLoss (all
+// but the first 0 unless `return_stats`), then what backward needs: an item's mean logit and mean slope, or its log-mean-exp and 0.
+struct CoupledLogitLoss : LogitLoss {
+  int64_t reals = 0;
+  int coupling = 0;
+  bool return_stats = false;
+};
+
+struct CoupledLogitLossBackward : LogitLossBackward {
+  int64_t reals = 0;
+  int coupling = 0;
+  const void* statistics = nullptr;
+};
+
+// whose summary item i's coupling reads: its own, or that of its counterpart
+UNIGEN_INLINE int64_t coupled_with(int coupling, int64_t i, int64_t reals) {
+  return Coupling(coupling) != Coupling::averages ? i : i < reals ? i + reals : i - reals;
+}
+// real logits have no ratios
+UNIGEN_INLINE Coupling coupling_of(int coupling, int64_t i, int64_t reals) {
+  return Coupling(coupling) == Coupling::ratios && i < reals ? Coupling::none : Coupling(coupling);
+}
+
 // elementwise: out = scale · term(logits), in the arithmetic type
 struct LogitTerm : Problem {
   Operand logits;
@@ -47,10 +73,36 @@ struct LogitTermBackward : Problem {
   double scale = 1;
 };
 
-#define UNIGEN_ADVERSARIAL_KERNELS(X)       \
-  X(logit_loss, LogitLoss)                  \
-  X(logit_loss_backward, LogitLossBackward) \
-  X(logit_term, LogitTerm)                  \
-  X(logit_term_backward, LogitTermBackward)
+// IWGAN's row loss within each group of n samples of one label. statistics [2n + 1] contiguous: the samples' weights, the
+// losses of their groups, what the sum over the groups is multiplied by.
+struct GroupedWeights : Problem {
+  Operand logits, labels;  // over one row of n columns; labels are int64
+  double temperature = 1;
+  bool mean = false;
+  void* value = nullptr;
+  void* statistics = nullptr;
+  void* workspace = nullptr;  // kGroupedBytes for each of n + 1 samples
+};
+constexpr int64_t kGroupedBytes = 80;
+
+struct GroupedWeightsBackward : Problem {
+  Operand logits;
+  Operand weights, losses;  // of the statistics: arithmetic type
+  Operand grad_logits;
+  const void* grad = nullptr;    // one number
+  const void* factor = nullptr;  // one number
+  double temperature = 1;
+  bool detach = true;
+};
+
+#define UNIGEN_ADVERSARIAL_KERNELS(X)                      \
+  X(logit_loss, LogitLoss)                                 \
+  X(logit_loss_backward, LogitLossBackward)                \
+  X(logit_term, LogitTerm)                                 \
+  X(logit_term_backward, LogitTermBackward)                \
+  X(coupled_logit_loss, CoupledLogitLoss)                  \
+  X(coupled_logit_loss_backward, CoupledLogitLossBackward) \
+  X(grouped_weights, GroupedWeights)                       \
+  X(grouped_weights_backward, GroupedWeightsBackward)
 
 }  // namespace unigen

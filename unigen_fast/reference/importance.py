@@ -296,28 +296,33 @@ def importance_weighted_generator_loss(
 
 def grouped_importance_weighted_generator_loss(
     fake: Tensor, groups: Tensor, temperature: float, detach: bool, reduction: str
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """IWGAN with the weights normalised among the samples of one label; no synchronisation with the host.
 
     The samples are sorted by label, and each label's run scattered into one of N segments, of which those beyond the
     number of labels present stay empty.
+
+    Returns (loss, statistics `[2N + 1]`: each sample's weight, the loss of its group, what the sum over the groups is
+    multiplied by).
     """
-    logits = upcast(fake).reshape(-1)
-    labels, order = torch.sort(groups.reshape(-1), stable=True)
-    logits = logits[order]
+    labels, order = torch.sort(groups, stable=True)
+    logits = upcast(fake)[order]
     starts = torch.ones_like(labels, dtype=torch.bool)
     starts[1:] = labels[1:] != labels[:-1]
     segment = starts.cumsum(0) - 1
     log_w = logits / temperature
-    shape = log_w.shape
-    maximum = torch.full(shape, -math.inf, dtype=log_w.dtype, device=log_w.device)
-    maximum = maximum.scatter_reduce(0, segment, log_w.detach(), "amax")
-    maximum = torch.where(maximum == -math.inf, torch.zeros_like(maximum), maximum)
+    nothing = torch.zeros_like(log_w.detach())
+    maximum = (nothing - math.inf).scatter_reduce(0, segment, log_w.detach(), "amax")
+    maximum = torch.where(maximum == -math.inf, nothing, maximum)
     exponentials = (log_w - maximum[segment]).exp()
-    total = torch.zeros(shape, dtype=log_w.dtype, device=log_w.device).scatter_add(0, segment, exponentials)[segment]
+    total = nothing.scatter_add(0, segment, exponentials)[segment]
     empty = total == 0
-    weights = torch.where(
-        empty, torch.zeros_like(total), exponentials / torch.where(empty, torch.ones_like(total), total)
-    )
-    loss = _weighted_sum(weights.detach() if detach else weights, softplus(-logits), 0)
-    return loss / starts.sum() if reduction == "mean" else loss
+    weights = torch.where(empty, nothing, exponentials / torch.where(empty, torch.ones_like(total), total))
+    if detach:
+        weights = weights.detach()
+    terms = weights * torch.where(weights == 0, nothing, softplus(-logits))
+    factor = 1 / starts.sum().to(log_w.dtype) if reduction == "mean" else log_w.new_ones(())
+    loss = terms.sum() * (math.nan if reduction == "mean" and logits.numel() == 0 else factor)
+    of_group = nothing.scatter_add(0, segment, terms.detach())[segment]
+    back = torch.argsort(order)
+    return loss, torch.cat([weights.detach()[back], of_group[back], factor.reshape(1)])
