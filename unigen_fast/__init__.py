@@ -10,13 +10,29 @@ from unigen_fast.adversarial import (
     log_discriminator,
     log_ratio,
 )
-from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian_with_kl
+from unigen_fast.divergence import (
+    BalancedKL,
+    balanced_categorical_kl,
+    categorical_kl,
+    gaussian_kl,
+    sample_gaussian,
+    sample_gaussian_with_kl,
+)
 from unigen_fast.importance import effective_sample_size, importance_weights, iwae_loss, log_mean_exp
-from unigen_fast.likelihood import bernoulli_log_prob
+from unigen_fast.likelihood import (
+    bernoulli_log_prob,
+    categorical_log_prob,
+    discretized_logistic_mixture_log_prob,
+)
 
 __all__ = [
+    "BalancedKL",
     "DiscriminatorStats",
+    "balanced_categorical_kl",
     "bernoulli_log_prob",
+    "categorical_kl",
+    "categorical_log_prob",
+    "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
     "effective_sample_size",
     "gaussian_kl",

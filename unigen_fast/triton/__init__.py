@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen_fast.triton import adversarial, divergence, importance, likelihood
+from unigen_fast.triton import adversarial, categorical, divergence, importance, likelihood
 from unigen_fast.triton._rows import Unsupported
 
 OPS: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
-    for module in (importance, adversarial, divergence, likelihood)
+    for module in (importance, adversarial, divergence, likelihood, categorical)
     for name in module.__all__
 }
 
@@ -36,7 +36,7 @@ def _laid_out_as(grads: Any, like: tuple[Tensor | None, ...]) -> Any:
 def _any_strides(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
     """`op`, on contiguous copies where the operands have more dimensions than its kernels resolve."""
     # where the inputs stand among a backward op's arguments: behind the gradients of the outputs
-    first = 2 if name == "sample_gaussian_with_kl_backward" else 1
+    first = {"sample_gaussian_with_kl_backward": 2, "balanced_categorical_kl_backward": 3}.get(name, 1)
 
     @functools.wraps(op)
     def call(*args: Any) -> Any:
