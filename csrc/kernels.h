@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/adversarial.h"
+#include "kernels/categorical.h"
 #include "kernels/divergence.h"
 #include "kernels/importance.h"
 #include "kernels/likelihood.h"
@@ -11,4 +12,5 @@
   UNIGEN_IMPORTANCE_KERNELS(X)  \
   UNIGEN_ADVERSARIAL_KERNELS(X) \
   UNIGEN_DIVERGENCE_KERNELS(X)  \
-  UNIGEN_LIKELIHOOD_KERNELS(X)
+  UNIGEN_LIKELIHOOD_KERNELS(X)  \
+  UNIGEN_CATEGORICAL_KERNELS(X)

@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unigen_fast.reference import adversarial, divergence, importance, likelihood
+from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood
 
 ROOT = pathlib.Path(__file__).parent.parent
-FAMILIES = ("importance", "adversarial", "divergence", "likelihood")
+FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical")
 FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-w"]
 FLAGS += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -93,6 +93,16 @@ class Operand(ctypes.Structure):
 
 class Reduction(ctypes.Structure):
     _fields_ = [("reduce", ctypes.c_bool), ("scale", ctypes.c_double), ("denominator", ctypes.c_double)]
+
+
+class Vectors(ctypes.Structure):
+    """An operand with a dimension more than the grid."""
+
+    _fields_ = [("at", Operand), ("step", ctypes.c_int64)]
+
+
+class Unimix(ctypes.Structure):
+    _fields_ = [("keep", ctypes.c_double), ("floor", ctypes.c_double)]
 
 
 class Spread(ctypes.Structure):
@@ -234,6 +244,55 @@ BernoulliLogProbBackward = _arguments(
 )
 
 
+_KL = {"classes": LONG, "unimix": Unimix, "site_floor": DOUBLE, "row_floor": DOUBLE}
+CategoricalKl = _arguments(
+    "CategoricalKl",
+    logits_q=Vectors,
+    logits_p=Vectors,
+    weights=Operand,
+    value=Operand,
+    rows=Operand,
+    **_KL,
+    reduction=Reduction,
+    copy=POINTER,
+    loss=POINTER,
+    loss_scale=DOUBLE,
+)
+CategoricalKlBackward = _arguments(
+    "CategoricalKlBackward",
+    grad=Operand,
+    grad_own_q=Operand,
+    grad_own_p=Operand,
+    logits_q=Vectors,
+    logits_p=Vectors,
+    weights=Operand,
+    rows=Operand,
+    grad_q=Vectors,
+    grad_p=Vectors,
+    **_KL,
+    factor_q=DOUBLE,
+    factor_p=DOUBLE,
+    reduction=Reduction,
+)
+CategoricalLogProb = _arguments("CategoricalLogProb", logits=Vectors, x=Operand, value=Operand, classes=LONG)
+CategoricalLogProbBackward = _arguments(
+    "CategoricalLogProbBackward", grad=Operand, logits=Vectors, x=Operand, grad_logits=Vectors, classes=LONG
+)
+LogisticMixture = _arguments(
+    "LogisticMixture", params=Vectors, x=Vectors, value=Operand, mixtures=LONG, channels=ctypes.c_int
+)
+LogisticMixtureBackward = _arguments(
+    "LogisticMixtureBackward",
+    grad=Operand,
+    params=Vectors,
+    x=Vectors,
+    grad_params=Vectors,
+    grad_x=Vectors,
+    mixtures=LONG,
+    channels=ctypes.c_int,
+)
+
+
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -274,6 +333,28 @@ def describe(
             getattr(getattr(arguments, name), side)[:] = [stride[i] for i in kept] + [0] * (MAX_DIMS - len(kept))
     for name, x in (elements | rows).items():
         getattr(arguments, name).data = x.data_ptr()
+
+
+def describe_sites(
+    arguments: Any, columns: Sequence[int], dim: int, vectors: dict[str, Tensor | None], rows: dict[str, Tensor | None],
+    elements: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """The same for sites: the vectors have a further dimension `dim`, which `columns` does not count."""
+
+    class Flat:
+        """The operands themselves, where `describe` looks for them."""
+
+    flat: Any = Flat()
+    flat.grid = arguments.grid
+    given = {name: x for name, x in vectors.items() if x is not None}
+    for name in given:
+        setattr(flat, name, getattr(arguments, name).at)
+        getattr(arguments, name).step = given[name].stride(dim)
+    for name in (*rows, *(elements or {})):
+        setattr(flat, name, getattr(arguments, name))
+    first = {name: x.select(dim, 0) for name, x in given.items()}
+    describe(flat, columns, first | (elements or {}), rows)
+    arguments.dtype = flat.dtype
 
 
 def call(library: ctypes.CDLL, name: str, arguments: Any, multiprocessors: int) -> None:
@@ -810,6 +891,134 @@ def test_bernoulli(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout
         describe(b, columns, {"logits": logits, "x": x, "grad_logits": grad_logits, "grad_x": grad_x}, {"grad": grad})
         call(emulated, "bernoulli_log_prob_backward", b, multiprocessors)
         for got, want in zip((grad_logits, grad_x), torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+            close(got, want, dtype)
+
+
+# ---- categorical -----------------------------------------------------------------------------------------------------
+
+SITES = [(7, 3, 5), (300, 1, 2), (5, 40, 32), (2, 700, 4), (3, 2, 300), (1, 5000, 3)]  # rows, sites, classes
+sites = pytest.mark.parametrize(
+    "shape,dtype,layout,multiprocessors",
+    [
+        pytest.param(shape, dtype, LAYOUTS[(i + j) % 4], MULTIPROCESSORS[(i + j // 2) % 2])
+        for i, shape in enumerate(SITES)
+        for j, dtype in enumerate(DTYPES)
+        if j < 2 or i in (0, 2)
+    ],
+)
+
+
+@sites
+@pytest.mark.parametrize("unimix", [0.0, 0.1])
+@pytest.mark.parametrize("prior", [False, True])
+def test_categorical_kl(
+    emulated: ctypes.CDLL, prior: bool, unimix: float, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int
+) -> None:  # fmt: skip
+    rows, _, classes = shape
+    mix = Unimix(1 - unimix, unimix / classes)
+    q, p = layout(normal(shape, dtype) * 2), layout(normal(shape, dtype, 1) * 2) if prior else None
+    weights = normal((rows,), arithmetic(dtype), 2)
+    kinds = [("none", False), ("mean", True)] if shape[1] < 1000 else [("mean", False)]
+    for reduction, weighted in kinds:
+        scaled = Reduction(reduction == "mean", 0.3, rows if reduction == "mean" else 1.0)
+        options = {"classes": classes, "unimix": mix, "site_floor": -INF, "row_floor": -INF, "reduction": scaled}
+        value = torch.full((rows,) if reduction == "none" else (), 77, dtype=arithmetic(dtype))
+        row_tensors = {"weights": weights if weighted else None}
+        a = CategoricalKl(**options)
+        describe_sites(a, [1], 2, {"logits_q": q, "logits_p": p}, {**row_tensors, "value": value})
+        call(emulated, "categorical_kl", a, multiprocessors)
+        leaves = [t.double().requires_grad_() for t in (q, p) if t is not None]
+        given = (*leaves, None)[:2]
+        weight = weights.double() if weighted else None
+        expected = categorical.categorical_kl(*given, weight, 2, 1, unimix, 0.3, reduction)
+        close(value, expected, arithmetic(dtype))
+        grad = normal(expected.shape, arithmetic(dtype), 3)
+        found = [empty_like(t) for t in (q, p) if t is not None]
+        b = CategoricalKlBackward(factor_q=1.0, factor_p=1.0, **options)
+        vectors = {"logits_q": q, "logits_p": p, "grad_q": found[0], "grad_p": found[1] if prior else None}
+        describe_sites(b, [1], 2, vectors, {**row_tensors, "grad": grad})
+        call(emulated, "categorical_kl_backward", b, multiprocessors)
+        for got, want in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+            close(got, want, dtype)
+
+
+@sites
+def test_balanced_categorical_kl(
+    emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int
+) -> None:
+    rows, variables, classes = shape
+    q, p = layout(normal(shape, dtype)), layout(normal(shape, dtype, 1))
+    wide = [t.double().requires_grad_() for t in (q, p)]
+    typical = float(categorical.categorical_kl(*wide, None, 2, 1, 0.0, 1.0, "mean"))
+    for mode, nats in (("sum", typical), ("per_variable", typical / variables)):
+        scaled = Reduction(True, 1.0, rows)
+        floors = {"site_floor": nats if mode == "per_variable" else -INF, "row_floor": nats if mode == "sum" else -INF}
+        options = {"classes": classes, "unimix": Unimix(0.99, 0.01 / classes), "reduction": scaled, **floors}
+        kept = torch.full((rows,), 77, dtype=arithmetic(dtype)) if mode == "sum" else None
+        results = [torch.full((), 77, dtype=arithmetic(dtype)) for _ in range(3)]
+        a = CategoricalKl(**options, loss=results[0].data_ptr(), copy=results[2].data_ptr(), loss_scale=1.1)
+        describe_sites(a, [1], 2, {"logits_q": q, "logits_p": p}, {"value": results[1], "rows": kept})
+        call(emulated, "categorical_kl", a, multiprocessors)
+        *expected, _ = categorical.balanced_categorical_kl(*wide, 1, nats, mode, 0.01, 1.0, 0.1)
+        for got, want in zip(results, expected, strict=True):
+            close(got, want, arithmetic(dtype))
+        grads = [normal((), arithmetic(dtype), seed) for seed in (4, 5, 6)]
+        found = [empty_like(q), empty_like(p)]
+        b = CategoricalKlBackward(factor_q=0.1, factor_p=1.0, **options)
+        own = {"grad": grads[0], "grad_own_p": grads[1], "grad_own_q": grads[2], "rows": kept}
+        describe_sites(b, [1], 2, {"logits_q": q, "logits_p": p, "grad_q": found[0], "grad_p": found[1]}, own)
+        call(emulated, "categorical_kl_backward", b, multiprocessors)
+        for got, want in zip(found, torch.autograd.grad(expected, wide, [g.double() for g in grads]), strict=True):
+            close(got, want, dtype)
+
+
+@sites
+def test_categorical_log_prob(
+    emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int
+) -> None:
+    rows, variables, classes = shape
+    logits = layout(normal(shape, dtype) * 3)
+    x = torch.randint(0, classes, (rows, variables), generator=torch.Generator().manual_seed(0))
+    if rows > 1:
+        x[1, 0] = classes  # there is no such class
+    value = torch.full((rows,), 77, dtype=arithmetic(dtype))
+    a = CategoricalLogProb(classes=classes)
+    describe_sites(a, [1], 2, {"logits": logits}, {"value": value}, {"x": x})
+    call(emulated, "categorical_log_prob", a, multiprocessors)
+    leaf = logits.double().requires_grad_()
+    expected = categorical.categorical_log_prob(leaf, x, 2, 1)
+    close(value, expected, arithmetic(dtype))
+    grad, result = normal((rows,), arithmetic(dtype), 2), empty_like(logits)
+    b = CategoricalLogProbBackward(classes=classes)
+    describe_sites(b, [1], 2, {"logits": logits, "grad_logits": result}, {"grad": grad}, {"x": x})
+    call(emulated, "categorical_log_prob_backward", b, multiprocessors)
+    close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels,mixtures", [(3, 1), (3, 10), (1, 5), (1, 70)])
+def test_logistic_mixture(
+    emulated: ctypes.CDLL, channels: int, mixtures: int, dtype: torch.dtype, multiprocessors: int
+) -> None:
+    for layout, pixels in ((_contiguous, 3), (_transposed, 90)):
+        params = layout(normal((4, pixels, mixtures * (10 if channels == 3 else 3)), dtype))
+        generator = torch.Generator().manual_seed(1)
+        x = layout((torch.randint(0, 256, (4, pixels, channels), generator=generator) / 127.5 - 1).to(dtype))
+        x[0, 0], x[1, 1] = -1, 1
+        value = torch.full((4,), 77, dtype=arithmetic(dtype))
+        a = LogisticMixture(mixtures=mixtures, channels=channels)
+        describe_sites(a, [1], 2, {"params": params, "x": x}, {"value": value})
+        call(emulated, "logistic_mixture", a, multiprocessors)
+        leaves = [t.double().requires_grad_() for t in (params, x)]
+        expected = categorical.discretized_logistic_mixture_log_prob(*leaves, 1)
+        close(value, expected, arithmetic(dtype))
+        grad, found = normal((4,), arithmetic(dtype), 2), [empty_like(params), empty_like(x)]
+        b = LogisticMixtureBackward(mixtures=mixtures, channels=channels)
+        vectors = {"params": params, "x": x, "grad_params": found[0], "grad_x": found[1]}
+        describe_sites(b, [1], 2, vectors, {"grad": grad})
+        call(emulated, "logistic_mixture_backward", b, multiprocessors)
+        for got, want in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
             close(got, want, dtype)
 
 

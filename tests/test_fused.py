@@ -170,6 +170,8 @@ def test_sizes(case: Case, size: tuple[int, int], dtype: torch.dtype, device: to
 @pytest.mark.parametrize("layout", STRIDED_LAYOUTS)
 @pytest.mark.parametrize("size", LAYOUT_SIZES, ids=str)
 def test_layouts(case: Case, size: tuple[int, int], layout: str, device: torch.device) -> None:
+    if layout == case.degenerate:
+        pytest.skip("nothing but rounding to compare")
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         check(case, make(case, *size, dtype=dtype, device=device, layout=layout, seed=3))
 

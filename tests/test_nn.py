@@ -42,6 +42,10 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.SampleGaussian: uf.sample_gaussian,
     uf.nn.SampleGaussianWithKL: uf.sample_gaussian_with_kl,
     uf.nn.BernoulliLogProb: uf.bernoulli_log_prob,
+    uf.nn.CategoricalKL: uf.categorical_kl,
+    uf.nn.BalancedCategoricalKL: uf.balanced_categorical_kl,
+    uf.nn.CategoricalLogProb: uf.categorical_log_prob,
+    uf.nn.DiscretizedLogisticMixtureLogProb: uf.discretized_logistic_mixture_log_prob,
 }
 MODULES = list(FUNCTION_OF)
 
@@ -120,6 +124,39 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         {},
     ),
     (uf.nn.BernoulliLogProb, {"event_ndims": 2}, (X, X.sigmoid()), {}),
+    (
+        uf.nn.CategoricalKL,
+        {
+            "class_dim": 1,
+            "event_ndims": 1,
+            "unimix": 0.1,
+            "normalize_weights": True,
+            "scale": 0.3,
+            "reduction": "none",
+        },
+        (X.reshape(3, 4, 2), V.reshape(3, 4, 2)),
+        {"weights": torch.tensor([0.5])},
+    ),
+    (
+        uf.nn.BalancedCategoricalKL,
+        {
+            "event_ndims": 2,
+            "free_nats": 0.3,
+            "free_nats_mode": "per_variable",
+            "unimix": 0.1,
+            "dynamics_scale": 0.8,
+            "representation_scale": 0.2,
+        },
+        (X.reshape(2, 3, 4), V.reshape(2, 3, 4)),
+        {},
+    ),
+    (uf.nn.CategoricalLogProb, {"class_dim": 0, "event_ndims": 1}, (X.reshape(6, 2, 2), torch.tensor([0, 3])), {}),
+    (
+        uf.nn.DiscretizedLogisticMixtureLogProb,
+        {"event_ndims": 2},
+        (X.reshape(2, 1, 2, 6), torch.tensor([[-1.0], [0.2]]).expand(2, 1, 2, 1)),
+        {},
+    ),
 ]
 each_call = pytest.mark.parametrize(
     ("module", "options", "args", "kwargs"), CALLS, ids=lambda x: x.__name__ if isinstance(x, type) else ""

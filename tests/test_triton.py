@@ -89,7 +89,8 @@ LAYOUTS = [contiguous, sliced, transposed, stepped, expanded]
 @dataclass
 class Case:
     """An op, its options, and how its tensors are drawn, a letter each: n normal, p positive, u unit, r rng_state,
-    w row weights, - absent. `lists`: the shapes of a list of tensors."""
+    w row weights, - absent; for the last dimension: c a class, x and y a pixel of 3 channels or of 1. `lists`: the
+    shapes of a list of tensors."""
 
     name: str
     op: FusedOp
@@ -118,6 +119,10 @@ def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
         return torch.randint(-2, 3, shape, device=device)
     if letter == "n":
         return (1.5 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
+    if letter == "c":
+        return torch.randint(0, max(shape[-1], 1), shape[:-1]).to(device)
+    if letter in "xy":
+        return (torch.randint(0, 256, (*shape[:-1], 3 if letter == "x" else 1)) / 127.5 - 1).to(device, dtype)
     values = torch.rand(shape, dtype=torch.float64)
     if letter == "w":
         return values.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
@@ -230,6 +235,25 @@ def likelihood_cases() -> Iterator[Case]:
         yield Case(f"bernoulli[{event}]", _ops.bernoulli_log_prob, "nu", (event,))
 
 
+def categorical_cases() -> Iterator[Case]:
+    op = _ops.categorical_kl
+    for unimix in (0.0, 0.1):
+        for letters in ("nn-", "n--"):
+            for dim, event, reduction in ((2, 0, "mean"), (0, 1, "none"), (1, 2, "sum")):
+                options = (dim, event, unimix, 0.3, reduction)
+                yield Case(f"categorical_kl[{letters},{unimix},{dim}]", op, letters, options)
+        yield Case(f"categorical_kl[weights,{unimix}]", op, "nnw", (2, 1, unimix, 0.3, "mean"))
+        for nats, mode in ((0.0, "sum"), (8.0, "sum"), (2.5, "per_variable")):
+            options = (1, nats, mode, unimix, 0.9, 0.2)
+            yield Case(f"balanced_categorical_kl[{mode},{nats},{unimix}]", _ops.balanced_categorical_kl, "nn", options)
+    yield Case("balanced_categorical_kl[2]", _ops.balanced_categorical_kl, "nn", (2, 1.0, "sum", 0.0, 1.0, 0.1))
+    for event in (0, 1, 2):
+        yield Case(f"categorical_log_prob[{event}]", _ops.categorical_log_prob, "nc", (2, event))
+        for letters, numbers in (("nx", 20), ("ny", 15)):
+            name, op = f"mixture[{letters},{event}]", _ops.discretized_logistic_mixture_log_prob
+            yield Case(name, op, letters, (event,), (5, 3, numbers))
+
+
 CASES = [
     *softmax_cases(),
     *logit_cases(),
@@ -238,6 +262,7 @@ CASES = [
     *kl_cases(),
     *sample_cases(),
     *likelihood_cases(),
+    *categorical_cases(),
 ]
 MAIN_NAMES = (
     "log_mean_exp[1]",
@@ -252,6 +277,10 @@ MAIN_NAMES = (
     "sample[10,3,0,logvar]",
     "sample_with_kl[8,2,1,logvar,1]",
     "bernoulli[1]",
+    "categorical_kl[nn-,0.0,2]",
+    "balanced_categorical_kl[sum,8.0,0.1]",
+    "categorical_log_prob[1]",
+    "mixture[nx,1]",
 )
 MAIN = [case for case in CASES if case.name in MAIN_NAMES]
 assert len(MAIN) == len(MAIN_NAMES)
@@ -279,7 +308,7 @@ def as_tuple(x: Any) -> tuple[Tensor, ...]:
 
 def differentiated(op: FusedOp, tensors: list[Any]) -> list[Tensor]:
     """The tensors that get a gradient: all floating ones but row weights."""
-    given = tensors if op.tensor_list else tensors[:4]
+    given = tensors if op.tensor_list else [tensors[i] for i in op.differentiable]
     return [t for t in given if t is not None and t.is_floating_point()]
 
 
@@ -383,6 +412,8 @@ def test_empty(case: Case, shape: tuple[int, ...], device: torch.device) -> None
         case = Case(case.name, case.op, "nn", (1, 0, 3, *case.options[3:]), lists=[shape, (2, 0)])
     elif case.op in SOFTMAX and (case.options[0] is None or not shape[case.options[0]]):
         pytest.skip("at least one sample")
+    elif case.op is _ops.discretized_logistic_mixture_log_prob and not shape[2]:
+        pytest.skip("at least one component")
     check(case, case.tensors(torch.float32, device, shape))
 
 
@@ -407,6 +438,9 @@ SIZES = [
     Case("split rows", _ops.sample_gaussian_with_kl, "nnr", (-1, 0, 1, "logvar", -INF, INF), (2, 5200)),
     Case("many programs", _ops.sample_gaussian, "nnr", (3, 0, "logvar", -INF, INF), (3, 1003)),
     Case("split rows", _ops.bernoulli_log_prob, "nu", (1,), (2, 9000)),
+    Case("long rows", _ops.categorical_kl, "nn-", (1, 0, 0.0, 1.0, "mean"), (3, 5000)),
+    Case("long rows", _ops.categorical_log_prob, "nc", (1, 0), (3, 5000)),
+    Case("many components", _ops.discretized_logistic_mixture_log_prob, "ny", (1,), (3, 3 * 70)),
 ]
 
 

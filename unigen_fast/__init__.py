@@ -14,7 +14,14 @@ from unigen_fast.adversarial import (
     log_ratio,
     r1_penalty,
 )
-from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian_with_kl
+from unigen_fast.divergence import (
+    BalancedKL,
+    balanced_categorical_kl,
+    categorical_kl,
+    gaussian_kl,
+    sample_gaussian,
+    sample_gaussian_with_kl,
+)
 from unigen_fast.importance import (
     WeightDiagnostics,
     ciwae_loss,
@@ -36,16 +43,25 @@ from unigen_fast.importance import (
     vimco_loss,
     weight_diagnostics,
 )
-from unigen_fast.likelihood import bernoulli_log_prob
+from unigen_fast.likelihood import (
+    bernoulli_log_prob,
+    categorical_log_prob,
+    discretized_logistic_mixture_log_prob,
+)
 
 __all__ = [
+    "BalancedKL",
     "DiscriminatorStats",
     "WeightDiagnostics",
+    "balanced_categorical_kl",
     "bernoulli_log_prob",
+    "categorical_kl",
+    "categorical_log_prob",
     "ciwae_loss",
     "cubo_loss",
     "density_ratio_js",
     "density_ratio_kl",
+    "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
     "dreg_loss",
     "effective_sample_size",

@@ -81,6 +81,20 @@ def event(name: str, x: Tensor, event_ndims: int) -> int:
     return event_ndims
 
 
+def site_event(name: str, logits: Tensor, event_ndims: int) -> int:
+    """`event_ndims` of what `logits` has beside its classes."""
+    if logits.dim() == 0:
+        raise ValueError(f"{name}: got shape (), expected a dimension of classes")
+    if isinstance(event_ndims, bool) or not isinstance(event_ndims, int):
+        raise TypeError(f"event_ndims: expected an int, got {type(event_ndims).__name__}")
+    if not 0 <= event_ndims < logits.dim():
+        raise ValueError(
+            f"event_ndims: got {event_ndims}, expected 0 to {logits.dim() - 1} for {name} of shape "
+            f"{tuple(logits.shape)}, of which one dimension is the classes'"
+        )
+    return event_ndims
+
+
 def promoted(tensors: list[Tensor]) -> list[Tensor]:
     """The tensors in their promoted dtype."""
     first = tensors[0].dtype

@@ -43,6 +43,9 @@ class FusedOp:
     those. It returns a gradient for each of them, laid out as `torch.empty_like` of the tensor, or an empty one where
     it is not needed.
 
+    `reaches`: for each differentiable output the tensors that it has a gradient for, where that is not all of them. A
+    tensor that none of the outputs in the loss reaches gets None.
+
     `elementwise`: the compiler gets the reference, which it fuses with its neighbours; an opaque op would stop it.
     """
 
@@ -59,6 +62,7 @@ class FusedOp:
         tensor_list: bool = False,
         differentiable: Sequence[int] = (0,),
         differentiable_outputs: int = 1,
+        reaches: Sequence[Sequence[int]] = (),
         saved: Sequence[int] = (),
         elementwise: bool = False,
     ) -> None:
@@ -68,6 +72,7 @@ class FusedOp:
         self.tensor_list = tensor_list
         self.differentiable = tuple(differentiable)
         self.differentiable_outputs = differentiable_outputs if backward else 0
+        self.reaches = tuple(tuple(places) for places in reaches)
         self.saved = tuple(saved)
         self.elementwise = elementwise
         self.takes_needed = len(self.differentiable) > 1 and not tensor_list
@@ -163,6 +168,13 @@ class FusedOp:
         wanted = [(i, t) for i, t in enumerate(inputs) if needed[i] and t is not None]
         return _pull_back(reached, wanted, len(inputs), create_graph=create_graph, materialize_grads=True)
 
+    def reached(self, grads: Tensors, needed: Sequence[bool]) -> Sequence[bool]:
+        """`needed`, less what no output with a gradient reaches."""
+        if not self.reaches:
+            return needed
+        found = {i for g, places in zip(grads, self.reaches, strict=True) if g is not None for i in places}
+        return [n and i in found for i, n in enumerate(needed)]
+
     def _where(self, inputs: Tensors) -> Sequence[int]:
         return range(len(inputs)) if self.tensor_list else self.differentiable
 
@@ -245,10 +257,10 @@ class FusedOp:
     def _bare_backward(self, ctx: Any, *grad_outputs: Tensor | None) -> Any:
         inputs, options = self._split_forward(ctx.arguments)
         outputs = _as_tuple(ctx.outputs)
-        differentiable = self.differentiable_outputs
-        grads = _zero_filled(grad_outputs[:differentiable], _kinds(outputs[:differentiable]))
+        given = grad_outputs[: self.differentiable_outputs]
         where = self._where(inputs)
-        needed = [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)]
+        needed = self.reached(given, [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)])
+        grads = _zero_filled(given, _kinds(outputs[: self.differentiable_outputs]))
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = self.differentiable_gradients(grads, inputs, options, needed)
@@ -335,6 +347,7 @@ class _Fused(torch.autograd.Function):
             grads = grads[: op.differentiable_outputs]
             if all(g is None for g in grads):
                 return (None,) * (3 + len(needed))
+            needed = op.reached(grads, needed)
             grads = tuple(_zero_filled(grads, ctx.output_kinds))
         tensors = ctx.saved_tensors  # unpacking them may run the forward pass once more, which needs autograd
         if torch.is_grad_enabled():  # create_graph=True

@@ -6,7 +6,7 @@ are fp32 for fp16, bf16 and fp32, else fp64.
 """
 
 from unigen_fast._fused import FusedOp
-from unigen_fast.reference import adversarial, divergence, importance, likelihood
+from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood
 
 # ---- importance ------------------------------------------------------------------------------------------------------
 
@@ -170,6 +170,48 @@ bernoulli_log_prob = FusedOp(
     "bernoulli_log_prob(Tensor logits, Tensor x, int event_ndims) -> Tensor",
     likelihood.bernoulli_log_prob,
     backward="(Tensor grad, Tensor logits, Tensor x, int event_ndims, int needed) -> (Tensor, Tensor)",
+    tensors=2,
+    differentiable=(0, 1),
+)
+
+# ---- categorical -----------------------------------------------------------------------------------------------------
+
+_CATEGORICAL_TENSORS = "Tensor logits_q, Tensor? logits_p, Tensor? weights"
+_CATEGORICAL_KL = "int class_dim, int event_ndims, float unimix, float scale, str reduction"
+_BALANCED = (
+    "int event_ndims, float free_nats, str free_nats_mode, float unimix, float dynamics_scale, "
+    "float representation_scale"
+)
+
+categorical_kl = FusedOp(
+    f"categorical_kl({_CATEGORICAL_TENSORS}, {_CATEGORICAL_KL}) -> Tensor",
+    categorical.categorical_kl,
+    backward=f"(Tensor grad, {_CATEGORICAL_TENSORS}, {_CATEGORICAL_KL}, int needed) -> (Tensor, Tensor)",
+    tensors=3,
+    differentiable=(0, 1),
+)
+balanced_categorical_kl = FusedOp(
+    f"balanced_categorical_kl(Tensor posterior_logits, Tensor prior_logits, {_BALANCED})"
+    " -> (Tensor loss, Tensor dynamics, Tensor representation, Tensor rows)",
+    categorical.balanced_categorical_kl,
+    backward="(Tensor grad_loss, Tensor grad_dynamics, Tensor grad_representation, Tensor posterior_logits,"
+    f" Tensor prior_logits, Tensor rows, {_BALANCED}, int needed) -> (Tensor, Tensor)",
+    tensors=2,
+    differentiable=(0, 1),
+    differentiable_outputs=3,
+    reaches=((0, 1), (1,), (0,)),
+    saved=(3,),
+)
+categorical_log_prob = FusedOp(
+    "categorical_log_prob(Tensor logits, Tensor x, int class_dim, int event_ndims) -> Tensor",
+    categorical.categorical_log_prob,
+    backward="(Tensor grad, Tensor logits, Tensor x, int class_dim, int event_ndims) -> Tensor",
+    tensors=2,
+)
+discretized_logistic_mixture_log_prob = FusedOp(
+    "discretized_logistic_mixture_log_prob(Tensor params, Tensor x, int event_ndims) -> Tensor",
+    categorical.discretized_logistic_mixture_log_prob,
+    backward="(Tensor grad, Tensor params, Tensor x, int event_ndims, int needed) -> (Tensor, Tensor)",
     tensors=2,
     differentiable=(0, 1),
 )

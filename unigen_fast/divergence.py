@@ -4,6 +4,8 @@ Conventions: `event_ndims` trailing dimensions are summed, `reduction` acts on t
 computed, and rows returned, in fp32. The second argument is the log-variance unless `spread` says otherwise.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -191,3 +193,135 @@ def sample_gaussian_with_kl(
     tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
     event_ndims = _checks.event("mean", tensors[0], event_ndims)
     return _ops.sample_gaussian_with_kl(tensors, num_samples, sample_dim, event_ndims, spread, low, high)
+
+
+# ---- categorical -----------------------------------------------------------------------------------------------------
+
+
+class BalancedKL(NamedTuple):
+    """Scalars, each differentiable on its own."""
+
+    loss: Tensor
+    dynamics: Tensor
+    representation: Tensor
+
+
+def _unimix(unimix: float) -> float:
+    unimix = _checks.number("unimix", unimix, minimum=0.0)
+    if unimix > 1:
+        raise ValueError(f"unimix: got {unimix}, expected a share of probability, 0 to 1")
+    return unimix
+
+
+def categorical_kl(
+    logits_q: Tensor,
+    logits_p: Tensor | None = None,
+    *,
+    class_dim: int = -1,
+    event_ndims: int = 0,
+    unimix: float = 0.0,
+    weights: Tensor | None = None,
+    normalize_weights: bool = False,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(q || p) = sum_c q_c log(q_c / p_c) of categorical distributions, summed over the event, reduced over the rows.
+
+    q = (1 - unimix) softmax(logits_q) + unimix / C, and p likewise. Nothing cancels where q is close to p. A class that
+    is ruled out by a logit of -inf counts 0 if it is q's; if it is p's alone, the KL is inf, as in torch.distributions.
+
+    Args:
+        logits_q: `[rows…, event…]` with a dimension of C classes anywhere, any strides.
+        logits_p: broadcastable with it; None stands for the uniform distribution: log C less the entropy of q.
+        class_dim: the dimension of the classes.
+        event_ndims: how many of the trailing dimensions, that of the classes left out, make one example's event.
+        unimix: the share of uniform probability mixed into both (0.01 in DreamerV3).
+        weights: broadcastable to the rows, multiplied in before the reduction.
+        normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked
+            mean. A mask of zeros gives 0.
+        scale: multiplies the result.
+        reduction: "mean", "sum" or "none" over the rows.
+
+    Returns:
+        Nats; a scalar, or rows with "none".
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: shapes that do not broadcast, tensors on two devices, `class_dim` or `event_ndims` out of range,
+            unknown names, `normalize_weights` without `weights`, `unimix` outside [0, 1].
+
+    Source: Kullback and Leibler (1951); unimix: Hafner et al., "Mastering Diverse Domains through World Models"
+        (2023), Sec. "Robust predictions".
+    """
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    unimix = _unimix(unimix)
+    scale = _checks.number("scale", scale)
+    logits_q, logits_p = _checks.same_kind(  # type: ignore[assignment]
+        optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
+    )
+    event_ndims = _checks.site_event("logits_q", logits_q, event_ndims)
+    class_dim = _checks.dimension("class_dim", logits_q, class_dim)
+    if weights is None:
+        if normalize_weights:
+            raise ValueError("normalize_weights: got True without weights")
+    else:
+        weights = _row_weights(weights, logits_q.movedim(class_dim, -1), event_ndims + 1)
+        if normalize_weights:
+            total = weights.sum()
+            weights = weights / torch.where(total == 0, torch.ones_like(total), total)
+            reduction = "none" if reduction == "none" else "sum"
+    options = (class_dim, event_ndims, unimix, scale)
+    if weights is not None and weights.requires_grad:  # rows are cheap; the kernel takes weights as constants
+        rows = _ops.categorical_kl((logits_q, logits_p, None), *options, "none") * weights
+        return rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
+    return _ops.categorical_kl((logits_q, logits_p, weights), *options, reduction)
+
+
+def balanced_categorical_kl(
+    posterior_logits: Tensor,
+    prior_logits: Tensor,
+    *,
+    event_ndims: int = 1,
+    free_nats: float = 1.0,
+    free_nats_mode: str = "sum",
+    unimix: float = 0.0,
+    dynamics_scale: float = 1.0,
+    representation_scale: float = 0.1,
+) -> BalancedKL:
+    """The KL of a world model with discrete latents, at two rates: DreamerV3's dynamics and representation loss.
+
+    dynamics = mean max(KL(sg(q) || p), free_nats), representation = mean max(KL(q || sg(p)), free_nats), and
+    loss = dynamics_scale · dynamics + representation_scale · representation; sg stops gradients, so that `dynamics` has
+    one for the prior alone, and `representation` for the posterior alone (the other's is None, not zeros).
+
+    Args:
+        posterior_logits: q's, `[rows…, event…, C]`, any strides: `[B, T, 32 variables, 32 classes]` in DreamerV3.
+        prior_logits: p's, broadcastable with them.
+        event_ndims: how many dimensions before the classes are the variables of one row.
+        free_nats: nats below which the KL costs nothing and has no gradient; 0: none.
+        free_nats_mode: "sum": of a row, after the sum over its variables (DreamerV3, and torchrl's
+            `categorical_kl_terms`); "per_variable": of each variable, before the sum (torchrl's
+            `categorical_kl_balanced`, which then takes the mean over the variables: scale by 1 over their number).
+        unimix: the share of uniform probability mixed into both (0.01 in DreamerV3).
+        dynamics_scale, representation_scale: 1 and 0.1 in DreamerV3; DreamerV2's balance of 0.8 is 0.8 and 0.2.
+
+    Returns:
+        BalancedKL(loss, dynamics, representation): scalars, nats.
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+            negative `free_nats`, `unimix` outside [0, 1].
+
+    Source: Hafner et al., "Mastering Diverse Domains through World Models" (2023), Eq. 5.
+    """
+    _checks.choice("free_nats_mode", free_nats_mode, ("sum", "per_variable"))
+    free_nats = _checks.number("free_nats", free_nats, minimum=0.0)
+    unimix = _unimix(unimix)
+    scales = (
+        _checks.number("dynamics_scale", dynamics_scale),
+        _checks.number("representation_scale", representation_scale),
+    )
+    logits = _checks.same_kind(posterior_logits=posterior_logits, prior_logits=prior_logits)
+    event_ndims = _checks.site_event("posterior_logits", logits[0], event_ndims)  # type: ignore[arg-type]
+    return BalancedKL(*_ops.balanced_categorical_kl(logits, event_ndims, free_nats, free_nats_mode, unimix, *scales))

@@ -29,3 +29,113 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, event_ndims: int = 1) -> Te
         x = x.to(logits.dtype)
     logits, x = _checks.same_kind(logits=logits, x=x)  # type: ignore[assignment]
     return _ops.bernoulli_log_prob((logits, x), _checks.event("logits", logits, event_ndims))
+
+
+def categorical_log_prob(logits: Tensor, x: Tensor, *, class_dim: int = -1, event_ndims: int = 0) -> Tensor:
+    """log Categorical(x; softmax(logits)) = l_x - log sum_c exp(l_c), summed over the event.
+
+    Args:
+        logits: `[rows…, event…]` with a dimension of C classes anywhere, any strides.
+        x: the classes, integers in [0, C), of the shape of `logits` without its classes, or broadcastable with it
+            (neither is repeated in memory). A class that does not exist makes its row NaN, and its gradients: to say
+            more would take a host synchronisation.
+        class_dim: the dimension of the classes.
+        event_ndims: how many of the trailing dimensions, that of the classes left out, make one example and are summed.
+
+    Returns:
+        Nats, one per row; fp32 for fp16 and bf16.
+
+    Raises:
+        TypeError: `logits` is not floating-point, or `x` not integers (one-hot or soft classes among them: a
+            cross-entropy of distributions is `(x * logits.log_softmax(-1)).sum(-1)`).
+        ValueError: shapes that do not broadcast, tensors on two devices, `class_dim` or `event_ndims` out of range.
+
+    Source: Bishop, "Pattern Recognition and Machine Learning" (2006), Eq. 4.104 and 4.108.
+    """
+    logits, x, class_dim = _classes(logits, x, class_dim)
+    return _ops.categorical_log_prob((logits, x), class_dim, _checks.site_event("logits", logits, event_ndims))
+
+
+def _classes(logits: Tensor, x: Tensor, class_dim: int) -> tuple[Tensor, Tensor, int]:
+    """The logits, and the int64 classes of the same shape without `class_dim`, both expanded; `class_dim` >= 0."""
+    _checks.floating("logits", logits)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"x: expected integer classes, got {x.dtype} of shape {tuple(x.shape)}")
+    if x.device != logits.device:
+        raise ValueError(f"x: got device {x.device}, expected {logits.device} as logits")
+    class_dim = _checks.dimension("class_dim", logits, class_dim)
+    sites = logits.shape[:class_dim] + logits.shape[class_dim + 1 :]
+    if x.shape != sites:
+        try:
+            shape = torch.broadcast_shapes(sites, x.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected one that broadcasts with {tuple(sites)}: that of logits "
+                f"{tuple(logits.shape)} without dimension {class_dim}"
+            ) from None
+        classes = logits.size(class_dim)
+        class_dim += len(shape) - len(sites)
+        logits = logits.expand(*shape[:class_dim], classes, *shape[class_dim:])
+        x = x.expand(shape)
+    return logits, x.to(torch.int64), class_dim
+
+
+def discretized_logistic_mixture_log_prob(params: Tensor, x: Tensor, *, event_ndims: int = 3) -> Tensor:
+    """log of a mixture of M discretized logistics: the likelihood of 8-bit images in PixelCNN++ and its kin.
+
+    A channel's mass at x is sigma((x - m + 1/255) / s) - sigma((x - m - 1/255) / s), that of everything below for
+    x < -0.999 and of everything above for x > 0.999; the channels of a pixel share the mixture's component, and with
+    three of them m_1 += c_0 x_0 and m_2 += c_1 x_0 + c_2 x_1, c = tanh of what the network gave. Log-scales are clamped
+    at -7 from below, without gradient beyond.
+
+    The difference is evaluated as log(1 - e^(-2/255 / s)) + log sigma(upper) + log sigma(-lower): nothing is lost in
+    the tails. There, for a mass below 1e-5, PixelCNN++ takes the density in the bin's middle times its width: the same
+    number to second order in 1/255 / s, of which ours is the exact one.
+
+    Args:
+        params: `[rows…, pixels…, P]`, any strides, in PixelCNN++'s order: M mixture logits; then for each channel M
+            means, M log-scales and, with three channels, M coefficients. P = 10 M for three channels, 3 M for one.
+        x: `[rows…, pixels…, C]`, C 1 or 3, in [-1, 1] in steps of 2/255; broadcastable with `params` in all but the
+            last dimension.
+        event_ndims: how many of x's trailing dimensions make one example and are summed, the channels included: 3 for
+            `[B, H, W, C]`.
+
+    Returns:
+        Nats, one per row; fp32 for fp16 and bf16.
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: channels other than 1 or 3, a last dimension of `params` that is no multiple of 3 or 10, shapes that
+            do not broadcast, tensors on two devices, `event_ndims` out of range (the channels are always summed).
+
+    Source: Salimans et al., "PixelCNN++" (2017), Eq. 1-3 and Sec. 2.2.
+    """
+    for name, tensor in (("params", params), ("x", x)):
+        if _checks.floating(name, tensor).dim() == 0:
+            raise ValueError(f"{name}: got shape (), expected at least one dimension")
+    if params.device != x.device:
+        raise ValueError(f"x: got device {x.device}, expected {params.device} as params")
+    channels, numbers = x.size(-1), params.size(-1)
+    if channels not in (1, 3):
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected 1 or 3 channels in the last dimension")
+    each = 10 if channels == 3 else 3
+    if numbers == 0 or numbers % each:
+        raise ValueError(
+            f"params: got shape {tuple(params.shape)}, expected a multiple of {each} in the last dimension, for "
+            f"mixtures of {channels} channels"
+        )
+    params, x = _checks.promoted([params, x])
+    if params.shape[:-1] != x.shape[:-1]:
+        try:
+            sites = torch.broadcast_shapes(params.shape[:-1], x.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"expected shapes that broadcast together but for the last dimension, got params "
+                f"{tuple(params.shape)}, x {tuple(x.shape)}"
+            ) from None
+        params, x = params.expand(*sites, numbers), x.expand(*sites, channels)
+    if _checks.event("x", x, event_ndims) == 0:
+        raise ValueError("event_ndims: got 0, expected at least 1: the channels of a pixel share a mixture")
+    return _ops.discretized_logistic_mixture_log_prob((params, x), event_ndims - 1)

@@ -393,3 +393,75 @@ class BernoulliLogProb(_Loss):
 
     def forward(self, logits: Tensor, x: Tensor) -> Tensor:
         return likelihood.bernoulli_log_prob(logits, x, **self.options)
+
+
+class CategoricalKL(_Loss):
+    """`categorical_kl(logits_q, logits_p, weights=weights, …)`."""
+
+    def __init__(
+        self,
+        *,
+        class_dim: int = -1,
+        event_ndims: int = 0,
+        unimix: float = 0.0,
+        normalize_weights: bool = False,
+        scale: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            class_dim=class_dim,
+            event_ndims=event_ndims,
+            unimix=unimix,
+            normalize_weights=normalize_weights,
+            scale=scale,
+            reduction=reduction,
+        )
+
+    def forward(self, logits_q: Tensor, logits_p: Tensor | None = None, *, weights: Tensor | None = None) -> Tensor:
+        return divergence.categorical_kl(logits_q, logits_p, weights=weights, **self.options)
+
+
+class BalancedCategoricalKL(_Loss):
+    """`balanced_categorical_kl(posterior_logits, prior_logits, …)`."""
+
+    def __init__(
+        self,
+        *,
+        event_ndims: int = 1,
+        free_nats: float = 1.0,
+        free_nats_mode: str = "sum",
+        unimix: float = 0.0,
+        dynamics_scale: float = 1.0,
+        representation_scale: float = 0.1,
+    ) -> None:
+        super().__init__(
+            event_ndims=event_ndims,
+            free_nats=free_nats,
+            free_nats_mode=free_nats_mode,
+            unimix=unimix,
+            dynamics_scale=dynamics_scale,
+            representation_scale=representation_scale,
+        )
+
+    def forward(self, posterior_logits: Tensor, prior_logits: Tensor) -> divergence.BalancedKL:
+        return divergence.balanced_categorical_kl(posterior_logits, prior_logits, **self.options)
+
+
+class CategoricalLogProb(_Loss):
+    """`categorical_log_prob(logits, x, …)`."""
+
+    def __init__(self, *, class_dim: int = -1, event_ndims: int = 0) -> None:
+        super().__init__(class_dim=class_dim, event_ndims=event_ndims)
+
+    def forward(self, logits: Tensor, x: Tensor) -> Tensor:
+        return likelihood.categorical_log_prob(logits, x, **self.options)
+
+
+class DiscretizedLogisticMixtureLogProb(_Loss):
+    """`discretized_logistic_mixture_log_prob(params, x, event_ndims=event_ndims)`."""
+
+    def __init__(self, *, event_ndims: int = 3) -> None:
+        super().__init__(event_ndims=event_ndims)
+
+    def forward(self, params: Tensor, x: Tensor) -> Tensor:
+        return likelihood.discretized_logistic_mixture_log_prob(params, x, **self.options)

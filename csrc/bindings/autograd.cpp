@@ -31,6 +31,7 @@ struct Op {
   c10::OperatorHandle forward;
   c10::optional<c10::OperatorHandle> backward;
   std::vector<int64_t> differentiable, saved;  // of the tensors; of the outputs
+  std::vector<std::vector<int64_t>> reaches;   // of each output the tensors it has a gradient for; empty: all of them
   int64_t differentiable_outputs;
   size_t options;  // how many
   bool tensor_list, takes_needed;
@@ -172,6 +173,12 @@ struct Fused : torch::autograd::Function<Fused> {
 
     variable_list result(count);
     if (std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.defined(); })) {
+      if (!op.reaches.empty()) {  // a tensor that no output with a gradient reaches gets none
+        std::vector<bool> reached(count);
+        for (size_t i = 0; i < op.reaches.size(); ++i)
+          for (int64_t place : op.reaches[i]) reached[place] = reached[place] || grads[i].defined();
+        for (size_t i = 0; i < count; ++i) needed[i] = needed[i] && reached[i];
+      }
       for (size_t i = 0; i < call.outputs.size(); ++i) {
         if (grads[i].defined()) continue;  // else zeros: expanded, they cost no memory
         grads[i] = at::zeros({}, saved[0].options().dtype(call.outputs[i].dtype)).expand(call.outputs[i].sizes);
@@ -359,6 +366,7 @@ py::object bind(py::object fused_op) {
                   backward,
                   numbers("differentiable"),
                   numbers("saved"),
+                  fused_op.attr("reaches").cast<std::vector<std::vector<int64_t>>>(),
                   differentiable_outputs,
                   forward.schema().arguments().size() - tensors,
                   tensor_list,

@@ -86,6 +86,21 @@ class GridBuilder {
     return builder;
   }
 
+  // The grid of the other dimensions, of which the last `event_ndims` are columns: `skipped` is that of vectors.
+  static GridBuilder without(const Tensor& shape_of, int64_t skipped, int64_t event_ndims) {
+    STD_TORCH_CHECK(0 <= skipped && skipped < shape_of.dim(), "unigen_fast: dim out of range");
+    GridBuilder builder(shape_of, shape_of.dim());
+    const Dims all = builder.size_;
+    builder.size_ = Dims();
+    builder.ndim_ = int(all.size()) - 1;
+    STD_TORCH_CHECK(event_ndims <= builder.ndim_, "unigen_fast: expected fewer dimensions");
+    for (int d = 0; d < builder.ndim_; ++d) {
+      builder.size_.push_back(all[d < skipped ? d : d + 1]);
+      builder.is_column_[d] = d >= builder.ndim_ - event_ndims;
+    }
+    return builder;
+  }
+
   Dims row_sizes() const {
     Dims sizes;
     for (int d = 0; d < ndim_; ++d)
@@ -111,6 +126,12 @@ class GridBuilder {
     Source& source = add(operand, tensor);
     const auto strides = tensor.strides();
     for (int d = 0; d < ndim_; ++d) source.stride[d] = strides[d < skipped ? d : d + 1];
+  }
+
+  // The same, with the stride of the dimension that is skipped.
+  void vectors(Vectors& vectors, const Tensor& tensor, int64_t skipped) {
+    element_without(vectors.at, tensor, skipped);
+    vectors.step = tensor.strides()[skipped];
   }
 
   // Over the rows; a tensor without dimensions is the same for every row.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adversarial.h"
+#include "categorical.h"
 #include "divergence.h"
 #include "importance.h"
 #include "likelihood.h"
@@ -12,4 +13,5 @@
   UNIGEN_IMPORTANCE_OPS(X)  \
   UNIGEN_ADVERSARIAL_OPS(X) \
   UNIGEN_DIVERGENCE_OPS(X)  \
-  UNIGEN_LIKELIHOOD_OPS(X)
+  UNIGEN_LIKELIHOOD_OPS(X)  \
+  UNIGEN_CATEGORICAL_OPS(X)

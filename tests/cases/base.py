@@ -33,6 +33,7 @@ def draw(spec: Spec, dtype: torch.dtype) -> Tensor:
         "logits": lambda: 2 * torch.randn(shape, dtype=torch.float64) + 0.7,
         "std": lambda: torch.rand(shape, dtype=torch.float64) + 0.3,
         "binary": lambda: torch.rand(shape).round(),
+        "pixels": lambda: torch.randint(0, 256, shape) / 127.5 - 1,
         "unit": lambda: torch.rand(shape, dtype=torch.float64),
         "weights": lambda: torch.rand(shape, dtype=torch.float64) + 0.1,
         "mask": lambda: torch.rand(shape).add(0.2).round(),
@@ -60,6 +61,8 @@ class Case:
     composed: bool = False
     # a differentiated input is broadcast: PyTorch sums its gradient, out of numbers already rounded to its dtype
     broadcast: bool = False
+    # the layout in which all classes are alike: the KL of two uniform distributions, and its gradient, are rounding
+    degenerate: str = ""
 
     def __call__(self, *tensors: Tensor) -> Any:
         """The call; a random one with the same noise each time."""

@@ -1,0 +1,478 @@
+// Kernels of categorical distributions and of the discretized logistic mixture. Lanes are sites.
+#include "../formulas/categorical.h"
+
+#include "sites.h"
+
+namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
+namespace {
+
+// sums[k] += what body(offset in the tile, sums) adds for each of `count` numbers, in stretches that keep rounding small
+template <class T, int kSums, class Body>
+UNIGEN_INLINE void sum_numbers(int64_t count, Vec<T> (&sums)[kSums], const Body& body) {
+  for (int64_t begin = 0; begin < count; begin += kFlush) {
+    const int64_t end = smaller(count, begin + kFlush);
+    Vec<T> stretch[kSums];
+    for (int k = 0; k < kSums; ++k) stretch[k] = Vec<T>(T(0));
+    for (int64_t c = begin; c < end; ++c) body(c * Vec<T>::size, stretch);
+    for (int k = 0; k < kSums; ++k) sums[k] = sums[k] + stretch[k];
+  }
+}
+
+// NaN loses: the sum of exponentials has it
+template <class T>
+UNIGEN_INLINE Vec<T> tile_maximum(const T* tile, int64_t count) {
+  Vec<T> maximum = constant<Vec<T>>(-HUGE_VAL);
+  for (int64_t c = 0; c < count; ++c) maximum = max(load(tile + c * Vec<T>::size), maximum);
+  return maximum;
+}
+
+// ---- KL ------------------------------------------------------------------------------------------------------------
+
+// A tile of sites: the softmaxes of q and p, and of each class log(q / p).
+template <class T, bool kPrior, bool kMixed>
+class KlTile {
+  using V = Vec<T>;
+
+ public:
+  template <class Arguments>
+  explicit KlTile(const Arguments& a)
+      : classes(a.classes),
+        unimix(a.unimix),
+        logits_q_(a, a.logits_q, a.classes),
+        logits_p_(a, a.logits_p, a.classes),
+        room_(4 * a.classes) {
+    softmax_q = room_.data();
+    softmax_p = softmax_q + classes * V::size;
+    log_ratio = softmax_p + classes * V::size;
+    ratio = log_ratio + classes * V::size;
+  }
+
+  // The KL of each site. With kKeep what the gradient needs of every class is left in the tiles, and `mean_log_ratio`,
+  // `mean_ratio` under the softmaxes of q and p.
+  template <bool kKeep>
+  UNIGEN_INLINE V kl(int64_t first, int n) {
+    const V zero = constant<V>(0);
+    logits_q_.read(first, n, log_ratio);
+    const V max_q = tile_maximum(log_ratio, classes);
+    V max_p = zero, sums[2] = {zero, zero};
+    if constexpr (kPrior) {
+      logits_p_.read(first, n, softmax_p);
+      max_p = tile_maximum(softmax_p, classes);
+    }
+    sum_numbers<T>(classes, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
+      const V a = load(log_ratio + i), e = exp(a - max_q);
+      store(softmax_q + i, e);
+      sum[0] = sum[0] + e;
+      if constexpr (kPrior) {
+        const V b = load(softmax_p + i), f = exp(b - max_p);
+        store(softmax_p + i, f);
+        sum[1] = sum[1] + f;
+        if constexpr (!kMixed) store(log_ratio + i, a - b);
+      }
+    });
+    const V one = constant<V>(1), inverse_q = one / sums[0], inverse_p = one / sums[1];
+    const V uniform = constant<V>(1.0 / double(classes));
+    V shift = (max_q - max_p) + log(sums[0]);
+    if constexpr (!kMixed) shift = shift - (kPrior ? log(sums[1]) : constant<V>(::log(double(classes))));
+
+    V terms[3] = {zero, zero, zero};
+    sum_numbers<T>(classes, terms, [&](int64_t i, V* sum) UNIGEN_FORCED {
+      const V sigma_q = load(softmax_q + i) * inverse_q;
+      const V sigma_p = kPrior ? load(softmax_p + i) * inverse_p : uniform;
+      V q = sigma_q, p = sigma_p, d, r = zero;
+      if constexpr (kMixed) {
+        q = unimix(sigma_q);
+        if (kPrior) p = unimix(sigma_p);
+        r = q / p;
+        d = log_normal(r);  // never 0; a NaN is in q or p as well
+      } else {
+        d = load(log_ratio + i) - shift;
+      }
+      sum[0] = sum[0] + kl_term(q, p, d);
+      if constexpr (kKeep) {
+        store(softmax_q + i, sigma_q);
+        store(log_ratio + i, d);
+        sum[1] = sum[1] + (kMixed ? sigma_q * d : weighted(sigma_q, d));
+        if constexpr (kPrior) store(softmax_p + i, sigma_p);
+        if constexpr (kPrior && kMixed) {
+          store(ratio + i, r);
+          sum[2] = sum[2] + sigma_p * r;
+        }
+      }
+    });
+    mean_log_ratio = terms[1];
+    mean_ratio = terms[2];
+    return terms[0];
+  }
+
+  const int64_t classes;
+  const Unimix unimix;
+  T *softmax_q, *softmax_p, *log_ratio, *ratio;
+  V mean_log_ratio, mean_ratio;
+
+ private:
+  SiteStream<T> logits_q_, logits_p_;
+  TileRoom<T> room_;
+};
+
+// calls body(prior, mixed), both constants
+template <class Arguments, class Body>
+UNIGEN_INLINE void with_form(const Arguments& a, const Body& body) {
+  constexpr std::true_type yes;
+  constexpr std::false_type no;
+  if (a.unimix.mixed()) return a.logits_p.at.data ? body(yes, yes) : body(no, yes);
+  return a.logits_p.at.data ? body(yes, no) : body(no, no);
+}
+
+template <class T, bool kPrior, bool kMixed>
+struct KlValue {
+  KlTile<T, kPrior, kMixed> tile;
+  double floor;
+
+  explicit KlValue(const CategoricalKl& a) : tile(a), floor(a.site_floor) {}
+
+  UNIGEN_INLINE Vec<T> value(int64_t first, int n) {
+    return maximum(tile.template kl<false>(first, n), constant<Vec<T>>(floor));
+  }
+};
+
+template <class T>
+void categorical_kl_in(const CategoricalKl& a, const Parallel& parallel) {
+  const SiteSum<T> sum(a.grid, a.classes);
+  RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
+  const Stream<T> rows(a.grid, arithmetic(a.rows, a), Axis::none, Axis::rows);
+  const Stream<T> weights(a.grid, arithmetic(a.weights, a), Axis::none, Axis::rows);
+  with_form(a, [&](auto prior, auto mixed) {
+    sum.run(
+        parallel, [&] { return KlValue<T, prior.value, mixed.value>(a); },
+        [&](int64_t unit, int64_t row, int n, const double* totals) {
+          alignas(kVectorBytes) T values[kChunk<T>], room[kChunk<T>];
+          for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+          if (a.rows.data) rows.write(0, row, n, values);
+          if (a.row_floor > -HUGE_VAL) {
+            for (int i = 0; i < n; ++i) values[i] = values[i] < T(a.row_floor) ? T(a.row_floor) : values[i];
+          }
+          if (a.weights.data) {
+            const T* weight = weights.read(0, row, n, room);
+            for (int i = 0; i < n; ++i) values[i] *= weight[i];
+          }
+          results.take(unit, row, n, values);
+        });
+  });
+  results.close();
+  if (!a.copy) return;
+  const T value = *static_cast<const T*>(a.value.data);
+  *static_cast<T*>(a.copy) = value;
+  *static_cast<T*>(a.loss) = value * T(a.loss_scale);
+}
+
+template <class T, bool kPrior, bool kMixed>
+void categorical_kl_backward_as(const CategoricalKlBackward& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  const auto per_row = [&](const Operand& operand, double fill = 0) {
+    return Stream<T>(a.grid, arithmetic(operand, a, fill), Axis::none, Axis::rows_cols);
+  };
+  const Stream<T> grad = per_row(a.grad), own_q = per_row(a.grad_own_q), own_p = per_row(a.grad_own_p),
+                  weights = per_row(a.weights, 1), rows = per_row(a.rows);
+  const SiteStream<T> grad_q(a, a.grad_q, a.classes), grad_p(a, a.grad_p, a.classes);
+  const bool row_floor = a.row_floor > -HUGE_VAL;
+  const Partition partition = site_partition<T>(a.grid, 2 * a.classes);
+  partition.run(parallel, [&](int64_t u) {
+    KlTile<T, kPrior, kMixed> tile(a);
+    for_tiles<T>(partition, u, [&](int64_t first, int n) {
+      alignas(kVectorBytes) T room[5][V::size] = {};
+      const auto of_row = [&](const Stream<T>& stream, int k) {
+        const T* source = stream.read(0, first, n, room[k]);
+        return n == V::size ? load(source) : load(source, First<T>{n});
+      };
+      const V value = tile.template kl<true>(first, n);
+      V share = of_row(weights, 0) * constant<V>(a.reduction.scale / a.reduction.denominator);
+      if (row_floor) share = select(of_row(rows, 1) < constant<V>(a.row_floor), constant<V>(0), share);
+      share = select(value < constant<V>(a.site_floor), constant<V>(0), share);
+      const V common = of_row(grad, 2);
+      const V keep = constant<V>(a.unimix.keep);
+      const V by_q = (common * constant<V>(a.factor_q) + of_row(own_q, 3)) * share * keep;
+      const V by_p = (common * constant<V>(a.factor_p) + of_row(own_p, 4)) * share * keep;
+      const int64_t end = a.classes * V::size;
+      if (kPrior && grad_p.present()) {
+        for (int64_t i = 0; i < end; i += V::size) {
+          const V sigma = load(tile.softmax_p + i);
+          const V slope = kMixed ? sigma * (tile.mean_ratio - load(tile.ratio + i)) : sigma - load(tile.softmax_q + i);
+          store(tile.softmax_p + i, by_p * slope);
+        }
+        grad_p.write(first, n, tile.softmax_p);
+      }
+      if (grad_q.present()) {
+        for (int64_t i = 0; i < end; i += V::size) {
+          const V slope = weighted(load(tile.softmax_q + i), load(tile.log_ratio + i) - tile.mean_log_ratio);
+          store(tile.softmax_q + i, by_q * slope);
+        }
+        grad_q.write(first, n, tile.softmax_q);
+      }
+    });
+  });
+}
+
+// ---- log-probabilities ---------------------------------------------------------------------------------------------
+
+// The class of each lane, its logit, and the sum of the others' exponentials apart from its own: neither log p nor 1 - p
+// cancels where p is almost 1.
+template <class T>
+class ChosenTile {
+  using V = Vec<T>;
+
+ public:
+  template <class Arguments>
+  explicit ChosenTile(const Arguments& a)
+      : classes(a.classes),
+        logits_(a, a.logits, a.classes),
+        x_(static_cast<const int64_t*>(a.x.data)),
+        sites_(strided(a.grid, a.x, Axis::rows_cols)),
+        room_(a.classes) {
+    tile = room_.data();
+  }
+
+  // leaves the exponentials in the tile, that of the class itself being 0
+  UNIGEN_INLINE void read(int64_t first, int n) {
+    logits_.read(first, n, tile);
+    const V maximum = tile_maximum(tile, classes);
+    alignas(kVectorBytes) T logits[V::size];
+    for (int l = 0; l < V::size; ++l) {
+      const int64_t x = l < n ? x_[sites_.offset(first + l)] : 0;
+      place[l] = 0 <= x && x < classes ? x * V::size + l : -1;
+      logits[l] = T(NAN);  // there is no such class
+      if (place[l] < 0) continue;
+      logits[l] = tile[place[l]];
+      tile[place[l]] = -T(HUGE_VAL);
+    }
+    above = load(logits) - maximum;
+    own = exp(above);
+    V sums[1] = {constant<V>(0)};
+    sum_numbers<T>(classes, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
+      const V e = exp(load(tile + i) - maximum);
+      store(tile + i, e);
+      sum[0] = sum[0] + e;
+    });
+    others = sums[0];
+  }
+
+  UNIGEN_INLINE V value(int64_t first, int n) {
+    read(first, n);
+    // others + own >= 1, as the maximum is among them
+    const V total = others + (own - constant<V>(1));
+    return above - select(total < constant<V>(HUGE_VAL), log1p(total), total);
+  }
+
+  const int64_t classes;
+  T* tile;
+  int64_t place[V::size];
+  V above, own, others;
+
+ private:
+  SiteStream<T> logits_;
+  const int64_t* x_;
+  Strided sites_;
+  TileRoom<T> room_;
+};
+
+template <class T>
+void categorical_log_prob_in(const CategoricalLogProb& a, const Parallel& parallel) {
+  const SiteSum<T> sum(a.grid, a.classes);
+  RowResults<T> results(a.grid, arithmetic(a.value, a), {}, sum.units());
+  sum.run(
+      parallel, [&] { return ChosenTile<T>(a); },
+      [&](int64_t unit, int64_t row, int n, const double* totals) {
+        alignas(kVectorBytes) T values[kChunk<T>];
+        for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+        results.take(unit, row, n, values);
+      });
+}
+
+template <class T>
+void categorical_log_prob_backward_in(const CategoricalLogProbBackward& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  const Stream<T> grad(a.grid, arithmetic(a.grad, a), Axis::none, Axis::rows_cols);
+  const SiteStream<T> grad_logits(a, a.grad_logits, a.classes);
+  const Partition partition = site_partition<T>(a.grid, a.classes);
+  partition.run(parallel, [&](int64_t u) {
+    ChosenTile<T> chosen(a);
+    for_tiles<T>(partition, u, [&](int64_t first, int n) {
+      alignas(kVectorBytes) T room[V::size] = {}, own[V::size];
+      const T* source = grad.read(0, first, n, room);
+      const V g = n == V::size ? load(source) : load(source, First<T>{n});
+      chosen.read(first, n);
+      const V share = g / (chosen.others + chosen.own);
+      for (int64_t i = 0; i < a.classes * V::size; i += V::size) store(chosen.tile + i, -share * load(chosen.tile + i));
+      store(own, share * chosen.others);
+      for (int l = 0; l < n; ++l)
+        if (chosen.place[l] >= 0) chosen.tile[chosen.place[l]] = own[l];
+      grad_logits.write(first, n, chosen.tile);
+    });
+  });
+}
+
+// ---- the discretized logistic mixture ------------------------------------------------------------------------------
+
+template <class T, int C>
+class MixtureTile {
+  using V = Vec<T>;
+
+ public:
+  using Component = LogisticComponent<C, V>;
+  static constexpr int kNumbers = 1 + Component::kNumbers;  // of a component
+
+  template <class Arguments>
+  explicit MixtureTile(const Arguments& a)
+      : mixtures(a.mixtures),
+        params_(a, a.params, a.mixtures * kNumbers),
+        x_(a, a.x, C),
+        room_(a.mixtures * (kNumbers + 1) + C) {
+    params = room_.data();
+    joint = params + mixtures * kNumbers * V::size;
+    data_ = joint + mixtures * V::size;
+  }
+
+  // where number k of component m is
+  UNIGEN_INLINE T* number(int64_t m, int k) const { return params + (mixtures * (1 + k) + m) * V::size; }
+  UNIGEN_INLINE T* logit(int64_t m) const { return params + m * V::size; }
+
+  // log of the mixture. With kKeep the derivatives of each component stand in place of its numbers, and `joint` keeps its
+  // share of the total, with the sum `joint_sum` of those.
+  template <bool kKeep>
+  UNIGEN_INLINE V log_prob(int64_t first, int n) {
+    params_.read(first, n, params);
+    x_.read(first, n, data_);
+    for (int c = 0; c < C; ++c) x[c] = load(data_ + c * V::size);
+    for (int64_t m = 0; m < mixtures; ++m) {
+      V numbers[Component::kNumbers];
+      for (int k = 0; k < Component::kNumbers; ++k) numbers[k] = load(number(m, k));
+      const Component component(x, numbers);
+      store(joint + m * V::size, load(logit(m)) + component.value);
+      if constexpr (kKeep) {
+        for (int k = 0; k < Component::kNumbers; ++k) store(number(m, k), component.d_number[k]);
+      }
+    }
+    const V max_logit = tile_maximum(params, mixtures), max_joint = tile_maximum(joint, mixtures);
+    V sums[2] = {constant<V>(0), constant<V>(0)};
+    sum_numbers<T>(mixtures, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
+      const V e = exp(load(params + i) - max_logit), f = exp(load(joint + i) - max_joint);
+      if constexpr (kKeep) {
+        store(params + i, e);
+        store(joint + i, f);
+      }
+      sum[0] = sum[0] + e;
+      sum[1] = sum[1] + f;
+    });
+    prior_sum = sums[0];
+    joint_sum = sums[1];
+    return (max_joint - max_logit) + (log(joint_sum) - log(prior_sum));
+  }
+
+  UNIGEN_INLINE V value(int64_t first, int n) { return log_prob<false>(first, n); }
+
+  const int64_t mixtures;
+  T *params, *joint;
+  V x[C], prior_sum, joint_sum;
+
+ private:
+  SiteStream<T> params_, x_;
+  T* data_;
+  TileRoom<T> room_;
+};
+
+template <class Arguments, class Body>
+UNIGEN_INLINE void with_channels(const Arguments& a, const Body& body) {
+  if (a.channels == 3) return body(std::integral_constant<int, 3>());
+  body(std::integral_constant<int, 1>());
+}
+
+template <class T>
+void logistic_mixture_in(const LogisticMixture& a, const Parallel& parallel) {
+  const SiteSum<T> sum(a.grid, 16 * a.mixtures * a.channels);
+  RowResults<T> results(a.grid, arithmetic(a.value, a), {}, sum.units());
+  with_channels(a, [&](auto channels) {
+    sum.run(
+        parallel, [&] { return MixtureTile<T, channels.value>(a); },
+        [&](int64_t unit, int64_t row, int n, const double* totals) {
+          alignas(kVectorBytes) T values[kChunk<T>];
+          for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+          results.take(unit, row, n, values);
+        });
+  });
+}
+
+template <class T, int C>
+void logistic_mixture_backward_as(const LogisticMixtureBackward& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  using Tile = MixtureTile<T, C>;
+  using Component = typename Tile::Component;
+  const Stream<T> grad(a.grid, arithmetic(a.grad, a), Axis::none, Axis::rows_cols);
+  const SiteStream<T> params(a, a.params, a.mixtures * Tile::kNumbers);
+  const SiteStream<T> grad_params(a, a.grad_params, a.mixtures * Tile::kNumbers), grad_x(a, a.grad_x, C);
+  const Partition partition = site_partition<T>(a.grid, 16 * a.mixtures * C);
+  partition.run(parallel, [&](int64_t u) {
+    Tile tile(a);
+    // the coefficients, which the tile has put its derivatives in place of
+    TileRoom<T> given(grad_x.present() ? a.mixtures * Tile::kNumbers : 0);
+    for_tiles<T>(partition, u, [&](int64_t first, int n) {
+      alignas(kVectorBytes) T room[V::size] = {}, of_x[C * V::size];
+      const T* source = grad.read(0, first, n, room);
+      const V g = n == V::size ? load(source) : load(source, First<T>{n});
+      tile.template log_prob<true>(first, n);
+      const V by_prior = g / tile.prior_sum, by_joint = g / tile.joint_sum;
+      V by_x[C];
+      for (int c = 0; c < C; ++c) by_x[c] = constant<V>(0);
+      if (C == 3 && grad_x.present()) params.read(first, n, given.data());
+      for (int64_t m = 0; m < a.mixtures; ++m) {
+        const V share = load(tile.joint + m * V::size) * by_joint;
+        store(tile.logit(m), share - load(tile.logit(m)) * by_prior);
+        V slopes[Component::kNumbers];
+        for (int k = 0; k < Component::kNumbers; ++k) {
+          slopes[k] = weighted(share, load(tile.number(m, k)));
+          store(tile.number(m, k), slopes[k]);
+        }
+        if (!grad_x.present()) continue;
+        for (int c = 0; c < C; ++c) by_x[c] = by_x[c] - slopes[c * Component::kPerChannel];
+        if constexpr (C == 3) {
+          const T* coefficients = given.data() + m * V::size;
+          const auto tanh = [&](int k) { return Tanh<V>(load(coefficients + a.mixtures * (1 + k) * V::size)).value; };
+          by_x[0] = by_x[0] + slopes[3] * tanh(2) + slopes[6] * tanh(5);
+          by_x[1] = by_x[1] + slopes[6] * tanh(8);
+        }
+      }
+      if (grad_params.present()) grad_params.write(first, n, tile.params);
+      if (!grad_x.present()) return;
+      for (int c = 0; c < C; ++c) store(of_x + c * V::size, by_x[c]);
+      grad_x.write(first, n, of_x);
+    });
+  });
+}
+
+}  // namespace
+
+void categorical_kl(const CategoricalKl& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { categorical_kl_in<decltype(t)>(a, parallel); });
+}
+void categorical_kl_backward(const CategoricalKlBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) {
+    with_form(a, [&](auto prior, auto mixed) {
+      categorical_kl_backward_as<decltype(t), prior.value, mixed.value>(a, parallel);
+    });
+  });
+}
+void categorical_log_prob(const CategoricalLogProb& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { categorical_log_prob_in<decltype(t)>(a, parallel); });
+}
+void categorical_log_prob_backward(const CategoricalLogProbBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { categorical_log_prob_backward_in<decltype(t)>(a, parallel); });
+}
+void logistic_mixture(const LogisticMixture& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { logistic_mixture_in<decltype(t)>(a, parallel); });
+}
+void logistic_mixture_backward(const LogisticMixtureBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) {
+    with_channels(a, [&](auto channels) { logistic_mixture_backward_as<decltype(t), channels.value>(a, parallel); });
+  });
+}
+
+}  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE
