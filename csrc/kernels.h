@@ -5,10 +5,12 @@
 #include "kernels/divergence.h"
 #include "kernels/importance.h"
 #include "kernels/likelihood.h"
+#include "kernels/pairwise.h"
 
 // Every kernel: X(function, arguments)
 #define UNIGEN_KERNELS(X)       \
   UNIGEN_IMPORTANCE_KERNELS(X)  \
   UNIGEN_ADVERSARIAL_KERNELS(X) \
   UNIGEN_DIVERGENCE_KERNELS(X)  \
-  UNIGEN_LIKELIHOOD_KERNELS(X)
+  UNIGEN_LIKELIHOOD_KERNELS(X)  \
+  UNIGEN_PAIRWISE_KERNELS(X)

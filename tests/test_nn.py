@@ -23,6 +23,8 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.GaussianKL: uf.gaussian_kl,
     uf.nn.SampleGaussian: uf.sample_gaussian,
     uf.nn.SampleGaussianWithKL: uf.sample_gaussian_with_kl,
+    uf.nn.TotalCorrelation: uf.total_correlation,
+    uf.nn.MMD: uf.mmd,
     uf.nn.BernoulliLogProb: uf.bernoulli_log_prob,
 }
 MODULES = list(FUNCTION_OF)
@@ -78,6 +80,8 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         (M, V),
         {},
     ),
+    (uf.nn.TotalCorrelation, {"dataset_size": 100, "estimator": "mws"}, (M.sin(), M, V), {}),
+    (uf.nn.MMD, {"kernel": "rbf", "scales": (0.5, 1.5), "unbiased": False}, (X, V), {}),
     (uf.nn.BernoulliLogProb, {"event_ndims": 2}, (X, X.sigmoid()), {}),
 ]
 each_call = pytest.mark.parametrize(
@@ -155,7 +159,7 @@ def test_every_option_is_passed_on(module, options, args, kwargs) -> None:
 
     full = run(options)
     for name in options:
-        if name == "dim":
+        if inspect.signature(module).parameters[name].default is inspect.Parameter.empty:
             continue  # no default to fall back to
         without = run({n: v for n, v in options.items() if n != name})
         same = len(full) == len(without) and all(
@@ -179,8 +183,8 @@ def test_repr_shows_every_option(module, options, args, kwargs) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_modules_hold_no_state(module: type[nn.Module]) -> None:
-    needs_dim = inspect.signature(module).parameters.get("dim")
-    options = {"dim": 0} if needs_dim is not None and needs_dim.default is inspect.Parameter.empty else {}
+    parameters = inspect.signature(module).parameters
+    options = {name: 1 for name, p in parameters.items() if p.default is inspect.Parameter.empty}
     instance = module(**options)
     assert not list(instance.parameters()) and not list(instance.buffers()) and not instance.state_dict()
     assert module.__doc__ and FUNCTION_OF[module].__name__ in module.__doc__

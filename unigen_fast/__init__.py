@@ -10,12 +10,20 @@ from unigen_fast.adversarial import (
     log_discriminator,
     log_ratio,
 )
-from unigen_fast.divergence import gaussian_kl, sample_gaussian, sample_gaussian_with_kl
+from unigen_fast.divergence import (
+    TotalCorrelation,
+    gaussian_kl,
+    mmd,
+    sample_gaussian,
+    sample_gaussian_with_kl,
+    total_correlation,
+)
 from unigen_fast.importance import effective_sample_size, importance_weights, iwae_loss, log_mean_exp
 from unigen_fast.likelihood import bernoulli_log_prob
 
 __all__ = [
     "DiscriminatorStats",
+    "TotalCorrelation",
     "bernoulli_log_prob",
     "discriminator_loss",
     "effective_sample_size",
@@ -28,9 +36,11 @@ __all__ = [
     "log_discriminator",
     "log_mean_exp",
     "log_ratio",
+    "mmd",
     "nn",
     "sample_gaussian",
     "sample_gaussian_with_kl",
+    "total_correlation",
 ]
 
 _BACKENDS = _loader.load()

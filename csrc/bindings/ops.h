@@ -6,10 +6,12 @@
 #include "divergence.h"
 #include "importance.h"
 #include "likelihood.h"
+#include "pairwise.h"
 
 // Every op: X(name); each has a function template of its name.
 #define UNIGEN_OPS(X)       \
   UNIGEN_IMPORTANCE_OPS(X)  \
   UNIGEN_ADVERSARIAL_OPS(X) \
   UNIGEN_DIVERGENCE_OPS(X)  \
-  UNIGEN_LIKELIHOOD_OPS(X)
+  UNIGEN_LIKELIHOOD_OPS(X)  \
+  UNIGEN_PAIRWISE_OPS(X)

@@ -5,7 +5,13 @@ formula in float64, from `torch.distributions` or PyTorch's own losses where the
 table of its family.
 """
 
-from cases import adversarial, divergence, importance, likelihood
+from cases import adversarial, divergence, importance, likelihood, pairwise
 from cases.base import Case
 
-CASES: list[Case] = [*importance.CASES, *adversarial.CASES, *divergence.CASES, *likelihood.CASES]
+CASES: list[Case] = [
+    *importance.CASES,
+    *adversarial.CASES,
+    *divergence.CASES,
+    *likelihood.CASES,
+    *pairwise.CASES,
+]

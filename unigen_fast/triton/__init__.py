@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen_fast.triton import adversarial, divergence, importance, likelihood
+from unigen_fast.triton import adversarial, divergence, importance, likelihood, pairwise
 from unigen_fast.triton._rows import Unsupported
 
 OPS: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
-    for module in (importance, adversarial, divergence, likelihood)
+    for module in (importance, adversarial, divergence, likelihood, pairwise)
     for name in module.__all__
 }
 
