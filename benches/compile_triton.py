@@ -170,6 +170,19 @@ def likelihood_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
                 yield "bernoulli_log_prob_backward", grad, logits, x, event_ndims, needed
 
 
+def pairwise_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    posterior = tensors(dtype, 1024, 64, count=3)
+    grads, statistics = tensors(wide, 1024, count=6), tensors(wide, 66, 1024)
+    for estimator in ("mss", "mws") if dtype == torch.float32 else ("mss",):
+        yield "total_correlation", *posterior, 50_000, estimator
+        yield "total_correlation_backward", *grads, *posterior, statistics, 50_000, estimator, 7
+    x, y = tensors(dtype, 1024, 64, count=2)
+    for kernel in ("imq", "rbf") if dtype == torch.float32 else ("imq",):
+        yield "mmd", x, y, kernel, "0.1,0.2,0.5,1.0,2.0,5.0,10.0", True
+        yield "mmd_backward", tensors(wide), x, y, kernel, "0.1,0.2,0.5,1.0,2.0,5.0,10.0", True, 3
+
+
 Variant = tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any], int]
 
 
@@ -196,7 +209,13 @@ def variants() -> list[Variant]:
 
     triton.runtime.driver.set_active(NoDevice())
     launch, _rows.launch = _rows.launch, record
-    calls: tuple[Callable[..., Any], ...] = (importance_calls, adversarial_calls, divergence_calls, likelihood_calls)
+    calls: tuple[Callable[..., Any], ...] = (
+        importance_calls,
+        adversarial_calls,
+        divergence_calls,
+        likelihood_calls,
+        pairwise_calls,
+    )
     for family, dtype in itertools.product(calls, (torch.float32, torch.bfloat16, torch.float16, torch.float64)):
         for name, *args in family(dtype):
             OPS[name](*args)

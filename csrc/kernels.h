@@ -6,6 +6,7 @@
 #include "kernels/divergence.h"
 #include "kernels/importance.h"
 #include "kernels/likelihood.h"
+#include "kernels/pairwise.h"
 
 // Every kernel: X(function, arguments)
 #define UNIGEN_KERNELS(X)       \
@@ -13,4 +14,5 @@
   UNIGEN_ADVERSARIAL_KERNELS(X) \
   UNIGEN_DIVERGENCE_KERNELS(X)  \
   UNIGEN_LIKELIHOOD_KERNELS(X)  \
-  UNIGEN_CATEGORICAL_KERNELS(X)
+  UNIGEN_CATEGORICAL_KERNELS(X) \
+  UNIGEN_PAIRWISE_KERNELS(X)

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood
+from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, pairwise
 
 ROOT = pathlib.Path(__file__).parent.parent
-FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical")
+FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise")
 FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-w"]
 FLAGS += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/kernels/problem.h
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # one multiprocessor: whole rows, few lanes; many: rows are split over blocks
 MULTIPROCESSORS = (1, 100)
@@ -293,6 +293,60 @@ LogisticMixtureBackward = _arguments(
 )
 
 
+class Matrix(ctypes.Structure):
+    _fields_ = [("data", POINTER), ("row", LONG), ("col", LONG)]
+
+
+class PairWeights(ctypes.Structure):
+    _fields_ = [("most", DOUBLE), ("diagonal", DOUBLE), ("following", DOUBLE)]
+
+
+_POSTERIORS = [
+    ("dtype", INT),
+    ("rows", LONG),
+    ("cols", LONG),
+    *((name, Matrix) for name in ("z", "mean", "logvar")),
+    ("weights", PairWeights),
+]
+
+
+class TotalCorrelation(ctypes.Structure):
+    _fields_ = [*_POSTERIORS, ("values", POINTER * 6), ("statistics", POINTER)]
+
+
+class TotalCorrelationBackward(ctypes.Structure):
+    _fields_ = [
+        *_POSTERIORS,
+        ("grads", POINTER * 6),
+        ("grad_stride", LONG * 6),
+        ("statistics", POINTER),
+        *((f"grad_{name}", Matrix) for name in ("z", "mean", "logvar")),
+    ]
+
+
+_MMD = [
+    ("dtype", INT),
+    ("x_rows", LONG),
+    ("y_rows", LONG),
+    ("cols", LONG),
+    ("x", Matrix),
+    ("y", Matrix),
+    ("kernel", INT),
+    ("scales", INT),
+    ("widths", DOUBLE * 16),
+    ("unbiased", ctypes.c_bool),
+    ("value", POINTER),
+]
+
+
+class Mmd(ctypes.Structure):
+    _fields_ = _MMD
+
+
+class MmdBackward(ctypes.Structure):
+    _fields_ = [*_MMD, ("grad", POINTER), ("grad_x", Matrix), ("grad_y", Matrix)]
+
+
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -304,7 +358,7 @@ def describe(
     elements = {name: x for name, x in elements.items() if x is not None}
     rows = {name: x for name, x in rows.items() if x is not None}
     first = next(iter(elements.values()))
-    arguments.dtype = (torch.float32, torch.float64, torch.bfloat16, torch.float16).index(first.dtype)
+    arguments.dtype = DTYPES.index(first.dtype)
     row_dims = [d for d in range(first.dim()) if d not in columns]
     for side, dims in (("row", row_dims), ("col", list(columns))):
         strides = {name: [x.stride(d) for d in dims] for name, x in elements.items()}
@@ -1020,6 +1074,82 @@ def test_logistic_mixture(
         call(emulated, "logistic_mixture_backward", b, multiprocessors)
         for got, want in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
             close(got, want, dtype)
+
+
+# ---- pairwise --------------------------------------------------------------------------------------------------------
+
+
+def matrix(x: Tensor) -> Matrix:
+    return Matrix(x.data_ptr(), *x.stride())
+
+
+# (points, columns): one tile and less, some more, several of each
+PAIR_SHAPES = [(1, 1), (5, 3), (33, 2), (40, 35), (70, 7)]
+
+
+@pytest.mark.parametrize("estimator", ["mss", "mws"])
+@pytest.mark.parametrize("turn,shape", enumerate(PAIR_SHAPES), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_total_correlation(emulated: ctypes.CDLL, turn: int, shape: Any, dtype: torch.dtype, estimator: str) -> None:
+    layout = LAYOUTS[(turn + DTYPES.index(dtype)) % len(LAYOUTS)]
+    rows, cols = shape
+    mean, logvar, noise = (normal(shape, dtype, seed) for seed in range(3))
+    tensors = [layout(x) for x in (mean + (logvar / 2).exp() * noise, mean, logvar)]
+    wide = [x.double().requires_grad_() for x in tensors]
+    *expected, statistics = pairwise.total_correlation(*wide, 500, estimator)
+    most, diagonal, following = pairwise.pair_weights(rows, 500, estimator)
+    weights = PairWeights(most, diagonal / most, following / most)
+    shared = (DTYPES.index(dtype), rows, cols, *map(matrix, tensors), weights)
+
+    values = [torch.full((rows,), 77, dtype=arithmetic(dtype)) for _ in range(6)]
+    kept = torch.full((cols + 2, rows), 77, dtype=arithmetic(dtype))
+    a = TotalCorrelation(*shared, (POINTER * 6)(*(v.data_ptr() for v in values)), kept.data_ptr())
+    call(emulated, "total_correlation", a, 1)
+    for got, want in zip(values, expected, strict=True):
+        close(got, want, arithmetic(dtype))
+    close(kept[:-2], statistics[:-2], arithmetic(dtype))
+
+    grads = [normal((rows,), arithmetic(dtype), seed) for seed in range(6)]
+    grads[2] = grads[2][:1].expand(rows)
+    found = [empty_like(x) for x in tensors]
+    b = TotalCorrelationBackward(
+        *shared,
+        (POINTER * 6)(*(g.data_ptr() for g in grads)),
+        (LONG * 6)(*(g.stride(0) for g in grads)),
+        kept.data_ptr(),
+        *map(matrix, found),
+    )
+    call(emulated, "total_correlation_backward", b, 1)
+    wanted = torch.autograd.grad(expected, wide, [g.double() for g in grads])
+    for got, want in zip(found, wanted, strict=True):
+        close(got / want.abs().max(), want / want.abs().max(), dtype)
+
+
+@pytest.mark.parametrize("kernel,unbiased", [("imq", True), ("rbf", False)])
+@pytest.mark.parametrize("points", [(2, 3), (40, 33), (5, 70)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mmd(emulated: ctypes.CDLL, points: Any, dtype: torch.dtype, kernel: str, unbiased: bool) -> None:
+    n, m = points
+    cols = 35 if n == 40 else 4
+    layout = LAYOUTS[DTYPES.index(dtype)]
+    x, y = layout(normal((n, cols), dtype)), layout(normal((m, cols), dtype, 1) + 1)
+    scales = (0.1, 1.0, 5.0)
+    widths = (DOUBLE * 16)(*(2 * cols * s for s in scales))
+    value = torch.full((), 77, dtype=arithmetic(dtype))
+    shared = (
+        DTYPES.index(dtype), n, m, cols, matrix(x), matrix(y),
+        ("imq", "rbf").index(kernel), len(scales), widths, unbiased, value.data_ptr(),
+    )  # fmt: skip
+    call(emulated, "mmd", Mmd(*shared), 1)
+    wide = [t.double().requires_grad_() for t in (x, y)]
+    expected = pairwise.mmd(*wide, kernel, ",".join(map(str, scales)), unbiased)
+    close(value, expected, arithmetic(dtype))
+    grad = torch.tensor(1.7, dtype=arithmetic(dtype))
+    found = [empty_like(x), empty_like(y)]
+    b = MmdBackward(*shared, grad.data_ptr(), *map(matrix, found))
+    call(emulated, "mmd_backward", b, 1)
+    for got, want in zip(found, torch.autograd.grad(expected, wide, grad.double()), strict=True):
+        close(got / want.abs().max(), want / want.abs().max(), dtype)
 
 
 # ---- edges -----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.GaussianKL: uf.gaussian_kl,
     uf.nn.SampleGaussian: uf.sample_gaussian,
     uf.nn.SampleGaussianWithKL: uf.sample_gaussian_with_kl,
+    uf.nn.TotalCorrelation: uf.total_correlation,
+    uf.nn.MMD: uf.mmd,
     uf.nn.BernoulliLogProb: uf.bernoulli_log_prob,
     uf.nn.CategoricalKL: uf.categorical_kl,
     uf.nn.BalancedCategoricalKL: uf.balanced_categorical_kl,
@@ -123,6 +125,8 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         (M, V),
         {},
     ),
+    (uf.nn.TotalCorrelation, {"dataset_size": 100, "estimator": "mws"}, (M.sin(), M, V), {}),
+    (uf.nn.MMD, {"kernel": "rbf", "scales": (0.5, 1.5), "unbiased": False}, (X, V), {}),
     (uf.nn.BernoulliLogProb, {"event_ndims": 2}, (X, X.sigmoid()), {}),
     (
         uf.nn.CategoricalKL,
@@ -243,7 +247,7 @@ def test_every_option_is_passed_on(module, options, args, kwargs) -> None:
     full = run(options)
     for name in options:
         if inspect.signature(module).parameters[name].default is inspect.Parameter.empty:
-            continue  # nothing to fall back to
+            continue  # no default to fall back to
         without = run({n: v for n, v in options.items() if n != name})
         same = len(full) == len(without) and all(
             a.shape == b.shape and a.requires_grad == b.requires_grad and torch.equal(a, b)

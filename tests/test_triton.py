@@ -254,6 +254,11 @@ def categorical_cases() -> Iterator[Case]:
             yield Case(name, op, letters, (event,), (5, 3, numbers))
 
 
+def mmd_cases() -> Iterator[Case]:
+    for kernel, unbiased, shape in (("imq", True, (40, 3)), ("rbf", False, (70, 2))):
+        yield Case(f"mmd[{kernel},{unbiased}]", _ops.mmd, "nu", (kernel, "0.3,1.0,5.0", unbiased), shape)
+
+
 CASES = [
     *softmax_cases(),
     *logit_cases(),
@@ -263,6 +268,7 @@ CASES = [
     *sample_cases(),
     *likelihood_cases(),
     *categorical_cases(),
+    *mmd_cases(),
 ]
 MAIN_NAMES = (
     "log_mean_exp[1]",
@@ -404,6 +410,38 @@ def test_low_precision(case: Case, dtype: torch.dtype, device: torch.device) -> 
 
 
 @kernels
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("estimator", "shape"), [("mss", (37, 5)), ("mws", (9, 3)), ("mss", (70, 2))], ids=str)
+def test_total_correlation(
+    estimator: str, shape: tuple[int, int], layout: Callable[[Tensor], Tensor], device: torch.device
+) -> None:
+    """Not among the cases: of equal rows, nothing is left of its differences but rounding."""
+    case = Case("tc", _ops.total_correlation, "nnn", (100, estimator), shape)
+    dtype = torch.float64 if layout is contiguous else torch.float32
+    check(case, [layout(t) for t in case.tensors(dtype, device)], layout)
+
+
+@kernels
+@pytest.mark.parametrize("points", [(2, 33), (70, 5)], ids=str)
+def test_sets_of_different_sizes(points: tuple[int, int], device: torch.device) -> None:
+    x, y = (draw(letter, (n, 3), torch.float32, device) for letter, n in zip("nu", points, strict=True))
+    check(Case("mmd", _ops.mmd, "nu", ("imq", "0.3,1.0", True)), [x, y])
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(0, 3), (5, 0), (6, 3)], ids=str)
+def test_pairs_of_nothing_and_of_low_precision(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    for case in (
+        Case("tc", _ops.total_correlation, "nnn", (100, "mss")),
+        Case("mmd", _ops.mmd, "nu", ("imq", "0.3,1.0", True)),
+    ):
+        check(case, case.tensors(dtype, device, shape))
+
+
+@kernels
 @pytest.mark.parametrize("case", MAIN, ids=str)
 @pytest.mark.parametrize("shape", [(0, 3, 10), (5, 0, 10), (5, 3, 0)], ids=str)
 def test_empty(case: Case, shape: tuple[int, ...], device: torch.device) -> None:
@@ -441,6 +479,8 @@ SIZES = [
     Case("long rows", _ops.categorical_kl, "nn-", (1, 0, 0.0, 1.0, "mean"), (3, 5000)),
     Case("long rows", _ops.categorical_log_prob, "nc", (1, 0), (3, 5000)),
     Case("many components", _ops.discretized_logistic_mixture_log_prob, "ny", (1,), (3, 3 * 70)),
+    Case("many rows", _ops.total_correlation, "nnn", (50_000, "mss"), (100, 2)),
+    Case("long rows", _ops.total_correlation, "nnn", (50_000, "mws"), (4, 50)),
 ]
 
 

@@ -16,11 +16,14 @@ from unigen_fast.adversarial import (
 )
 from unigen_fast.divergence import (
     BalancedKL,
+    TotalCorrelation,
     balanced_categorical_kl,
     categorical_kl,
     gaussian_kl,
+    mmd,
     sample_gaussian,
     sample_gaussian_with_kl,
+    total_correlation,
 )
 from unigen_fast.importance import (
     WeightDiagnostics,
@@ -52,6 +55,7 @@ from unigen_fast.likelihood import (
 __all__ = [
     "BalancedKL",
     "DiscriminatorStats",
+    "TotalCorrelation",
     "WeightDiagnostics",
     "balanced_categorical_kl",
     "bernoulli_log_prob",
@@ -79,6 +83,7 @@ __all__ = [
     "log_variance_loss",
     "memorization_score",
     "miwae_loss",
+    "mmd",
     "nn",
     "piwae_losses",
     "r1_penalty",
@@ -86,6 +91,7 @@ __all__ = [
     "rws_losses",
     "sample_gaussian",
     "sample_gaussian_with_kl",
+    "total_correlation",
     "trajectory_balance_loss",
     "tvo_loss",
     "vimco_loss",

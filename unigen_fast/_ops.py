@@ -6,7 +6,7 @@ are fp32 for fp16, bf16 and fp32, else fp64.
 """
 
 from unigen_fast._fused import FusedOp
-from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood
+from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, pairwise
 
 # ---- importance ------------------------------------------------------------------------------------------------------
 
@@ -212,6 +212,30 @@ discretized_logistic_mixture_log_prob = FusedOp(
     "discretized_logistic_mixture_log_prob(Tensor params, Tensor x, int event_ndims) -> Tensor",
     categorical.discretized_logistic_mixture_log_prob,
     backward="(Tensor grad, Tensor params, Tensor x, int event_ndims, int needed) -> (Tensor, Tensor)",
+    tensors=2,
+    differentiable=(0, 1),
+)
+
+# ---- pairwise --------------------------------------------------------------------------------------------------------
+
+_ROWS = ("log_qz", "log_prod_qzi", "log_qzx", "mutual_information", "total_correlation", "dimension_wise_kl")
+_TENSORS = "Tensor z, Tensor mean, Tensor logvar"
+
+total_correlation = FusedOp(
+    f"total_correlation({_TENSORS}, int dataset_size, str estimator)"
+    f" -> ({', '.join(f'Tensor {name}' for name in _ROWS)}, Tensor statistics)",
+    pairwise.total_correlation,
+    backward=f"({', '.join(f'Tensor grad_{name}' for name in _ROWS)}, {_TENSORS}, Tensor statistics, int dataset_size,"
+    " str estimator, int needed) -> (Tensor, Tensor, Tensor)",
+    tensors=3,
+    differentiable=(0, 1, 2),
+    differentiable_outputs=6,
+    saved=(6,),
+)
+mmd = FusedOp(
+    "mmd(Tensor x, Tensor y, str kernel, str scales, bool unbiased) -> Tensor",
+    pairwise.mmd,
+    backward="(Tensor grad, Tensor x, Tensor y, str kernel, str scales, bool unbiased, int needed) -> (Tensor, Tensor)",
     tensors=2,
     differentiable=(0, 1),
 )

@@ -1,9 +1,10 @@
-"""Closed-form KL divergences, and reparameterised samples drawn in one pass with them.
+"""Closed-form KL divergences, reparameterised samples drawn in one pass with them, and divergences over pairs.
 
 Conventions: `event_ndims` trailing dimensions are summed, `reduction` acts on the rows that remain. fp16 and bf16 are
 computed, and rows returned, in fp32. The second argument is the log-variance unless `spread` says otherwise.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -325,3 +326,107 @@ def balanced_categorical_kl(
     logits = _checks.same_kind(posterior_logits=posterior_logits, prior_logits=prior_logits)
     event_ndims = _checks.site_event("posterior_logits", logits[0], event_ndims)  # type: ignore[arg-type]
     return BalancedKL(*_ops.balanced_categorical_kl(logits, event_ndims, free_nats, free_nats_mode, unimix, *scales))
+
+
+# ---- over all pairs of a minibatch -----------------------------------------------------------------------------------
+
+
+class TotalCorrelation(NamedTuple):
+    """One number per example, in nats; their means over the minibatch estimate the terms of beta-TCVAE."""
+
+    log_qz: Tensor  # log q(z)
+    log_prod_qzi: Tensor  # log prod_d q(z_d)
+    log_qzx: Tensor  # log q(z|x)
+    mutual_information: Tensor  # log q(z|x) - log q(z)
+    total_correlation: Tensor  # log q(z) - log prod_d q(z_d)
+    dimension_wise_kl: Tensor  # log prod_d q(z_d) - log p(z), p standard normal
+
+
+def total_correlation(
+    z: Tensor, mean: Tensor, logvar: Tensor, *, dataset_size: int, estimator: str = "mss"
+) -> TotalCorrelation:
+    """The decomposition of the KL of a VAE's aggregate posterior, from one minibatch of B out of N examples.
+
+    With l_ijd = log N(z_id; mean_jd, e^{logvar_jd}) and weights W of the pairs:
+
+        log q(z_i) = log sum_j W_ij exp(sum_d l_ijd),    log prod_d q(z_id) = sum_d log sum_j W_ij exp(l_ijd)
+
+    "mss", minibatch stratified sampling, M = B - 1: W is 1/N for (i, i), (N - M)/(N M) for (i, (i + 1) mod B), else
+    1/M; each row of W sums to 1. "mws", minibatch weighted sampling: W = 1/(B N), biased. Neither `[B, B, D]` nor
+    `[B, B]` is ever in memory.
+
+    Args:
+        z: `[B, D]`, z_i drawn from q(z | x_i).
+        mean, logvar: of q(z | x_i); all three are broadcast together.
+        dataset_size: N; at least B is used, as no minibatch holds more examples than there are.
+        estimator: "mss" or "mws".
+
+    Returns:
+        Six rows `[B]`, fp32 for fp16 and bf16, each with its gradient. To minimise: reconstruction + alpha ·
+        `mutual_information.mean()` + beta · `total_correlation.mean()` + gamma · `dimension_wise_kl.mean()`.
+
+    Raises:
+        TypeError: tensors that are not floating-point, a `dataset_size` that is no int.
+        ValueError: shapes that do not broadcast to `[B, D]`, tensors on two devices, `dataset_size` < 1, an unknown
+            `estimator`.
+
+    Source: Chen et al., "Isolating Sources of Disentanglement in VAEs" (2018), Eq. 2 and App. C.1 (mws), C.2 (mss).
+    """
+    _checks.choice("estimator", estimator, ("mss", "mws"))
+    if isinstance(dataset_size, bool) or not isinstance(dataset_size, int):
+        raise TypeError(f"dataset_size: expected an int, got {type(dataset_size).__name__}")
+    if dataset_size < 1:
+        raise ValueError(f"dataset_size: got {dataset_size}, expected an int >= 1")
+    z, mean, logvar = _checks.same_kind(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
+    if z.dim() != 2:
+        raise ValueError(f"z, mean, logvar: got shape {tuple(z.shape)}, expected [B, D]")
+    return TotalCorrelation(*_ops.total_correlation((z, mean, logvar), dataset_size, estimator))
+
+
+_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+def mmd(
+    x: Tensor, y: Tensor, *, kernel: str = "imq", scales: Sequence[float] = _SCALES, unbiased: bool = True
+) -> Tensor:
+    """The squared maximum mean discrepancy of two sets of points: mean k(x, x') + mean k(y, y') - 2 mean k(x, y).
+
+    With d² the squared distance and C = 2 D s for each scale s: "imq" is sum_s C / (C + d²), "rbf" sum_s e^{-d²/C}.
+    Distances are those of differences: nothing cancels where points are close, or far from 0.
+
+    Args:
+        x: `[N, D]`, say latent codes.
+        y: `[M, D]`, say samples of the prior.
+        kernel: "imq" or "rbf".
+        scales: of the kernel, 1 to 16 positive numbers. With variance 1 in each dimension, 2 D is the expected squared
+            distance of two points; the defaults are WAE's.
+        unbiased: leave k(x_i, x_i) and k(y_i, y_i) out, and divide by N (N - 1) and M (M - 1): the estimate can then be
+            negative. Otherwise they count, over N² and M².
+
+    Returns:
+        One number, fp32 for fp16 and bf16.
+
+    Raises:
+        TypeError: tensors that are not floating-point, scales that are no numbers.
+        ValueError: shapes other than `[N, D]` and `[M, D]`, tensors on two devices, an unknown `kernel`, no scales
+            or too many or one that is not positive, a single point with `unbiased`.
+
+    Source: Gretton et al., "A Kernel Two-Sample Test" (2012), Lemma 6 (unbiased) and Eq. 5 (biased); Tolstikhin et al.,
+    "Wasserstein Auto-Encoders" (2018), Sec. 4 and App. for the kernel, C and its scales.
+    """
+    _checks.choice("kernel", kernel, ("imq", "rbf"))
+    numbers = [_checks.number("scales", scale, minimum=0.0, exclusive=True) for scale in scales]
+    if not 1 <= len(numbers) <= 16:
+        raise ValueError(f"scales: got {len(numbers)} of them, expected 1 to 16")
+    _checks.floating("x", x)
+    _checks.floating("y", y)
+    if x.dim() != 2 or y.dim() != 2 or x.size(1) != y.size(1):
+        raise ValueError(f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected [N, D] and [M, D]")
+    if y.device != x.device:
+        raise ValueError(f"y: got device {y.device}, expected {x.device} as x")
+    if unbiased and (x.size(0) == 1 or y.size(0) == 1):
+        raise ValueError(
+            f"unbiased: got True with {x.size(0)} points x and {y.size(0)} points y, expected at least 2 of each"
+        )
+    x, y = _checks.promoted([x, y])
+    return _ops.mmd((x, y), kernel, ",".join(map(repr, numbers)), unbiased)

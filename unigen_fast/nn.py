@@ -385,6 +385,32 @@ class SampleGaussianWithKL(_Loss):
         return divergence.sample_gaussian_with_kl(mean, logvar, generator=generator, **self.options)
 
 
+class TotalCorrelation(_Loss):
+    """`total_correlation(z, mean, logvar, dataset_size=dataset_size, …)`."""
+
+    def __init__(self, *, dataset_size: int, estimator: str = "mss") -> None:
+        super().__init__(dataset_size=dataset_size, estimator=estimator)
+
+    def forward(self, z: Tensor, mean: Tensor, logvar: Tensor) -> divergence.TotalCorrelation:
+        return divergence.total_correlation(z, mean, logvar, **self.options)
+
+
+class MMD(_Loss):
+    """`mmd(x, y, …)`."""
+
+    def __init__(
+        self,
+        *,
+        kernel: str = "imq",
+        scales: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+        unbiased: bool = True,
+    ) -> None:
+        super().__init__(kernel=kernel, scales=scales, unbiased=unbiased)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return divergence.mmd(x, y, **self.options)
+
+
 class BernoulliLogProb(_Loss):
     """`bernoulli_log_prob(logits, x, event_ndims=event_ndims)`."""
 

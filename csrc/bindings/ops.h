@@ -7,6 +7,7 @@
 #include "divergence.h"
 #include "importance.h"
 #include "likelihood.h"
+#include "pairwise.h"
 
 // Every op: X(name); each has a function template of its name.
 #define UNIGEN_OPS(X)       \
@@ -14,4 +15,5 @@
   UNIGEN_ADVERSARIAL_OPS(X) \
   UNIGEN_DIVERGENCE_OPS(X)  \
   UNIGEN_LIKELIHOOD_OPS(X)  \
-  UNIGEN_CATEGORICAL_OPS(X)
+  UNIGEN_CATEGORICAL_OPS(X) \
+  UNIGEN_PAIRWISE_OPS(X)

@@ -380,6 +380,27 @@ UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
   return scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
 }
 
+// 2^x for x < 200, and 0 where that is so small that products of it would be denormal, which cost a hundred times as much.
+// A minimax polynomial for float (relative error 2e-9), 1 at 0; Taylor's for double.
+template <class T>
+UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
+  using V = Vec<T>;
+  constexpr bool wide = sizeof(T) == 8;
+  const Mask<T> nothing = x < constant<V>(wide ? -800 : -90);  // NaN is not
+  const V rounded = x + constant<V>(Format<T>::shifter), n = rounded - constant<V>(Format<T>::shifter), f = x - n;
+  V p;
+  if constexpr (wide) {
+    p = horner(f, constant<V>(1.3691488853904124e-12), 2.5678435993488196e-11, 4.4455382718708101e-10,
+               7.0549116208011209e-09, 1.0178086009239696e-07, 1.3215486790144305e-06, 1.5252733804059838e-05,
+               1.5403530393381606e-04, 1.3333558146428441e-03, 9.6181291076284769e-03, 5.5504108664821576e-02,
+               2.4022650695910069e-01, 6.9314718055994529e-01, 1);
+  } else {
+    p = horner(f, constant<V>(1.5345811708e-4), 1.3399931217e-3, 9.6184889582e-3, 5.5503287770e-2, 2.4022646891e-1,
+               6.9314720574e-1, 1);
+  }
+  return select(nothing, constant<V>(0), scale_by_power(p, n, rounded));
+}
+
 // log(1 + f) + n log(2), 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.
 template <class T>
 UNIGEN_INLINE Vec<T> log_from_parts(Vec<T> f, Vec<T> n) {

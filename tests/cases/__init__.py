@@ -5,7 +5,14 @@ formula in float64, from `torch.distributions` or PyTorch's own losses where the
 table of its family.
 """
 
-from cases import adversarial, categorical, divergence, importance, likelihood
+from cases import adversarial, categorical, divergence, importance, likelihood, pairwise
 from cases.base import Case
 
-CASES: list[Case] = [*importance.CASES, *adversarial.CASES, *divergence.CASES, *likelihood.CASES, *categorical.CASES]
+CASES: list[Case] = [
+    *importance.CASES,
+    *adversarial.CASES,
+    *divergence.CASES,
+    *likelihood.CASES,
+    *categorical.CASES,
+    *pairwise.CASES,
+]

@@ -387,8 +387,79 @@ def _likelihood_rows() -> list[Row]:
     ]
 
 
+# ---- pairwise --------------------------------------------------------------------------------------------------------
+
+_DATASET = 50_000
+
+
+def _total_correlation(z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As in beta-tcvae and pythae, with their matrix of weights mended."""
+    rows, m = z.size(0), z.size(0) - 1
+    difference = z.unsqueeze(1) - mean
+    pairs = -0.5 * (difference * difference * torch.exp(-logvar) + logvar + math.log(2 * math.pi))
+    i = torch.arange(rows, device=z.device)
+    weights = torch.full((rows, rows), 1 / m, device=z.device)
+    weights[i, i] = 1 / _DATASET
+    weights[i, (i + 1) % rows] = (_DATASET - m) / (_DATASET * m)
+    log_weights = weights.log()
+    log_qz = torch.logsumexp(pairs.sum(2) + log_weights, 1)
+    log_prod = torch.logsumexp(pairs + log_weights.unsqueeze(2), 1).sum(1)
+    log_qzx = (-0.5 * ((z - mean).square() * torch.exp(-logvar) + logvar + math.log(2 * math.pi))).sum(1)
+    log_pz = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
+    return log_qzx - log_qz, log_qz - log_prod, log_prod - log_pz
+
+
+def _fused_total_correlation(z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return uf.total_correlation(z, mean, logvar, dataset_size=_DATASET)[3:]
+
+
+def _mmd(x: Tensor, y: Tensor) -> Tensor:
+    """pythae's WAE, with distances by a matrix product instead of [N, N, D]."""
+
+    def k(a: Tensor, b: Tensor) -> Tensor:
+        square = torch.addmm((a * a).sum(1, keepdim=True) + (b * b).sum(1), a, b.t(), alpha=-2)
+        total = torch.zeros_like(square)
+        for scale in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
+            c = 2.0 * x.size(1) * scale
+            total = total + c / (c + square)
+        return total
+
+    def within(a: Tensor) -> Tensor:
+        values, n = k(a, a), a.size(0)
+        return (values.sum() - values.diagonal().sum()) / (n * (n - 1))
+
+    return within(x) + within(y) - 2 * k(x, y).mean()
+
+
+def _shifted(x: Tensor, generator: torch.Generator) -> None:
+    x.normal_(0.5, 1.0, generator=generator)
+
+
+def _pairwise_rows() -> list[Row]:
+    def total_correlation(name: str, shape: tuple[int, int]) -> Row:
+        return _divergence(
+            name, (Input(shape),) * 3, "beta-TCVAE's terms, stratified", _fused_total_correlation, _total_correlation
+        )
+
+    return [
+        total_correlation("total_correlation_256", (256, 10)),
+        total_correlation("total_correlation_1024", (1024, 64)),
+        total_correlation("total_correlation_4096", (4096, 32)),
+        _divergence(
+            "mmd_1024", (Input((1024, 64)), Input((1024, 64), draw=_shifted)), "MMD of InfoVAE and WAE", uf.mmd, _mmd
+        ),
+    ]
+
+
 ROWS: dict[str, Row] = {
-    row.name: row for row in [*_importance_rows(), *_adversarial_rows(), *_divergence_rows(), *_likelihood_rows()]
+    row.name: row
+    for row in [
+        *_importance_rows(),
+        *_adversarial_rows(),
+        *_divergence_rows(),
+        *_pairwise_rows(),
+        *_likelihood_rows(),
+    ]
 }
 
 

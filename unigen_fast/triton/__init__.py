@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from unigen_fast._fused import FusedOp
-from unigen_fast.triton import adversarial, categorical, divergence, importance, likelihood
+from unigen_fast.triton import adversarial, categorical, divergence, importance, likelihood, pairwise
 from unigen_fast.triton._rows import Unsupported
 
 OPS: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
-    for module in (importance, adversarial, divergence, likelihood, categorical)
+    for module in (importance, adversarial, divergence, likelihood, categorical, pairwise)
     for name in module.__all__
 }
 

@@ -1,0 +1,140 @@
+// The ops of unigen_fast/reference/pairwise.py.
+#pragma once
+
+#include <cstdlib>
+
+#include "common.h"
+
+namespace unigen {
+
+inline Matrix matrix_of(const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.scalar_type() == like.scalar_type() && tensor.device() == like.device(),
+                  "unigen_fast: expected matrices of one dtype on one device");
+  return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+
+inline PairWeights pair_weights(int64_t rows, int64_t dataset_size, const string& estimator) {
+  STD_TORCH_CHECK(estimator == "mss" || estimator == "mws", "unigen_fast: unknown estimator ", estimator);
+  const double b = double(std::max<int64_t>(rows, 1)), n = std::max(double(dataset_size), b), m = b - 1;
+  if (estimator == "mws") return {1 / (b * n), 1, 1};
+  if (rows < 2) return {1, 1, 1};
+  return {1 / m, m / n, (n - m) / n};
+}
+
+template <class Arguments>
+void describe_total_correlation(Arguments& a, const Tensor& z, const Tensor& mean, const Tensor& logvar,
+                                int64_t dataset_size, const string& estimator) {
+  a.dtype = dtype_of(z);
+  a.rows = z.size(0);
+  a.cols = z.size(1);
+  for (const Tensor* tensor : {&mean, &logvar})
+    STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == a.rows && tensor->size(1) == a.cols,
+                    "unigen_fast: expected tensors of one shape");
+  a.z = matrix_of(z, z);
+  a.mean = matrix_of(mean, z);
+  a.logvar = matrix_of(logvar, z);
+  a.weights = pair_weights(a.rows, dataset_size, estimator);
+}
+
+template <class Backend>
+tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total_correlation(const Tensor& z, const Tensor& mean,
+                                                                                const Tensor& logvar, int64_t dataset_size,
+                                                                                const string& estimator) {
+  TotalCorrelation a;
+  describe_total_correlation(a, z, mean, logvar, dataset_size, estimator);
+  const auto dtype = arithmetic_type(z.scalar_type());
+  const auto row = [&] { return empty_contiguous(z, {a.rows}, dtype); };
+  Tensor values[kTotalCorrelationRows] = {row(), row(), row(), row(), row(), row()};
+  Tensor statistics = empty_contiguous(z, {a.cols + 2, a.rows}, dtype);
+  for (int i = 0; i < kTotalCorrelationRows; ++i) a.values[i] = values[i].data_ptr();
+  a.statistics = statistics.data_ptr();
+  Backend::total_correlation(a, z);
+  return {values[0], values[1], values[2], values[3], values[4], values[5], statistics};
+}
+
+template <class Backend>
+tuple<Tensor, Tensor, Tensor> total_correlation_backward(const Tensor& g0, const Tensor& g1, const Tensor& g2,
+                                                         const Tensor& g3, const Tensor& g4, const Tensor& g5,
+                                                         const Tensor& z, const Tensor& mean, const Tensor& logvar,
+                                                         const Tensor& statistics, int64_t dataset_size,
+                                                         const string& estimator, int64_t needed) {
+  TotalCorrelationBackward a;
+  describe_total_correlation(a, z, mean, logvar, dataset_size, estimator);
+  const auto dtype = arithmetic_type(z.scalar_type());
+  const Tensor* grads[kTotalCorrelationRows] = {&g0, &g1, &g2, &g3, &g4, &g5};
+  for (int i = 0; i < kTotalCorrelationRows; ++i) {
+    STD_TORCH_CHECK(grads[i]->dim() == 1 && grads[i]->size(0) == a.rows && grads[i]->scalar_type() == dtype,
+                    "unigen_fast: a gradient has the wrong shape or dtype");
+    a.grads[i] = grads[i]->data_ptr();
+    a.grad_stride[i] = grads[i]->stride(0);
+  }
+  STD_TORCH_CHECK(statistics.scalar_type() == dtype && statistics.is_contiguous() &&
+                      statistics.numel() == (a.cols + 2) * a.rows,
+                  "unigen_fast: statistics have the wrong shape or dtype");
+  a.statistics = statistics.data_ptr();
+  const auto gradient = [&](int bit, const Tensor& tensor, Matrix& matrix) {
+    if (!(needed >> bit & 1)) return empty_absent(z);
+    Tensor grad = empty_gradient(tensor);
+    matrix = matrix_of(grad, z);
+    return grad;
+  };
+  Tensor grad_z = gradient(0, z, a.grad_z), grad_mean = gradient(1, mean, a.grad_mean);
+  Tensor grad_logvar = gradient(2, logvar, a.grad_logvar);
+  Backend::total_correlation_backward(a, z);
+  return {grad_z, grad_mean, grad_logvar};
+}
+
+inline void describe_mmd(Mmd& a, const Tensor& x, const Tensor& y, const string& kernel, const string& scales,
+                         bool unbiased) {
+  STD_TORCH_CHECK(kernel == "imq" || kernel == "rbf", "unigen_fast: unknown kernel ", kernel);
+  a.dtype = dtype_of(x);
+  a.x = matrix_of(x, x);
+  a.y = matrix_of(y, x);
+  a.x_rows = x.size(0);
+  a.y_rows = y.size(0);
+  a.cols = x.size(1);
+  STD_TORCH_CHECK(y.size(1) == a.cols, "unigen_fast: expected points of one dimension");
+  a.kernel = kernel == "rbf" ? PairKernel::rbf : PairKernel::imq;
+  a.unbiased = unbiased;
+  for (const char* at = scales.c_str(); *at;) {
+    char* end;
+    const double scale = std::strtod(at, &end);
+    STD_TORCH_CHECK(end != at && a.scales < kMaxScales, "unigen_fast: expected 1 to ", kMaxScales, " scales, got ", scales);
+    a.widths[a.scales++] = 2.0 * double(a.cols) * scale;
+    at = *end == ',' ? end + 1 : end;
+  }
+}
+
+template <class Backend>
+Tensor mmd(const Tensor& x, const Tensor& y, const string& kernel, const string& scales, bool unbiased) {
+  Mmd a;
+  describe_mmd(a, x, y, kernel, scales, unbiased);
+  Tensor value = empty_contiguous(x, Dims{}, arithmetic_type(x.scalar_type()));
+  a.value = value.data_ptr();
+  Backend::mmd(a, x);
+  return value;
+}
+
+template <class Backend>
+tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const string& kernel,
+                                   const string& scales, bool unbiased, int64_t needed) {
+  MmdBackward a;
+  describe_mmd(a, x, y, kernel, scales, unbiased);
+  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(x.scalar_type()) && grad.numel() == 1,
+                  "unigen_fast: expected the gradient of one number");
+  a.grad = grad.data_ptr();
+  Tensor grad_x = needed & 1 ? empty_gradient(x) : empty_absent(x);
+  Tensor grad_y = needed & 2 ? empty_gradient(y) : empty_absent(x);
+  if (needed & 1) a.grad_x = matrix_of(grad_x, x);
+  if (needed & 2) a.grad_y = matrix_of(grad_y, x);
+  Backend::mmd_backward(a, x);
+  return {grad_x, grad_y};
+}
+
+#define UNIGEN_PAIRWISE_OPS(X)  \
+  X(total_correlation)          \
+  X(total_correlation_backward) \
+  X(mmd)                        \
+  X(mmd_backward)
+
+}  // namespace unigen

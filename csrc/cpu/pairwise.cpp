@@ -1,0 +1,468 @@
+// Kernels over all pairs of a minibatch.
+#include "../formulas/pairwise.h"
+
+#include <cmath>
+
+#include "pairwise.h"
+
+namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
+namespace {
+
+// ---- total correlation -----------------------------------------------------------------------------------------------
+
+template <class T>
+struct Posteriors {
+  using V = Vec<T>;
+
+  int64_t rows, cols, padded;  // padded: the rows as whole vectors
+  PairWeights weights;
+  Staged<T> z, mean, rate, peak;
+  Numbers<double> peaks;  // [rows]: the sum over the columns
+  Numbers<T> highest;     // [cols]: the highest peak: no log-density lies above it
+
+  template <class Arguments>
+  Posteriors(const Arguments& a, const Parallel& parallel)
+      : rows(a.rows), cols(a.cols), padded(round_up(rows, V::size)), weights(a.weights), z(rows, cols), mean(rows, cols),
+        rate(rows, cols), peak(rows, cols), peaks(numbers<double>(z.stride)), highest(numbers<T>(cols)) {
+    stage_points(z, a.z, a.dtype, parallel);
+    stage_points(mean, a.mean, a.dtype, parallel);
+    stage_points(peak, a.logvar, a.dtype, parallel);
+    z.pad_with_last();
+    mean.pad(T(0));
+    peak.pad(T(0));
+    in_parallel(parallel, cols, grain_of(rows / 4), [&](int64_t begin, int64_t end) {
+      for (int64_t d = begin; d < end; ++d) {
+        V bound(T(-HUGE_VAL));
+        for (int64_t j = 0; j < padded; j += V::size) {
+          const ScaledGaussian<V> gaussian(load(peak.at(d, j)));
+          store(rate.at(d, j), gaussian.rate);
+          store(peak.at(d, j), gaussian.peak);
+        }
+        std::fill(peak.at(d, rows), peak.at(d, padded), T(-HUGE_VAL));  // no such point
+        for (int64_t j = 0; j < padded; j += V::size) bound = max(load(peak.at(d, j)), bound);
+        const T top = lane_max(bound);
+        highest[d] = std::isfinite(top) ? top : T(0);
+      }
+    });
+    std::fill(peaks.get(), peaks.get() + rows, 0.0);
+    std::fill(peaks.get() + rows, peaks.get() + padded, -HUGE_VAL);
+    for (int64_t d = 0; d < cols; ++d)
+      for (int64_t j = 0; j < rows; ++j) peaks[j] += double(*peak.at(d, j));
+  }
+
+  // whether a vector of points j has a pair with one of the rows i … whose weight is not that of most pairs
+  UNIGEN_INLINE bool weighted(int64_t i, int64_t j) const {
+    if (weights.uniform()) return false;
+    return (j + V::size > i && j <= i + kPairRows) || (j == 0 && i + kPairRows >= rows);
+  }
+  UNIGEN_INLINE V weight(int64_t i, int64_t j) const {
+    const V following = select(lanes_at<T>(i + 1 < rows ? i + 1 : 0, j), constant<V>(weights.following), constant<V>(1));
+    return select(lanes_at<T>(i, j), constant<V>(weights.diagonal), following);
+  }
+
+  // log2 of the joint densities of rows i … and a stretch of points, from their squared distances, in place
+  UNIGEN_INLINE void joint(int64_t i, int64_t j, int n, double (*squares)[kStretch]) const {
+    square_distances<T, true>(z, i, mean, &rate, j, n, squares);
+    for (int k = 0; k < kPairRows; ++k) {
+      for (int at = 0; at < n; at += Vec<double>::size)
+        store(squares[k] + at, load(peaks.get() + j + at) - load(squares[k] + at));
+    }
+  }
+
+  // totals[k] = sum over j of W 2^{log2 density in column d - shift[k]}
+  UNIGEN_INLINE void marginal(int64_t d, int64_t i, const T* shift, double* totals) const {
+    const T *points = z.at(d, i), *m = mean.at(d), *r = rate.at(d), *p = peak.at(d);
+    for (int k = 0; k < kPairRows; ++k) totals[k] = 0;
+    for (int64_t first = 0; first < padded; first += kFlush * V::size) {
+      const int64_t last = smaller(padded, first + kFlush * V::size);
+      V sum[kPairRows];
+      for (int k = 0; k < kPairRows; ++k) sum[k] = V(T(0));
+      for (int64_t j = first; j < last; j += V::size) {
+        const V center = load(m + j), scale = load(r + j), top = load(p + j);
+        if (__builtin_expect(weighted(i, j), false)) {
+          for (int k = 0; k < kPairRows; ++k) {
+            const V t = (V(points[k]) - center) * scale;
+            sum[k] = sum[k] + exp2_bounded(top - t * t - V(shift[k])) * weight(i + k, j);
+          }
+        } else {
+          for (int k = 0; k < kPairRows; ++k) {
+            const V t = (V(points[k]) - center) * scale;
+            sum[k] = sum[k] + exp2_bounded(top - t * t - V(shift[k]));
+          }
+        }
+      }
+      for (int k = 0; k < kPairRows; ++k) totals[k] += lane_sum(sum[k]);
+    }
+  }
+
+  // the highest log2 density in column d of each row; 0 if there is none
+  UNIGEN_NOINLINE void maxima(int64_t d, int64_t i, T* shift) const {
+    for (int k = 0; k < kPairRows; ++k) {
+      V top(T(-HUGE_VAL));
+      for (int64_t j = 0; j < padded; j += V::size) {
+        const V t = (V(*z.at(d, i + k)) - load(mean.at(d, j))) * load(rate.at(d, j));
+        top = max(load(peak.at(d, j)) - t * t, top);
+      }
+      const T found = lane_max(top);
+      shift[k] = std::isfinite(found) ? found : T(0);
+    }
+  }
+};
+
+// A sum of exponentials below this is taken again with the row's own maximum for a shift, instead of the bound that serves
+// all rows: what lies far below the shift has rounded exponents.
+constexpr double kLeastTotal = 0x1p-20;
+
+template <class T>
+void total_correlation_in(const TotalCorrelation& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  const Posteriors<T> posteriors(a, parallel);
+  const int64_t rows = a.rows, cols = a.cols;
+  T* const statistics = static_cast<T*>(a.statistics);
+  const double log_most = std::log(a.weights.most);
+  const int64_t blocks = ceil_div(rows, kPairRows);
+  in_parallel(parallel, blocks, grain_of(rows * cols), [&](int64_t begin, int64_t end) {
+    alignas(kVectorBytes) double squares[kPairRows][kStretch];
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t i = block * kPairRows;
+      const int valid = int(smaller(kPairRows, rows - i));
+
+      double log_prod[kPairRows] = {}, log_pz[kPairRows] = {};
+      for (int64_t d = 0; d < cols; ++d) {
+        alignas(kVectorBytes) T shift[kPairRows];
+        alignas(kVectorBytes) double totals[kPairRows], again[kPairRows];
+        for (int k = 0; k < kPairRows; ++k) shift[k] = posteriors.highest[d];
+        posteriors.marginal(d, i, shift, totals);
+        bool low = false;
+        for (int k = 0; k < kPairRows; ++k) low = low || totals[k] < kLeastTotal;
+        if (__builtin_expect(low, false)) {
+          T own[kPairRows];
+          posteriors.maxima(d, i, own);
+          for (int k = 0; k < kPairRows; ++k) shift[k] = totals[k] < kLeastTotal ? own[k] : shift[k];
+          posteriors.marginal(d, i, shift, again);
+          for (int k = 0; k < kPairRows; ++k) totals[k] = again[k];
+        }
+        for (int k = 0; k < kPairRows; k += Vec<double>::size)
+          store(totals + k, log(load(totals + k)));
+        for (int k = 0; k < valid; ++k) {
+          const double marginal = totals[k] + double(shift[k]) * kLn2 + log_most, z = double(posteriors.z.at(d, i)[k]);
+          statistics[d * rows + i + k] = T(marginal);
+          log_prod[k] += marginal;
+          log_pz[k] -= 0.5 * (z * z + kLog2Pi);
+        }
+      }
+
+      double top[kPairRows], total[kPairRows] = {}, own[kPairRows] = {};
+      std::fill(top, top + kPairRows, -HUGE_VAL);
+      for (int64_t j = 0; j < posteriors.padded; j += kStretch) {
+        const int n = int(smaller(kStretch, posteriors.padded - j));
+        posteriors.joint(i, j, n, squares);
+        for (int k = 0; k < valid; ++k) {
+          if (j <= i + k && i + k < j + n) own[k] = squares[k][i + k - j];
+          Vec<double> highest(-HUGE_VAL);
+          for (int at = 0; at < n; at += Vec<double>::size) highest = max(load(squares[k] + at), highest);
+          const double before = top[k];
+          top[k] = std::fmax(before, lane_max(highest));
+          const double shift = std::isfinite(top[k]) ? top[k] : 0;
+          V sum(T(0));
+          for (int at = 0; at < n; at += V::size) {
+            alignas(kVectorBytes) double x[V::size];
+            for (int lane = 0; lane < V::size; lane += Vec<double>::size)
+              store(x + lane, load(squares[k] + at + lane) - Vec<double>(shift));
+            V e = exp2_bounded(narrowed(x, T()));
+            if (posteriors.weighted(i, j + at)) e = e * posteriors.weight(i + k, j + at);
+            sum = sum + e;
+          }
+          if (total[k] != 0) total[k] *= std::exp2(before - shift);
+          total[k] += lane_sum(sum);
+        }
+      }
+      for (int k = 0; k < valid; ++k) {
+        // the sum belongs to the shift as it is saved, rounded
+        const T shift = std::isfinite(top[k]) ? T(top[k] * kLn2) : T(0);
+        const double found = std::isfinite(top[k]) ? top[k] : 0;
+        const double sum = total[k] * std::exp2(found - double(shift) / kLn2);
+        statistics[cols * rows + i + k] = shift;
+        statistics[(cols + 1) * rows + i + k] = T(sum);
+        const double log_qz = found * kLn2 + std::log(total[k]) + log_most, log_qzx = own[k] * kLn2;
+        const double values[kTotalCorrelationRows] = {log_qz,           log_prod[k],          log_qzx, log_qzx - log_qz,
+                                                      log_qz - log_prod[k], log_prod[k] - log_pz[k]};
+        for (int v = 0; v < kTotalCorrelationRows; ++v) static_cast<T*>(a.values[v])[i + k] = T(values[v]);
+      }
+    }
+  });
+}
+
+template <class T>
+void total_correlation_backward_in(const TotalCorrelationBackward& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  const int64_t rows = a.rows, cols = a.cols;
+  if (rows == 0) return;
+  const Posteriors<T> posteriors(a, parallel);
+  const T* const statistics = static_cast<const T*>(a.statistics);
+  const double log2_most = std::log2(a.weights.most);
+  const int64_t blocks = ceil_div(rows, kPairRows);
+
+  const Staged<T> grad_z(rows, cols);
+  const int64_t units = pair_units<T>(blocks, 2 * grad_z.stride * cols);
+  std::vector<Staged<T>> first(units), second(units);  // of each unit: sums over i of G t, and of G t² - G kPeakShare
+  in_parallel(parallel, units, grain_of(ceil_div(blocks, units) * rows * cols), [&](int64_t begin, int64_t end) {
+    alignas(kVectorBytes) double squares[kPairRows][kStretch];
+    alignas(kVectorBytes) T joint[kPairRows][kStretch];
+    const Numbers<T> marginals = numbers<T>(cols * kPairRows);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      first[unit] = Staged<T>(rows, cols);
+      second[unit] = Staged<T>(rows, cols);
+      first[unit].zero();
+      second[unit].zero();
+      for (int64_t block = unit * blocks / units; block < (unit + 1) * blocks / units; ++block) {
+        const int64_t i = block * kPairRows;
+        const int valid = int(smaller(kPairRows, rows - i));
+        alignas(kVectorBytes) T of_marginals[kPairRows];
+        double of_joint[kPairRows], of_own[kPairRows], of_prior[kPairRows], shift[kPairRows];
+        for (int k = 0; k < kPairRows; ++k) {
+          const int64_t row = i + smaller(k, valid - 1);  // rows beyond the last are its copies, without gradient
+          double grads[kTotalCorrelationRows];
+          for (int v = 0; v < kTotalCorrelationRows; ++v)
+            grads[v] = double(static_cast<const T*>(a.grads[v])[row * a.grad_stride[v]]);
+          const RowSlopes slopes(grads);
+          const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + 1) * rows + row]);
+          of_marginals[k] = T(counts * slopes.marginals);
+          of_joint[k] = total == 0 ? 0 : counts * slopes.joint / total;
+          of_own[k] = counts * slopes.own;
+          of_prior[k] = counts * slopes.prior;
+          shift[k] = double(statistics[cols * rows + row]) / kLn2;
+          for (int64_t d = 0; d < cols; ++d) {
+            const T marginal = statistics[d * rows + row];
+            // no density at all: no weight, and no gradient
+            marginals[d * kPairRows + k] =
+                marginal == T(-HUGE_VAL) ? T(HUGE_VAL) : T(double(marginal) / kLn2 - log2_most);
+          }
+        }
+        for (int64_t d = 0; d < cols; ++d)
+          for (int k = 0; k < valid; ++k) grad_z.at(d, i)[k] = T(-of_prior[k]) * posteriors.z.at(d, i)[k];
+
+        for (int64_t j = 0; j < posteriors.padded; j += kStretch) {
+          const int n = int(smaller(kStretch, posteriors.padded - j));
+          posteriors.joint(i, j, n, squares);
+          for (int k = 0; k < kPairRows; ++k) {
+            for (int at = 0; at < n; at += V::size) {
+              alignas(kVectorBytes) double x[V::size];
+              for (int lane = 0; lane < V::size; lane += Vec<double>::size)
+                store(x + lane, load(squares[k] + at + lane) - Vec<double>(shift[k]));
+              V e = exp2_bounded(narrowed(x, T())) * V(T(of_joint[k]));
+              if (posteriors.weighted(i, j + at)) e = e * posteriors.weight(i + k, j + at);
+              store(joint[k] + at, e);
+            }
+            if (j <= i + k && i + k < j + n) joint[k][i + k - j] += T(of_own[k]);
+          }
+          for (int64_t d = 0; d < cols; ++d) {
+            const T *points = posteriors.z.at(d, i), *lse = marginals.get() + d * kPairRows;
+            const T *m = posteriors.mean.at(d, j), *r = posteriors.rate.at(d, j), *p = posteriors.peak.at(d, j);
+            T *sum_t = first[unit].at(d, j), *sum_t2 = second[unit].at(d, j);
+            V of_z[kPairRows];
+            for (int k = 0; k < kPairRows; ++k) of_z[k] = V(T(0));
+            for (int at = 0; at < n; at += V::size) {
+              const V center = load(m + at), scale = load(r + at), top = load(p + at);
+              V one = load(sum_t + at), two = load(sum_t2 + at);
+              const bool weighted = posteriors.weighted(i, j + at);
+              for (int k = 0; k < kPairRows; ++k) {
+                const V t = (V(points[k]) - center) * scale;
+                V e = exp2_bounded(top - t * t - V(lse[k]));
+                if (__builtin_expect(weighted, false)) e = e * posteriors.weight(i + k, j + at);
+                const V g = load(joint[k] + at) + e * V(of_marginals[k]);
+                const V u = g * t;
+                of_z[k] = of_z[k] + u * scale;
+                one = one + u;
+                two = two + u * t - g * constant<V>(kPeakShare);
+              }
+              store(sum_t + at, one);
+              store(sum_t2 + at, two);
+            }
+            for (int k = 0; k < valid; ++k) grad_z.at(d, i)[k] -= T(kMeanSlope * lane_sum(of_z[k]));
+          }
+        }
+      }
+    }
+  });
+  unstage_points(grad_z, a.grad_z, a.dtype, parallel);
+  sum_units(first, parallel);
+  sum_units(second, parallel);
+  in_parallel(parallel, cols, grain_of(rows / 4), [&](int64_t begin, int64_t end) {
+    for (int64_t d = begin; d < end; ++d) {
+      for (int64_t j = 0; j < posteriors.padded; j += V::size) {
+        store(first[0].at(d, j), load(first[0].at(d, j)) * load(posteriors.rate.at(d, j)) * constant<V>(kMeanSlope));
+        store(second[0].at(d, j), load(second[0].at(d, j)) * constant<V>(kLn2));
+      }
+    }
+  });
+  unstage_points(first[0], a.grad_mean, a.dtype, parallel);
+  unstage_points(second[0], a.grad_logvar, a.dtype, parallel);
+}
+
+// ---- maximum mean discrepancy ----------------------------------------------------------------------------------------
+
+template <class T>
+struct PairSets {
+  Staged<T> x, y;
+  int64_t x_blocks, y_blocks;
+
+  PairSets(const Mmd& a, const Parallel& parallel)
+      : x(a.x_rows, a.cols), y(a.y_rows, a.cols), x_blocks(ceil_div(a.x_rows, kPairRows)),
+        y_blocks(ceil_div(a.y_rows, kPairRows)) {
+    stage_points(x, a.x, a.dtype, parallel);
+    stage_points(y, a.y, a.dtype, parallel);
+    x.pad_with_last();
+    y.pad_with_last();
+  }
+
+  // body(rows, columns, which of the three sums, first row of the block) for the blocks of a unit: every so manyth, as the
+  // blocks of a triangle differ in size
+  template <class Body>
+  UNIGEN_INLINE void blocks_of(int64_t unit, int64_t units, const Body& body) const {
+    for (int64_t b = unit; b < x_blocks; b += units) body(x, x, 0, b * kPairRows);
+    for (int64_t b = unit; b < y_blocks; b += units) body(y, y, 1, b * kPairRows);
+    for (int64_t b = unit; b < x_blocks; b += units) body(x, y, 2, b * kPairRows);
+  }
+
+  // steps that a unit takes, about
+  int64_t steps(int64_t units) const {
+    const int64_t n = x.points + y.points;
+    return n * n / units * larger(1, x.cols) / 4;
+  }
+};
+
+// lanes of point j … that make a pair with row i: i < j < points within one set, j < points between two
+template <class T>
+UNIGEN_INLINE Vec<T> counted(Vec<T> x, int64_t i, int64_t j, bool within, int64_t points) {
+  if (within && j <= i) x = select(lanes_from<T>(i + 1, j), x, constant<Vec<T>>(0));
+  if (j + Vec<T>::size > points) x = select(lanes_from<T>(points, j), constant<Vec<T>>(0), x);
+  return x;
+}
+
+UNIGEN_INLINE double mmd_factor(const Mmd& a, int which) {
+  return which == 0 ? a.within(a.x_rows) : which == 1 ? a.within(a.y_rows) : a.across();
+}
+
+template <class T>
+void mmd_in(const Mmd& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  const PairSets<T> sets(a, parallel);
+  const int64_t units = larger(1, smaller(kMaxPairUnits, larger(sets.x_blocks, sets.y_blocks)));
+  double partial[kMaxPairUnits][3] = {};
+  in_parallel(parallel, units, grain_of(sets.steps(units)), [&](int64_t begin, int64_t end) {
+    alignas(kVectorBytes) double squares[kPairRows][kStretch];
+    for (int64_t unit = begin; unit < end; ++unit) {
+      sets.blocks_of(unit, units, [&](const Staged<T>& rows, const Staged<T>& cols, int which, int64_t i) {
+        const int valid = int(smaller(kPairRows, rows.points - i));
+        const int64_t end_j = round_up(cols.points, V::size);
+        for (int64_t j = which < 2 ? i / V::size * V::size : 0; j < end_j; j += kStretch) {
+          const int n = int(smaller(kStretch, end_j - j));
+          square_distances<T, false>(rows, i, cols, nullptr, j, n, squares);
+          for (int k = 0; k < valid; ++k) {
+            V sum(T(0));
+            for (int at = 0; at < n; at += V::size) {
+              const V square = narrowed(squares[k] + at, T());
+              V value(T(0));
+              for (int s = 0; s < a.scales; ++s) value = value + KernelTerm<V>(square, a.kernel, a.widths[s]).value;
+              sum = sum + counted(value, i + k, j + at, which < 2, cols.points);
+            }
+            partial[unit][which] += lane_sum(sum);
+          }
+        }
+      });
+    }
+  });
+  double value = a.diagonal(a.x_rows) + a.diagonal(a.y_rows);
+  for (int which = 0; which < 3; ++which) {
+    double sum = 0;
+    for (int64_t unit = 0; unit < units; ++unit) sum += partial[unit][which];
+    value += sum * mmd_factor(a, which);
+  }
+  *static_cast<T*>(a.value) = T(value);
+}
+
+constexpr int kSlopes = 4 * kStretch;  // points j whose slopes are kept at a time
+
+template <class T>
+void mmd_backward_in(const MmdBackward& a, const Parallel& parallel) {
+  using V = Vec<T>;
+  const PairSets<T> sets(a, parallel);
+  const double grad = double(*static_cast<const T*>(a.grad));
+  const int64_t blocks = larger(sets.x_blocks, sets.y_blocks);
+  const int64_t units = larger(1, smaller(pair_units<T>(blocks, (sets.x.stride + sets.y.stride) * a.cols), 8));
+  std::vector<Staged<T>> of_x(units), of_y(units);
+  in_parallel(parallel, units, grain_of(sets.steps(units)), [&](int64_t begin, int64_t end) {
+    alignas(kVectorBytes) double squares[kPairRows][kStretch];
+    alignas(kVectorBytes) T slopes[kPairRows][kSlopes];
+    for (int64_t unit = begin; unit < end; ++unit) {
+      of_x[unit] = Staged<T>(a.x_rows, a.cols);
+      of_y[unit] = Staged<T>(a.y_rows, a.cols);
+      of_x[unit].zero();
+      of_y[unit].zero();
+      sets.blocks_of(unit, units, [&](const Staged<T>& rows, const Staged<T>& cols, int which, int64_t i) {
+        const Staged<T>& of_rows = which == 1 ? of_y[unit] : of_x[unit];
+        const Staged<T>& of_cols = which == 0 ? of_x[unit] : of_y[unit];
+        const int valid = int(smaller(kPairRows, rows.points - i));
+        const V factor = constant<V>(2 * grad * mmd_factor(a, which));
+        const int64_t end_j = round_up(cols.points, V::size);
+        for (int64_t j = which < 2 ? i / V::size * V::size : 0; j < end_j; j += kSlopes) {
+          const int n = int(smaller(kSlopes, end_j - j));
+          for (int piece = 0; piece < n; piece += kStretch) {
+            const int size = int(smaller(kStretch, n - piece));
+            square_distances<T, false>(rows, i, cols, nullptr, j + piece, size, squares);
+            for (int k = 0; k < kPairRows; ++k) {
+              for (int at = 0; at < size; at += V::size) {
+                const V square = narrowed(squares[k] + at, T());
+                V slope(T(0));
+                if (k < valid) {
+                  for (int s = 0; s < a.scales; ++s) slope = slope + KernelTerm<V>(square, a.kernel, a.widths[s]).slope;
+                  slope = counted(slope * factor, i + k, j + piece + at, which < 2, cols.points);
+                }
+                store(slopes[k] + piece + at, slope);
+              }
+            }
+          }
+          for (int64_t d = 0; d < a.cols; ++d) {
+            const T *points = rows.at(d, i), *others = cols.at(d, j);
+            T* of_others = of_cols.at(d, j);
+            V of_point[kPairRows];
+            for (int k = 0; k < kPairRows; ++k) of_point[k] = V(T(0));
+            for (int at = 0; at < n; at += V::size) {
+              const V other = load(others + at);
+              V sum = load(of_others + at);
+              for (int k = 0; k < kPairRows; ++k) {
+                const V slope = load(slopes[k] + at), difference = V(points[k]) - other;
+                of_point[k] = of_point[k] + slope * difference;
+                sum = sum - slope * difference;
+              }
+              store(of_others + at, sum);
+            }
+            for (int k = 0; k < valid; ++k) of_rows.at(d, i)[k] += T(lane_sum(of_point[k]));
+          }
+        }
+      });
+    }
+  });
+  sum_units(of_x, parallel);
+  sum_units(of_y, parallel);
+  unstage_points(of_x[0], a.grad_x, a.dtype, parallel);
+  unstage_points(of_y[0], a.grad_y, a.dtype, parallel);
+}
+
+}  // namespace
+
+void total_correlation(const TotalCorrelation& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { total_correlation_in<decltype(t)>(a, parallel); });
+}
+void total_correlation_backward(const TotalCorrelationBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { total_correlation_backward_in<decltype(t)>(a, parallel); });
+}
+void mmd(const Mmd& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { mmd_in<decltype(t)>(a, parallel); });
+}
+void mmd_backward(const MmdBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { mmd_backward_in<decltype(t)>(a, parallel); });
+}
+
+}  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

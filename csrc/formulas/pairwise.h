@@ -1,0 +1,63 @@
+// Functions of a squared distance, and the weights of the pairs of a minibatch.
+#pragma once
+
+#include "number.h"
+
+namespace unigen {
+
+// 2^x for x < 200; 0 where that is tiny
+UNIGEN_INLINE float exp2_bounded(float x) { return ::exp2f(x); }
+UNIGEN_INLINE double exp2_bounded(double x) { return ::exp2(x); }
+
+// Exponents are powers of 2: an exponential is then a rounding, a polynomial and a shift. With r = e^{-logvar / 2} s and
+// t = (z - mean) r, s² = log2(e) / 2: log2 N(z; mean, e^logvar) = peak - t².
+constexpr double kLn2 = 0.69314718055994530942, kLog2Pi = 1.83787706640934548356;
+constexpr double kHalfLog2e = 0.72134752044448170368;  // s²
+constexpr double kRootHalfLog2e = 0.84932180028801904272;
+
+template <class N>
+struct ScaledGaussian {
+  N rate, peak;
+
+  UNIGEN_INLINE explicit ScaledGaussian(N logvar)
+      : rate(exp(constant<N>(-0.5) * logvar) * constant<N>(kRootHalfLog2e)),
+        peak(constant<N>(-kHalfLog2e) * (logvar + constant<N>(kLog2Pi))) {}
+};
+
+// With G = d loss / d log N(z; mean, e^logvar): d loss / d mean = -d loss / d z = G t · kMeanSlope r, and
+// d loss / d logvar = (G t² - G kPeakShare) kLn2.
+constexpr double kMeanSlope = 2 * kLn2;
+constexpr double kPeakShare = kHalfLog2e;  // 1/2 over kLn2
+
+// The gradients of the terms that a row of log-densities is made of, from those of the six rows.
+struct RowSlopes {
+  double joint, marginals, own, prior;  // of log q(z), log prod q(z_d), log q(z|x), log p(z)
+
+  UNIGEN_INLINE explicit RowSlopes(const double* grads)
+      : joint(grads[0] - grads[3] + grads[4]),
+        marginals(grads[1] - grads[4] + grads[5]),
+        own(grads[2] + grads[3]),
+        prior(-grads[5]) {}
+};
+
+enum class PairKernel : int { imq, rbf };
+
+// C/(C + d²) or e^{-d²/C}, and its derivative with respect to d²
+template <class N>
+struct KernelTerm {
+  N value, slope;
+
+  UNIGEN_INLINE KernelTerm(N square_distance, PairKernel kernel, double width) {
+    if (kernel == PairKernel::imq) {
+      const N inverse = constant<N>(1) / (constant<N>(width) + square_distance);
+      value = constant<N>(width) * inverse;
+      slope = -value * inverse;
+    } else {
+      const N rate = constant<N>(1) / constant<N>(width);
+      value = exp(-square_distance * rate);
+      slope = -rate * value;
+    }
+  }
+};
+
+}  // namespace unigen

@@ -1,0 +1,75 @@
+// What the kernels of pairwise are given: matrices, of which each row is a point.
+#pragma once
+
+#include "../formulas/pairwise.h"
+#include "problem.h"
+
+namespace unigen {
+
+// strides in elements
+struct Matrix {
+  void* data = nullptr;
+  int64_t row = 0, col = 0;
+};
+
+// weights of pairs (i, j): `most` for nearly all; relative to it, that of (i, i) and of (i, (i + 1) mod rows)
+struct PairWeights {
+  double most = 1, diagonal = 1, following = 1;
+
+  bool uniform() const { return diagonal == 1 && following == 1; }
+};
+
+constexpr int kTotalCorrelationRows = 6;
+
+// values [rows] each; statistics [cols + 2, rows]: logarithms of the marginals, maximum and sum of the joint. Contiguous,
+// of the arithmetic type.
+struct TotalCorrelation {
+  DType dtype = DType::float32;
+  int64_t rows = 0, cols = 0;
+  Matrix z, mean, logvar;  // dtype
+  PairWeights weights;
+  void* values[kTotalCorrelationRows] = {};
+  void* statistics = nullptr;
+};
+
+struct TotalCorrelationBackward {
+  DType dtype = DType::float32;
+  int64_t rows = 0, cols = 0;
+  Matrix z, mean, logvar;
+  PairWeights weights;
+  const void* grads[kTotalCorrelationRows] = {};
+  int64_t grad_stride[kTotalCorrelationRows] = {};
+  const void* statistics = nullptr;
+  Matrix grad_z, grad_mean, grad_logvar;  // each may be absent
+};
+
+constexpr int kMaxScales = 16;
+
+struct Mmd {
+  DType dtype = DType::float32;
+  int64_t x_rows = 0, y_rows = 0, cols = 0;
+  Matrix x, y;
+  PairKernel kernel = PairKernel::imq;
+  int scales = 0;
+  double widths[kMaxScales] = {};  // 2 · cols · scale
+  bool unbiased = true;
+  void* value = nullptr;  // arithmetic type
+
+  // what the sum over pairs i < j of one set counts, and the constant that the diagonal adds
+  UNIGEN_INLINE double within(int64_t n) const { return 2 / (double(n) * double(unbiased ? n - 1 : n)); }
+  UNIGEN_INLINE double across() const { return -2 / (double(x_rows) * double(y_rows)); }
+  UNIGEN_INLINE double diagonal(int64_t n) const { return unbiased ? 0 : scales / double(n); }
+};
+
+struct MmdBackward : Mmd {
+  const void* grad = nullptr;  // one number
+  Matrix grad_x, grad_y;       // each may be absent
+};
+
+#define UNIGEN_PAIRWISE_KERNELS(X)                        \
+  X(total_correlation, TotalCorrelation)                  \
+  X(total_correlation_backward, TotalCorrelationBackward) \
+  X(mmd, Mmd)                                             \
+  X(mmd_backward, MmdBackward)
+
+}  // namespace unigen

@@ -1,0 +1,133 @@
+"""Divergences over all pairs of a minibatch, in plain PyTorch, a block of rows at a time.
+
+A block's intermediate tensors are `[rows of the block, B, D]`, of at most `BLOCK_ELEMENTS` elements. Where autograd
+records, each block is checkpointed: its tensors are computed again in backward (a second forward pass in time) instead
+of being kept. `torch.func` has no checkpoints: there the blocks' tensors stay, `[B, B, D]` of them altogether.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unigen_fast.reference._common import upcast
+from unigen_fast.reference.importance import log_sum_exp, row_statistics
+
+BLOCK_ELEMENTS = 2**20
+
+
+def _over_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, row_elements: int, *tensors: Tensor) -> list:
+    """`block(first, last, *tensors)` for blocks of rows; a list of its results."""
+    if not isinstance(rows, int):  # the symbolic size of a fake tensor, which has no memory
+        return [block(0, rows, *tensors)]
+    step = max(1, BLOCK_ELEMENTS // max(row_elements, 1))
+    bounds = [(first, min(first + step, rows)) for first in range(0, max(rows, 1), step)]
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if len(bounds) == 1 or not recorded or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return [block(*b, *tensors) for b in bounds]
+    return [checkpoint(block, *b, *tensors, use_reentrant=False, preserve_rng_state=False) for b in bounds]
+
+
+# ---- total correlation -----------------------------------------------------------------------------------------------
+
+
+def pair_weights(rows: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+    """(weight of most pairs, that of (i, i), that of (i, (i + 1) mod B)) over a minibatch of `rows`."""
+    n, m = max(dataset_size, rows), rows - 1
+    if estimator == "mws" or rows < 2:
+        weight = 1 / (max(rows, 1) * n) if estimator == "mws" else 1.0
+        return weight, weight, weight
+    return 1 / m, 1 / n, (n - m) / (n * m)
+
+
+def _log_weights(first: int, last: int, like: Tensor, dataset_size: int, estimator: str) -> Tensor:
+    """Rows `first` to `last` of log W, `[last - first, B]`."""
+    rows = like.size(0)
+    most, diagonal, following = pair_weights(rows, dataset_size, estimator)
+    i = torch.arange(first, last, device=like.device)[:, None]
+    j = torch.arange(rows, device=like.device)
+    log_weights = torch.full((), math.log(most), dtype=like.dtype, device=like.device)
+    log_weights = torch.where(j == (i + 1) % rows, math.log(following), log_weights) if rows else log_weights
+    return torch.where(j == i, math.log(diagonal), log_weights)
+
+
+def _log_normal(t: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, e^logvar), t = (z - mean) e^{-logvar / 2}."""
+    return -0.5 * (t.square() + logvar + math.log(2 * math.pi))
+
+
+def total_correlation(
+    z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the six rows of `TotalCorrelation` and statistics `[D + 2, B]`.
+
+    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), and the sum over j of
+    W_ij q(z_i | x_j) / e^maximum, W relative to the weight of most pairs.
+    """
+    z, mean, logvar = upcast(z), upcast(mean), upcast(logvar)
+    rows = z.size(0)
+    log_most = math.log(pair_weights(rows, dataset_size, estimator)[0])
+
+    def block(first: int, last: int, z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
+        t = (z[first:last, None, :] - mean) * (-0.5 * logvar).exp()
+        pairs = _log_normal(t, logvar)
+        relative = _log_weights(first, last, z, dataset_size, estimator) - log_most
+        # many dimensions make large sums, of which the differences count
+        joint = pairs.sum(-1, dtype=pairs.dtype if pairs.device.type == "mps" else torch.float64)
+        shift = row_statistics(joint, 1)[0]
+        total = (joint - shift + relative).exp().sum(1, keepdim=True)
+        log_qz = log_sum_exp(shift, total) + log_most
+        marginals = log_sum_exp(*row_statistics(pairs + relative[..., None], 1)) + log_most
+        return log_qz.squeeze(1), marginals.squeeze(1), shift.squeeze(1), total.squeeze(1)
+
+    found = _over_blocks(block, rows, rows * z.size(1), z, mean, logvar) if rows else []
+    if found:
+        log_qz, marginals, shift, total = (torch.cat(parts) for parts in zip(*found, strict=True))
+    else:
+        log_qz = shift = total = z.sum(1)
+        marginals = z
+    log_qz, shift, total = log_qz.to(z.dtype), shift.to(z.dtype), total.to(z.dtype)
+    log_prod = marginals.sum(1)
+    log_qzx = _log_normal((z - mean) * (-0.5 * logvar).exp(), logvar).sum(1)
+    log_pz = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
+    statistics = torch.cat([marginals.t(), shift[None], total[None]]).detach()
+    return log_qz, log_prod, log_qzx, log_qzx - log_qz, log_qz - log_prod, log_prod - log_pz, statistics
+
+
+# ---- maximum mean discrepancy ----------------------------------------------------------------------------------------
+
+
+def kernel_sum(square_distance: Tensor, kernel: str, dims: int, scales: list[float]) -> Tensor:
+    """sum over the scales s of C/(C + d²) ("imq") or e^{-d²/C} ("rbf"), C = 2 D s."""
+    total = torch.zeros_like(square_distance)
+    for scale in scales:
+        width = torch.full((), 2.0 * dims * scale, dtype=total.dtype, device=total.device)
+        total = total + (width / (width + square_distance) if kernel == "imq" else (-square_distance / width).exp())
+    return total
+
+
+def mmd(x: Tensor, y: Tensor, kernel: str, scales: str, unbiased: bool) -> Tensor:
+    """`scales`: numbers separated by commas."""
+    x, y = upcast(x), upcast(y)
+    dims = x.size(1)
+    numbers = [float(scale) for scale in scales.split(",")]
+
+    def total(a: Tensor, b: Tensor, without_diagonal: bool) -> Tensor:
+        def block(first: int, last: int, a: Tensor, b: Tensor) -> tuple[Tensor]:
+            square_distance = (a[first:last, None, :] - b).square().sum(-1)
+            values = kernel_sum(square_distance, kernel, dims, numbers)
+            if without_diagonal:
+                i = torch.arange(first, last, device=a.device)[:, None]
+                values = torch.where(i == torch.arange(b.size(0), device=a.device), 0.0, values)
+            return (values.sum(),)
+
+        parts = _over_blocks(block, a.size(0), b.size(0) * dims, a, b)
+        return torch.stack([part for (part,) in parts]).sum()
+
+    def mean(a: Tensor, b: Tensor, without_diagonal: bool = False) -> Tensor:
+        count = a.size(0) * (b.size(0) - 1 if without_diagonal else b.size(0))
+        return total(a, b, without_diagonal) / count
+
+    return mean(x, x, unbiased) + mean(y, y, unbiased) - 2 * mean(x, y)
