@@ -183,6 +183,32 @@ def pairwise_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield "mmd_backward", tensors(wide), x, y, kernel, "0.1,0.2,0.5,1.0,2.0,5.0,10.0", True, 3
 
 
+def categorical_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    full = dtype == torch.float32
+    q, p = tensors(dtype, 16, 64, 32, 32, count=2)
+    grad, rows, empty = tensors(wide), tensors(wide, 16, 64), tensors(wide, 0)
+    for unimix, nats in ((0.01, (1.0, "sum")), (0.0, (1.0, "per_variable")))[: 2 if full else 1]:
+        options = (1, *nats, unimix, 1.0, 0.1)
+        yield "balanced_categorical_kl", q, p, *options
+        kept = rows if nats[1] == "sum" else empty
+        yield "balanced_categorical_kl_backward", grad, grad, grad, q, p, kept, *options, 3
+    for prior in (None, p) if full else (None,):
+        options = (3, 1, 0.0, 1.0, "mean")
+        yield "categorical_kl", q, prior, None, *options
+        yield "categorical_kl_backward", grad, q, prior, None, *options, 1 if prior is None else 3
+    shapes = ((4096, 1000), (64, 20000)) if full else ((4096, 1000),)
+    for shape in shapes:
+        logits, x = tensors(dtype, *shape), torch.zeros(shape[0], dtype=torch.int64)
+        yield "categorical_log_prob", logits, x, 1, 0
+        yield "categorical_log_prob_backward", tensors(wide, shape[0]), logits, x, 1, 0
+    for channels, numbers in ((3, 100), (1, 30)) if full else ((3, 100),):
+        params, x = tensors(dtype, 16, 32, 32, numbers), tensors(dtype, 16, 32, 32, channels)
+        yield "discretized_logistic_mixture_log_prob", params, x, 2
+        for needed in (1, 3):
+            yield "discretized_logistic_mixture_log_prob_backward", tensors(wide, 16), params, x, 2, needed
+
+
 Variant = tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any], int]
 
 
@@ -215,6 +241,7 @@ def variants() -> list[Variant]:
         divergence_calls,
         likelihood_calls,
         pairwise_calls,
+        categorical_calls,
     )
     for family, dtype in itertools.product(calls, (torch.float32, torch.bfloat16, torch.float16, torch.float64)):
         for name, *args in family(dtype):

@@ -1003,7 +1003,7 @@ def test_balanced_categorical_kl(
     rows, variables, classes = shape
     q, p = layout(normal(shape, dtype)), layout(normal(shape, dtype, 1))
     wide = [t.double().requires_grad_() for t in (q, p)]
-    typical = float(categorical.categorical_kl(*wide, None, 2, 1, 0.0, 1.0, "mean"))
+    typical = float(categorical.categorical_kl(*wide, None, 2, 1, 0.0, 1.0, "mean").detach())
     for mode, nats in (("sum", typical), ("per_variable", typical / variables)):
         scaled = Reduction(True, 1.0, rows)
         floors = {"site_floor": nats if mode == "per_variable" else -INF, "row_floor": nats if mode == "sum" else -INF}

@@ -228,6 +228,9 @@ def test_offsets_beyond_32_bits(device: torch.device) -> None:
         lambda x: uf.bernoulli_log_prob(x, x.detach()),
         lambda x: uf.total_correlation(x, x.detach(), x.detach() / 2, dataset_size=9),
         lambda x: uf.mmd(x, x.detach() + 1),
+        lambda x: uf.categorical_kl(x, x.detach().flip(0)),
+        lambda x: uf.categorical_log_prob(x, torch.tensor([3, 39], device=device)),
+        lambda x: uf.discretized_logistic_mixture_log_prob(x, x[:, :3].detach().clamp(-1, 1), event_ndims=1),
     ):
         got, gradient, cotangents = value_and_gradients(call, [far.detach().requires_grad_()])
         expected, expected_gradient, _ = value_and_gradients(call, [near.detach().requires_grad_()], cotangents)

@@ -84,7 +84,7 @@ class KlTile {
         q = unimix(sigma_q);
         if (kPrior) p = unimix(sigma_p);
         r = q / p;
-        d = log_normal(r);  // never 0; a NaN is in q or p as well
+        d = log_normal(r) + r * zero;  // r is never 0, and may be NaN
       } else {
         d = load(log_ratio + i) - shift;
       }

@@ -51,8 +51,12 @@ struct SiteTiling {
   bool partial = false;  // row sums of parts go to the workspace
 };
 
+// double's registers are twice as many
 template <class Op>
-__global__ void __launch_bounds__(kThreads, kResident)
+constexpr int kSiteResident = sizeof(typename Op::T) == 8 ? 1 : kResident;
+
+template <class Op>
+__global__ void __launch_bounds__(kThreads, kSiteResident<Op>)
     sites_kernel(const __grid_constant__ Op op, const __grid_constant__ SiteTiling tile,
                  const __grid_constant__ Scratch scratch) {
   Tiling of_row;
@@ -158,7 +162,8 @@ const char* run_sites(const Op& op, int64_t numbers, const Launch& launch) {
     blocks = clamp(blocks, 1, kMaxBlocks);
     if (const char* error = start(sites_kernel<Op>, blocks, 1, launch, op, tile, scratch)) return error;
     if (tile.partial) return start(finish_sites_kernel<Op>, 1, 1, launch, op, scratch, tile.parts, 0);
-    if (op.reduction.reduce && blocks > 1) return start(finish_sites_kernel<Op>, 1, 1, launch, op, scratch, int64_t(0), int(blocks));
+    if (op.reduction.reduce && blocks > 1)
+      return start(finish_sites_kernel<Op>, 1, 1, launch, op, scratch, int64_t(0), int(blocks));
     return nullptr;
   } else {
     return start(sites_kernel<Op>, clamp(blocks, 1, kMaxBlocks), 1, launch, op, tile, scratch);

@@ -451,6 +451,111 @@ def _pairwise_rows() -> list[Row]:
     ]
 
 
+# ---- categorical -----------------------------------------------------------------------------------------------------
+
+
+def _unimix(logits: Tensor, unimix: float = 0.01) -> Tensor:
+    return (1 - unimix) * torch.softmax(logits, -1) + unimix / logits.size(-1)
+
+
+def _dreamer(posterior: Tensor, prior: Tensor) -> Tensor:
+    q, p = _unimix(posterior), _unimix(prior)
+    log_q, log_p = q.log(), p.log()
+    dynamics = (q.detach() * (log_q.detach() - log_p)).sum((-1, -2)).clamp_min(1.0).mean()
+    representation = (q * (log_q - log_p.detach())).sum((-1, -2)).clamp_min(1.0).mean()
+    return dynamics + 0.1 * representation
+
+
+def _kl_to_uniform(logits: Tensor) -> Tensor:
+    log_q = torch.log_softmax(logits, -1)
+    return (log_q.exp() * (log_q + math.log(logits.size(-1)))).sum((-1, -2)).mean()
+
+
+def _categorical_log_prob(logits: Tensor) -> Tensor:
+    return -F.cross_entropy(logits, _labels(logits), reduction="none")
+
+
+def _labels(logits: Tensor) -> Tensor:
+    return torch.arange(logits.size(0), device=logits.device) % logits.size(1)
+
+
+def _pixelcnn(params: Tensor, x: Tensor) -> Tensor:
+    """PixelCNN++'s loss as its PyTorch ports have it, channels last, as rows of log-likelihoods."""
+    params = _whole_mixture(params)
+    mixtures = params.size(-1) // 10
+    logits, rest = params[..., :mixtures], params[..., mixtures:].unflatten(-1, (3, -1))
+    means, log_scales = rest[..., :mixtures], rest[..., mixtures : 2 * mixtures].clamp(min=-7.0)
+    c = torch.tanh(rest[..., 2 * mixtures :])
+    x = x.unsqueeze(-1)
+    red, green = x[..., 0, :], x[..., 1, :]
+    means = torch.stack(
+        [
+            means[..., 0, :],
+            means[..., 1, :] + c[..., 0, :] * red,
+            means[..., 2, :] + c[..., 1, :] * red + c[..., 2, :] * green,
+        ],
+        -2,
+    )
+    centered, inverse = x - means, torch.exp(-log_scales)
+    upper, lower, middle = inverse * (centered + 1 / 255), inverse * (centered - 1 / 255), inverse * centered
+    mass = torch.sigmoid(upper) - torch.sigmoid(lower)
+    density = middle - log_scales - 2 * F.softplus(middle)
+    inside = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), density - math.log(127.5))
+    terms = torch.where(x < -0.999, upper - F.softplus(upper), torch.where(x > 0.999, -F.softplus(lower), inside))
+    return torch.logsumexp(torch.log_softmax(logits, -1) + terms.sum(-2), -1).sum((-1, -2))
+
+
+def _whole_mixture(params: Tensor) -> Tensor:
+    """Ten numbers for each component, in a row made smaller too."""
+    rest = params.size(-1) % 10
+    return params[..., :-rest] if rest else params
+
+
+def _soft_mixture(params: Tensor, generator: torch.Generator) -> None:
+    """Scales as wide as an image's: few masses below the 1e-5 at which PixelCNN++ turns to the density."""
+    params.normal_(0.0, 0.2, generator=generator)
+
+
+def _grey_values(x: Tensor, generator: torch.Generator) -> None:
+    x.random_(0, 256, generator=generator).div_(127.5).sub_(1)
+
+
+def _categorical_rows() -> list[Row]:
+    latents = (16, 64, 32, 32)
+    return [
+        _divergence(
+            "dreamer_kl",
+            (Input(latents), Input(latents)),
+            "DreamerV3's dynamics and representation loss (torchrl)",
+            lambda posterior, prior: uf.balanced_categorical_kl(posterior, prior, unimix=0.01).loss,
+            _dreamer,
+        ),
+        _divergence(
+            "categorical_kl_uniform",
+            (Input(latents),),
+            "KL of categorical latents to the uniform prior",
+            lambda logits: uf.categorical_kl(logits, event_ndims=1),
+            _kl_to_uniform,
+        ),
+        Row(
+            "categorical_log_prob_256",
+            "likelihood",
+            "F.cross_entropy of 256 values",
+            (Input((4096, 256)),),
+            lambda logits: uf.categorical_log_prob(logits, _labels(logits)),
+            _categorical_log_prob,
+        ),
+        Row(
+            "pixelcnn_mixture",
+            "likelihood",
+            "PixelCNN++'s mixture of 10 logistics",
+            (Input((16, 32, 32, 100), draw=_soft_mixture), Input((16, 32, 32, 3), gradient=False, draw=_grey_values)),
+            lambda params, x: uf.discretized_logistic_mixture_log_prob(_whole_mixture(params), x),
+            _pixelcnn,
+        ),
+    ]
+
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in [
@@ -459,6 +564,7 @@ ROWS: dict[str, Row] = {
         *_divergence_rows(),
         *_pairwise_rows(),
         *_likelihood_rows(),
+        *_categorical_rows(),
     ]
 }
 

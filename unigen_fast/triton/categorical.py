@@ -431,15 +431,15 @@ def _logistic(x, centered, log_scale):
 
 
 @triton.jit
-def _number(params, row, m, k, shape, mask, mixtures, DTYPE: tl.constexpr):
-    return tl.load(_number_at(params, row, m, k, shape, mixtures), mask=mask, other=0.0).to(DTYPE)
+def _number(numbers, row, m, k, shape, mask, mixtures, DTYPE: tl.constexpr):
+    return tl.load(_number_at(numbers, row, m, k, shape, mixtures), mask=mask, other=0.0).to(DTYPE)
 
 
 @triton.jit
-def _number_at(params, row, m, k, shape, mixtures):
+def _number_at(numbers, row, m, k, shape, mixtures):
     """Addresses of number k of components m: `k` -1 is the logit."""
-    step = ((k + 1) * mixtures + m).to(tl.int64) * params[2]
-    return params[0] + _rows.offsets(row, shape[0], params[1])[:, None] + step[None, :]
+    step = ((k + 1) * mixtures + m).to(tl.int64) * numbers[2]
+    return numbers[0] + _rows.offsets(row, shape[0], numbers[1])[:, None] + step[None, :]
 
 
 @triton.jit
@@ -449,34 +449,34 @@ def _channel(x, c, row, shape, counts, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _component_value(params, x, row, m, mask, shape, counts, CHANNELS: tl.constexpr, DTYPE: tl.constexpr):
+def _component_value(numbers, x, row, m, mask, shape, counts, CHANNELS: tl.constexpr, DTYPE: tl.constexpr):
     """log of the component's mass, without its weight."""
     n = counts[1]
     x0 = _channel(x, 0, row, shape, counts, DTYPE)
     value, _, _ = _logistic(
-        x0, x0 - _number(params, row, m, 0, shape, mask, n, DTYPE), _number(params, row, m, 1, shape, mask, n, DTYPE)
+        x0, x0 - _number(numbers, row, m, 0, shape, mask, n, DTYPE), _number(numbers, row, m, 1, shape, mask, n, DTYPE)
     )
     if CHANNELS == 3:
         x1 = _channel(x, 1, row, shape, counts, DTYPE)
         x2 = _channel(x, 2, row, shape, counts, DTYPE)
-        t0, _ = _tanh(_number(params, row, m, 2, shape, mask, n, DTYPE))
-        t1, _ = _tanh(_number(params, row, m, 5, shape, mask, n, DTYPE))
-        t2, _ = _tanh(_number(params, row, m, 8, shape, mask, n, DTYPE))
-        mean1 = _number(params, row, m, 3, shape, mask, n, DTYPE) + t0 * x0
-        mean2 = _number(params, row, m, 6, shape, mask, n, DTYPE) + (t1 * x0 + t2 * x1)
-        green, _, _ = _logistic(x1, x1 - mean1, _number(params, row, m, 4, shape, mask, n, DTYPE))
-        blue, _, _ = _logistic(x2, x2 - mean2, _number(params, row, m, 7, shape, mask, n, DTYPE))
+        t0, _ = _tanh(_number(numbers, row, m, 2, shape, mask, n, DTYPE))
+        t1, _ = _tanh(_number(numbers, row, m, 5, shape, mask, n, DTYPE))
+        t2, _ = _tanh(_number(numbers, row, m, 8, shape, mask, n, DTYPE))
+        mean1 = _number(numbers, row, m, 3, shape, mask, n, DTYPE) + t0 * x0
+        mean2 = _number(numbers, row, m, 6, shape, mask, n, DTYPE) + (t1 * x0 + t2 * x1)
+        green, _, _ = _logistic(x1, x1 - mean1, _number(numbers, row, m, 4, shape, mask, n, DTYPE))
+        blue, _, _ = _logistic(x2, x2 - mean2, _number(numbers, row, m, 7, shape, mask, n, DTYPE))
         value += green + blue
     return value
 
 
 @triton.jit
-def _mixture(params, x, row, shape, counts, CHANNELS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
+def _mixture(numbers, x, row, shape, counts, CHANNELS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
     """(components, which exist, logits, joint log-weights, maximum and sum of exponentials of either)."""
     m = tl.arange(0, BLOCK_M)
     mask = (row < counts[0])[:, None] & (m < counts[1])[None, :]
-    logits = _number(params, row, m, -1, shape, mask, counts[1], DTYPE)
-    joint = logits + _component_value(params, x, row, m, mask, shape, counts, CHANNELS, DTYPE)
+    logits = _number(numbers, row, m, -1, shape, mask, counts[1], DTYPE)
+    joint = logits + _component_value(numbers, x, row, m, mask, shape, counts, CHANNELS, DTYPE)
     logits = tl.where(mask, logits, float("-inf"))
     joint = tl.where(mask, joint, float("-inf"))
     max_logit, max_joint = tl.max(logits, 1), tl.max(joint, 1)
@@ -487,22 +487,22 @@ def _mixture(params, x, row, shape, counts, CHANNELS: tl.constexpr, DTYPE: tl.co
 
 @triton.jit
 def _mixture_kernel(
-    params, x, out, shape, counts, CHANNELS: tl.constexpr, BLOCK_M: tl.constexpr,
+    numbers, x, out, shape, counts, CHANNELS: tl.constexpr, BLOCK_M: tl.constexpr,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)
-    _, _, _, _, max_logit, max_joint, prior, total = _mixture(params, x, row, shape, counts, CHANNELS, DTYPE, BLOCK_M)
+    _, _, _, _, max_logit, max_joint, prior, total = _mixture(numbers, x, row, shape, counts, CHANNELS, DTYPE, BLOCK_M)
     store_rows(out, row, shape, counts, (max_joint - max_logit) + (tl.log(total) - tl.log(prior)))
 
 
 @triton.jit
 def _mixture_backward_kernel(
-    params, x, grad_params, grad_x, grad, shape, counts, CHANNELS: tl.constexpr, BLOCK_M: tl.constexpr,
+    numbers, x, grad_params, grad_x, grad, shape, counts, CHANNELS: tl.constexpr, BLOCK_M: tl.constexpr,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)
     m, mask, logits, joint, max_logit, max_joint, prior, total = _mixture(
-        params, x, row, shape, counts, CHANNELS, DTYPE, BLOCK_M
+        numbers, x, row, shape, counts, CHANNELS, DTYPE, BLOCK_M
     )  # fmt: skip
     n = counts[1]
     g = load_rows(grad, row, shape, counts, DTYPE)[:, None]
@@ -513,7 +513,7 @@ def _mixture_backward_kernel(
         _store_number(grad_params, row, m, -1, shape, mask, n, share - of_prior)
     x0 = _channel(x, 0, row, shape, counts, DTYPE)
     _, slope, by_scale = _logistic(
-        x0, x0 - _number(params, row, m, 0, shape, mask, n, DTYPE), _number(params, row, m, 1, shape, mask, n, DTYPE)
+        x0, x0 - _number(numbers, row, m, 0, shape, mask, n, DTYPE), _number(numbers, row, m, 1, shape, mask, n, DTYPE)
     )
     by_mean = -_weighted(share, slope)
     by_x0 = -by_mean
@@ -523,12 +523,12 @@ def _mixture_backward_kernel(
     if CHANNELS == 3:
         x1 = _channel(x, 1, row, shape, counts, DTYPE)
         x2 = _channel(x, 2, row, shape, counts, DTYPE)
-        t0, slope0 = _tanh(_number(params, row, m, 2, shape, mask, n, DTYPE))
-        t1, slope1 = _tanh(_number(params, row, m, 5, shape, mask, n, DTYPE))
-        t2, slope2 = _tanh(_number(params, row, m, 8, shape, mask, n, DTYPE))
-        mean1 = _number(params, row, m, 3, shape, mask, n, DTYPE) + t0 * x0
-        mean2 = _number(params, row, m, 6, shape, mask, n, DTYPE) + (t1 * x0 + t2 * x1)
-        _, slope, by_scale = _logistic(x1, x1 - mean1, _number(params, row, m, 4, shape, mask, n, DTYPE))
+        t0, slope0 = _tanh(_number(numbers, row, m, 2, shape, mask, n, DTYPE))
+        t1, slope1 = _tanh(_number(numbers, row, m, 5, shape, mask, n, DTYPE))
+        t2, slope2 = _tanh(_number(numbers, row, m, 8, shape, mask, n, DTYPE))
+        mean1 = _number(numbers, row, m, 3, shape, mask, n, DTYPE) + t0 * x0
+        mean2 = _number(numbers, row, m, 6, shape, mask, n, DTYPE) + (t1 * x0 + t2 * x1)
+        _, slope, by_scale = _logistic(x1, x1 - mean1, _number(numbers, row, m, 4, shape, mask, n, DTYPE))
         by_mean = -_weighted(share, slope)
         by_x0 += by_mean * t0
         by_x1 = -by_mean
@@ -536,7 +536,7 @@ def _mixture_backward_kernel(
             _store_number(grad_params, row, m, 2, shape, mask, n, by_mean * x0 * slope0)
             _store_number(grad_params, row, m, 3, shape, mask, n, by_mean)
             _store_number(grad_params, row, m, 4, shape, mask, n, _weighted(share, by_scale))
-        _, slope, by_scale = _logistic(x2, x2 - mean2, _number(params, row, m, 7, shape, mask, n, DTYPE))
+        _, slope, by_scale = _logistic(x2, x2 - mean2, _number(numbers, row, m, 7, shape, mask, n, DTYPE))
         by_mean = -_weighted(share, slope)
         by_x0 += by_mean * t1
         by_x1 += by_mean * t2
@@ -558,8 +558,8 @@ def _weighted(weight, value):
 
 
 @triton.jit
-def _store_number(params, row, m, k, shape, mask, mixtures, value):
-    tl.store(_number_at(params, row, m, k, shape, mixtures), value.to(params[0].dtype.element_ty), mask=mask)
+def _store_number(numbers, row, m, k, shape, mask, mixtures, value):
+    tl.store(_number_at(numbers, row, m, k, shape, mixtures), value.to(numbers[0].dtype.element_ty), mask=mask)
 
 
 @triton.jit
