@@ -72,7 +72,9 @@ tuple<Tensor, Tensor> logit_loss(const vector<Tensor>& logits, int64_t reals, in
 template <class Backend>
 vector<Tensor> logit_loss_backward(const Tensor& grad, const vector<Tensor>& logits, int64_t reals, int64_t real_term,
                                    int64_t fake_term, const string& reduction, double scale, bool) {
-  const vector<Tensor> grads = empty_gradients(logits);
+  vector<Tensor> grads;
+  grads.reserve(logits.size());
+  for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
   const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
   STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(logits[0].scalar_type()), "unigen_fast: grad has the wrong dtype");
   LogitLossBackward a;
@@ -116,7 +118,9 @@ template <class Backend>
 vector<Tensor> coupled_logit_loss_backward(const Tensor& grad, const vector<Tensor>& logits, const Tensor& statistics,
                                            int64_t reals, const string& coupling, int64_t real_term, int64_t fake_term,
                                            const string& reduction, double scale, bool) {
-  const vector<Tensor> grads = empty_gradients(logits);
+  vector<Tensor> grads;
+  grads.reserve(logits.size());
+  for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
   const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
   const auto dtype = arithmetic_type(logits[0].scalar_type());
   STD_TORCH_CHECK(grad.scalar_type() == dtype && statistics.scalar_type() == dtype && statistics.is_contiguous() &&

@@ -45,59 +45,15 @@ inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType
 
 inline Tensor empty_absent(const Tensor& like) { return empty_contiguous(like, {0}, like.scalar_type()); }
 
-// whether torch.empty_like of a tensor that is not contiguous is: each of its dimensions is beyond the next one
-inline bool nested(const Tensor& tensor) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  const int64_t ndim = int64_t(sizes.size());
-  bool result = true;
-  for (int64_t d = 0; d < ndim; ++d)
-    result = result && sizes[d] > 1 && strides[d] >= (d + 1 < ndim ? strides[d + 1] * sizes[d + 1] : 1);
-  return result;
-}
-
 // torch.empty_like, without the dispatcher where the tensor is contiguous, or a piece of one that is
 inline Tensor empty_gradient(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   const int64_t ndim = int64_t(sizes.size());
   if (tensor.is_contiguous()) return empty_strided(tensor, ndim, sizes.data(), strides.data(), tensor.scalar_type());
-  return nested(tensor) ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : torch::stable::empty_like(tensor);
-}
-
-// The same for each tensor of a list. On a CPU large ones share one allocation, as the gradients of torch.cat do: the pages
-// of many large pieces, freed one by one, go back to the system, and to fetch them again takes longer than to fill them.
-inline vector<Tensor> empty_gradients(const vector<Tensor>& tensors) {
-  constexpr int64_t kLarge = 1 << 16, kAlign = 64;  // in elements
-  int64_t total = 0;
-  bool shared = tensors.size() > 1;
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensors[0].get(), &device_type));
-  shared = shared && device_type == aoti_torch_device_type_cpu();
-  for (const Tensor& tensor : tensors) {
-    total += (tensor.numel() + kAlign - 1) / kAlign * kAlign;
-    shared = shared && (tensor.is_contiguous() || nested(tensor));
-  }
-  vector<Tensor> grads;
-  grads.reserve(tensors.size());
-  if (!shared || total < kLarge) {
-    for (const Tensor& tensor : tensors) grads.push_back(empty_gradient(tensor));
-    return grads;
-  }
-  const Tensor all = empty_contiguous(tensors[0], {total}, tensors[0].scalar_type());
-  int64_t offset = 0;
-  for (const Tensor& tensor : tensors) {
-    const Dims sizes(tensor.sizes());
-    int64_t strides[kMaxTensorDims], stride = 1;
-    for (int64_t d = sizes.size(); d-- > 0;) {
-      strides[d] = stride;
-      stride *= std::max<int64_t>(sizes[d], 1);
-    }
-    AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch__reinterpret_tensor(all.get(), sizes.size(), sizes.data(), strides, offset, &handle));
-    grads.push_back(Tensor(handle));
-    offset += (tensor.numel() + kAlign - 1) / kAlign * kAlign;
-  }
-  return grads;
+  bool nested = true;  // each dimension beyond the next one
+  for (int64_t d = 0; d < ndim; ++d)
+    nested = nested && sizes[d] > 1 && strides[d] >= (d + 1 < ndim ? strides[d + 1] * sizes[d + 1] : 1);
+  return nested ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : torch::stable::empty_like(tensor);
 }
 
 // ---- options ---------------------------------------------------------------------------------------------------------
