@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases.adversarial import iwgan
+from cases.adversarial import ACTIVATIONS, CONJUGATES, iwgan, relativistic_average
 from cases.base import softplus
 from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits
-from torch import Tensor
+from torch import Tensor, nn
 
 import unigen_fast as uf
+from unigen_fast.adversarial import _DISCRIMINATOR, _GENERATOR
 
 INF = math.inf
 iw_loss = uf.importance_weighted_generator_loss
@@ -221,11 +223,27 @@ FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
         lambda f: F.binary_cross_entropy_with_logits(f, torch.zeros_like(f), reduction="none"),
     ),
     "hinge": (lambda r: torch.clamp(1 - r, min=0), lambda f: torch.clamp(1 + f, min=0)),
+    # as TF-GAN writes them
+    "least_squares": (lambda r: 0.5 * torch.square(r - 1.0), lambda f: 0.5 * torch.square(f)),
+    "wasserstein": (lambda r: -r, lambda f: f),
+    **{
+        f"fgan_{name}": (
+            lambda r, activation=ACTIVATIONS[name]: -activation(r),
+            lambda f, activation=ACTIVATIONS[name], conjugate=CONJUGATES[name]: conjugate(activation(f)),
+        )
+        for name in CONJUGATES
+    },
 }
+# accuracy: where the boundary is, if not at 0; whose real logits are the negative ones
+BOUNDARIES = {"least_squares": 0.5, "fgan_kl": 1.0}
+NEGATIVE = {"fgan_reverse_kl", "fgan_neyman", "fgan_hellinger"}
 GENERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "non_saturating": lambda f: -torch.sigmoid(f).log(),
     "saturating": lambda f: torch.sigmoid(-f).log(),
     "hinge": lambda f: -f,
+    "least_squares": lambda f: 0.5 * torch.square(f - 1.0),
+    "wasserstein": lambda f: -f,
+    **{kind: lambda f, term=FORMULAS[kind][1]: -term(f) for kind in FORMULAS if kind.startswith("fgan")},
 }
 
 
@@ -352,10 +370,11 @@ def test_statistics(kind: str, reduction: str, device: torch.device) -> None:
     assert_close(loss, plain, 1e-6)
     for i, (r, f) in enumerate(zip(reals, fakes, strict=True)):
         r, f = r.detach().double(), f.detach().double()
+        boundary, sign = BOUNDARIES.get(kind, 0.0), -1 if kind in NEGATIVE else 1
         expected = uf.DiscriminatorStats(
             losses=FORMULAS[kind][0](r).mean() + FORMULAS[kind][1](f).mean(),
-            real_accuracy=(r > 0).double().mean(),
-            fake_accuracy=(f < 0).double().mean(),
+            real_accuracy=(sign * r > boundary).double().mean(),
+            fake_accuracy=(sign * f < boundary).double().mean(),
             real_mean_logit=r.mean(),
             fake_mean_logit=f.mean(),
             real_mean_probability=r.sigmoid().mean(),
@@ -425,6 +444,405 @@ def test_mixed_dtypes_in_lists(device: torch.device) -> None:
     assert_close(half.grad, -torch.sigmoid(-half.detach().double()) / 6, 1e-3)
 
 
+# ---- further kinds ---------------------------------------------------------------------------------------------------
+
+RELATIVISTIC = ["relativistic_average", "relativistic_average_least_squares", "relativistic_average_hinge"]
+COUPLED = ["relativistic", *RELATIVISTIC, "kl_wgan"]
+
+
+def by_kind(kind: str, real: Tensor, fake: Tensor, *, generator: bool = False, **options: Any) -> Tensor:
+    """Discriminator's or generator's loss, with `real` where the kind takes it."""
+    if not generator:
+        return uf.discriminator_loss(real=real, fake=fake, kind=kind, **options)
+    return uf.generator_loss(real=None if kind == "kl_wgan" else real, fake=fake, kind=kind, **options)
+
+
+def test_every_kind_has_its_two_losses() -> None:
+    kinds = {*FORMULAS, *COUPLED}
+    assert kinds == set(_DISCRIMINATOR)
+    assert {k for k in _GENERATOR if k not in ("non_saturating", "saturating")} == kinds - {"logistic"}
+
+
+@pytest.mark.parametrize("divergence", CONJUGATES)
+def test_fgan_attains_its_divergence(divergence: str, device: torch.device) -> None:
+    """At the best discriminator, T = f'(p/q), minus the loss is the f-divergence itself; elsewhere it is less."""
+    p, q = (torch.tensor(x, dtype=torch.float64, device=device) for x in ([1.0, 2, 3, 10], [4.0, 4, 4, 4]))
+    u = p / q
+    f, best = {
+        "kl": (u * u.log(), 1 + u.log()),
+        "reverse_kl": (-u.log(), -u.log()),
+        "pearson": ((u - 1).square(), 2 * (u - 1)),
+        "neyman": ((1 - u).square() / u, -2 * u.log()),
+        "hellinger": ((u.sqrt() - 1).square(), -0.5 * u.log()),
+        "js": (u * u.log() - (u + 1) * ((u + 1) / 2).log(), u.log()),
+    }[divergence]
+    expected = (q / 16 * f).sum()
+
+    def bound(logits: Tensor) -> Tensor:
+        real, fake = (logits.repeat_interleave(n.long()) for n in (p, q))
+        return -uf.discriminator_loss(real=real, fake=fake, kind=f"fgan_{divergence}")
+
+    assert_close(bound(best), expected, 1e-12)
+    for offset in (0.1, -0.1):
+        assert bound(best + offset) < expected and bound(best * (1 + offset)) < expected
+    assert_close(
+        uf.generator_loss(fake=best.repeat_interleave(q.long()), kind=f"fgan_{divergence}"),
+        bound(best) - (p / 16 * ACTIVATIONS[divergence](best)).sum(),
+        1e-12,
+    )
+
+
+def test_density_ratios_at_the_best_discriminator(device: torch.device) -> None:
+    p, q = (torch.tensor(x, dtype=torch.float64, device=device) for x in ([1.0, 2, 3, 10], [4.0, 4, 4, 4]))
+    best, middle = (p / q).log(), (p + q) / 2
+    of_p, of_q = (best.repeat_interleave(n.long()) for n in (p, q))
+    assert_close(uf.density_ratio_kl(of_p), (p / 16 * (p / q).log()).sum(), 1e-13)
+    assert_close(uf.density_ratio_kl(-of_q, reduction="sum"), (q * (q / p).log()).sum(), 1e-13)
+    assert_close(uf.density_ratio_kl(of_p, reduction="none"), of_p, 1e-15)
+    jsd = ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 32
+    assert_close(uf.density_ratio_js(real=of_p, fake=of_q), jsd, 1e-13)
+    assert_close(uf.density_ratio_js(real=[of_p, of_p], fake=[of_q, of_q]), 2 * jsd, 1e-13)
+    assert uf.density_ratio_js(real=of_p.half(), fake=of_q.half()).dtype == torch.float32
+    apart = torch.full((4,), 1e4, device=device)
+    assert_close(uf.density_ratio_js(real=apart, fake=-apart), torch.tensor(math.log(2)), 1e-6)
+    assert (uf.density_ratio_js(real=apart * 0, fake=apart * 0) == 0).all()
+
+
+@pytest.mark.parametrize("generator", [False, True])
+@pytest.mark.parametrize("kind", COUPLED)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_coupled_rows_add_up(kind: str, generator: bool, reduction: str, device: torch.device) -> None:
+    """ "none" is a composition of its own: value and gradients of its sum are those of the kernel."""
+    reals, fakes = ([torch.randn(n, 3, dtype=torch.float64, device=device) for n in (4, 7)] for _ in range(2))
+    tensors = [x.requires_grad_() for x in (reals if not generator or kind != "kl_wgan" else []) + fakes]
+    got = by_kind(kind, reals, fakes, generator=generator, reduction=reduction, scale=0.7)
+    rows = by_kind(kind, reals, fakes, generator=generator, reduction="none", scale=0.7)
+    assert [r.shape for r in rows] == [f.shape for f in fakes]
+    expected = sum(getattr(r, reduction)() for r in rows)
+    assert_close(got, expected, 1e-12)
+    for a, b in zip(torch.autograd.grad(got, tensors), torch.autograd.grad(expected, tensors), strict=True):
+        assert_close(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("generator", [False, True])
+@pytest.mark.parametrize("kind", ["relativistic", *RELATIVISTIC])
+def test_relativistic_losses_know_differences_only(kind: str, generator: bool, device: torch.device) -> None:
+    """A shift of both sides changes nothing, so gradients cancel: they flow through the means as well."""
+    real, fake = (torch.randn(6, 5, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    loss = by_kind(kind, real, fake, generator=generator)
+    assert_close(by_kind(kind, real + 3, fake + 3, generator=generator), loss, 1e-12)
+    gradients = torch.autograd.grad(loss, (real, fake))
+    assert gradients[0].abs().max() > 1e-3
+    assert abs(gradients[0].sum() + gradients[1].sum()) < 1e-12
+    exchanged = by_kind(kind, fake, real, generator=not generator)
+    assert_close(loss, exchanged, 1e-12)
+
+
+def test_relativistic_average_against_tf_gan(device: torch.device) -> None:
+    """TF-GAN adds the sides, without 1/2: `scale=2`."""
+    real, fake = torch.randn(7, dtype=torch.float64, device=device), torch.randn(3, dtype=torch.float64, device=device)
+
+    def cross_entropy(x: Tensor, label: float) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, torch.full_like(x, label))
+
+    def contrast(a: Tensor, b: Tensor) -> Tensor:
+        return cross_entropy(a - b.mean(), 1.0) + cross_entropy(b - a.mean(), 0.0)
+
+    options = {"real": real, "fake": fake, "kind": "relativistic_average", "scale": 2.0}
+    assert_close(uf.discriminator_loss(**options), contrast(real, fake), 1e-13)
+    assert_close(uf.generator_loss(**options), contrast(fake, real), 1e-13)
+
+
+@pytest.mark.parametrize("kind", COUPLED)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_statistics_of_coupled_kinds(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    reals, fakes = ([torch.randn(n, 40, device=device).to(dtype) + 0.3 for n in (2, 300)] for _ in range(2))
+    loss, stats = uf.discriminator_loss(real=reals, fake=fakes, kind=kind, return_stats=True, scale=2.0)
+    assert_close(loss, uf.discriminator_loss(real=reals, fake=fakes, kind=kind, scale=2.0), 1e-6)
+    for i, (r, f) in enumerate(zip(reals, fakes, strict=True)):
+        r, f = r.double(), f.double()
+        x, y = (
+            (r, f) if kind == "kl_wgan" else (r - f, f - r) if kind == "relativistic" else (r - f.mean(), f - r.mean())
+        )
+        expected = uf.DiscriminatorStats(
+            losses=uf.discriminator_loss(real=r, fake=f, kind=kind),
+            real_accuracy=(x > 0).double().mean(),
+            fake_accuracy=(y < 0).double().mean(),
+            real_mean_logit=r.mean(),
+            fake_mean_logit=f.mean(),
+            real_mean_probability=x.sigmoid().mean(),
+            fake_mean_probability=y.sigmoid().mean(),
+        )
+        for name, got, e in zip(stats._fields, stats, expected, strict=True):
+            assert_close(got[i], e, 1e-12 if dtype == torch.float64 else 1e-5, 1e-6, what=name)
+
+
+def test_kl_wgan_ratios_are_detached(device: torch.device) -> None:
+    """f-wgan's code lets gradients through its ratios (MATH: r·(1 + l) - …); here r is a constant of mean 1."""
+    fake = torch.randn(50, dtype=torch.float64, device=device, requires_grad=True)
+    ratio = torch.softmax(fake.detach(), 0) * 50
+    assert_close(gradient(uf.generator_loss(fake=fake, kind="kl_wgan"), fake), -ratio / 50, 1e-12)
+    expected = torch.where(1 + ratio * fake.detach() > 0, ratio / 50, 0.0)
+    loss = uf.discriminator_loss(real=fake.detach(), fake=fake, kind="kl_wgan")
+    assert_close(gradient(loss, fake), expected, 1e-12)
+    (first,) = torch.autograd.grad(uf.generator_loss(fake=fake, kind="kl_wgan") * fake.sum(), fake, create_graph=True)
+    assert torch.autograd.grad(first.sum(), fake)[0].isfinite().all()
+    far = torch.tensor([-INF, 1.0, 2.0], dtype=torch.float64, device=device, requires_grad=True)
+    loss = uf.generator_loss(fake=far, kind="kl_wgan", reduction="sum")
+    # r has mean 1 over all three logits
+    assert_close(loss, 1.5 * uf.generator_loss(fake=far[1:], kind="kl_wgan", reduction="sum"), 1e-12)
+    assert gradient(loss, far)[0] == 0
+    nothing = torch.full((3,), -INF, device=device, requires_grad=True)
+    loss = uf.generator_loss(fake=nothing, kind="kl_wgan")
+    assert loss == 0 and (gradient(loss, nothing) == 0).all()
+
+
+@pytest.mark.parametrize("kind", [k for k in (*FORMULAS, *COUPLED) if not k.startswith("fgan") or k == "fgan_js"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_kind_with_logits_of_ten_thousand(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    real, fake = (
+        torch.tensor(v, dtype=dtype, device=device, requires_grad=True) for v in ([1e4, -1e4, 0], [-1e4, 9e3, 1])
+    )
+    for generator in (False, True):
+        if generator and kind in ("logistic", *FORMULAS):
+            continue
+        loss = by_kind(kind, real, fake, generator=generator)
+        wide = [x.detach().double().requires_grad_() for x in (real, fake)]
+        expected = by_kind(kind, *wide, generator=generator)
+        assert_close(loss, expected, 1e-6)
+        found, wanted = (
+            torch.autograd.grad(x, t, allow_unused=True) for x, t in ((loss, (real, fake)), (expected, wide))
+        )
+        for got, e in zip(found, wanted, strict=True):
+            assert (got is None) == (e is None)
+            if got is not None:
+                assert got.isfinite().all()
+                assert_close(got, e, 1e-5, 1e-7)
+
+
+@pytest.mark.parametrize("kind", [k for k in FORMULAS if k.startswith("fgan")])
+def test_fgan_overflows_where_its_result_does_and_no_sooner(kind: str, device: torch.device) -> None:
+    """Composed, T and f*(T) meet: sqrt(1 - (1 - e^v)) overflows at half the logit where e^(v/2) does."""
+    x = torch.tensor([-1e4, -200.0, -80.0, -1e-4, 0.0, 1e-4, 80.0, 170.0, 1e4], dtype=torch.float32, device=device)
+    x.requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    for call in (
+        lambda y: uf.generator_loss(fake=y, kind=kind, reduction="none"),
+        lambda y: uf.discriminator_loss(real=y, fake=y.detach() * 0 + 1, kind=kind, reduction="none"),
+    ):
+        got, expected = call(x), call(wide)
+        pairs = ((got, expected), (gradient(got.sum(), x), gradient(expected.sum(), wide)))
+        for a, b in pairs:
+            assert not a.isnan().any()
+            fits = (b.abs() < torch.finfo(torch.float32).max) & (b.abs() > 1e-30)
+            torch.testing.assert_close(a[fits].double(), b[fits], rtol=2e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", [*RELATIVISTIC, "kl_wgan"])
+def test_a_nan_stays_in_its_scale(kind: str, device: torch.device) -> None:
+    """Of a list of discriminators only the one that returned a NaN gets NaN gradients, on both its sides."""
+    reals, fakes = ([torch.randn(5, device=device) for _ in range(2)] for _ in range(2))
+    fakes[0][2] = math.nan
+    tensors = [x.requires_grad_() for x in (*reals, *fakes)]
+    loss, stats = uf.discriminator_loss(real=reals, fake=fakes, kind=kind, return_stats=True)
+    assert loss.isnan() and stats.losses[0].isnan() and stats.losses[1].isfinite()
+    found = torch.autograd.grad(loss, tensors)
+    assert found[2].isnan().any() or kind == "relativistic_average_hinge"  # relu's slope at a NaN is 1 in PyTorch
+    assert found[1].isfinite().all() and found[3].isfinite().all()
+    alone = uf.discriminator_loss(real=reals[1], fake=fakes[1], kind=kind)
+    for got, expected in zip(found[1::2], torch.autograd.grad(alone, (reals[1], fakes[1])), strict=True):
+        assert_close(got, expected, 1e-6)
+
+
+def test_coupled_lists_of_many(device: torch.device) -> None:
+    """More tensors than a launch may hold by value: each finds its counterpart."""
+    reals, fakes = (
+        [torch.randn(2, n + 3, dtype=torch.float64, device=device)[:, :n].requires_grad_() for n in range(1, 41)]
+        for _ in range(2)
+    )
+    for kind in ("relativistic_average", "kl_wgan"):
+        got = uf.discriminator_loss(real=reals, fake=fakes, kind=kind)
+        expected = sum(uf.discriminator_loss(real=r, fake=f, kind=kind) for r, f in zip(reals, fakes, strict=True))
+        assert_close(got, expected, 1e-12)
+        found, wanted = (torch.autograd.grad(x, [*reals, *fakes]) for x in (got, expected))
+        for a, b in zip(found, wanted, strict=True):
+            assert_close(a, b, 1e-11)
+    assert_close(
+        uf.discriminator_loss(real=reals[:5], fake=fakes[:5], kind="relativistic_average"),
+        sum(relativistic_average(r, f) for r, f in zip(reals[:5], fakes[:5], strict=True)),
+        1e-12,
+    )
+
+
+# ---- groups of IWGAN -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool], ids=str)
+def test_labels_of_any_integer_type(dtype: torch.dtype, logits: Tensor) -> None:
+    groups = (torch.arange(16, device=logits.device) % 2).to(dtype)
+    expected = (iwgan(logits[::2], 0) + iwgan(logits[1::2], 0)) / 2
+    got = iw_loss(fake=logits, groups=groups)
+    assert_close(got, expected, 1e-12)
+    assert_close(gradient(got, logits), gradient(expected, logits), 1e-12)
+
+
+@pytest.mark.parametrize("n,classes", [(3000, 7), (3000, 2999), (20000, 50)])
+def test_groups_of_many_samples(n: int, classes: int, device: torch.device) -> None:
+    """Labels far apart, which collide in any table of their low bits."""
+    labels = (torch.arange(n, device=device) * 7919 % classes - classes // 2) * 2**48
+    wide = (3 * torch.randn(n, dtype=torch.float64, device=device)).requires_grad_()
+    x = wide.detach().float().requires_grad_()
+    with torch.no_grad():
+        wide.copy_(x)
+    number = labels.unique(return_inverse=True)[1]
+    total = torch.zeros(classes, dtype=torch.float64, device=device).scatter_add(0, number, wide.detach().exp())
+    expected = (wide.detach().exp() / total[number] * softplus(-wide)).sum() / classes
+    got = iw_loss(fake=x, groups=labels)
+    assert_close(got, expected, 1e-6)
+    assert_close(gradient(got, x), gradient(expected, wide), 1e-5, 1e-12)
+
+
+def test_groups_that_are_not_finite(device: torch.device) -> None:
+    """A group of -inf has weights 0 and no gradient; a NaN stays in its group."""
+    x = torch.tensor([-INF, 0.5, -INF, math.nan, 1.0, -2.0], dtype=torch.float64, device=device, requires_grad=True)
+    groups = torch.tensor([1, 2, 1, 3, 2, 3], device=device)
+    for detach in (True, False):
+        fine = iw_loss(fake=x[:3], groups=groups[:3], detach=detach, reduction="sum")
+        assert_close(fine, softplus(-x[1]), 1e-12)
+        loss = iw_loss(fake=x, groups=groups, detach=detach)
+        assert loss.isnan()
+        g = gradient(loss, x)
+        clean = gradient(iwgan(x[[1, 4]], 0, 1.0, detach) / 3, x)
+        assert (g[[0, 2]] == 0).all() and g[[3, 5]].isnan().any()
+        assert_close(g[[1, 4]], clean[[1, 4]], 1e-12)
+    assert iw_loss(fake=x[:0], groups=groups[:0]).isnan()
+    assert iw_loss(fake=x[:0], groups=groups[:0], reduction="sum") == 0
+
+
+# ---- penalties -------------------------------------------------------------------------------------------------------
+
+
+def network(device: torch.device) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Softplus(), nn.Linear(8, 2)).to(device, torch.float64)
+
+
+def test_r1_of_a_linear_discriminator(device: torch.device) -> None:
+    w = torch.randn(6, dtype=torch.float64, device=device, requires_grad=True)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    logits = x.flatten(1) @ w
+    penalty = uf.r1_penalty(logits=logits, inputs=x, gamma=3.0)
+    assert_close(penalty, 1.5 * w.square().sum(), 1e-13)
+    assert_close(gradient(penalty, w), 3.0 * w, 1e-13)
+    rows = uf.r1_penalty(logits=x.flatten(1) @ w, inputs=x, gamma=3.0, reduction="none")
+    assert_close(rows, penalty.expand(5), 1e-13)
+    assert_close(uf.r1_penalty(logits=x.flatten(1) @ w, inputs=x, gamma=3.0, reduction="sum"), 5 * penalty, 1e-13)
+
+
+def test_r1_is_stylegan_s(device: torch.device) -> None:
+    net = network(device)
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, device=device, requires_grad=True)
+    (g,) = torch.autograd.grad(outputs=[net(x).sum()], inputs=[x], create_graph=True)
+    expected = (g.square().sum([1, 2, 3]) * (10 / 2)).mean()
+    got = uf.r1_penalty(logits=net(x), inputs=x)
+    assert_close(got, expected, 1e-13)
+    for a, b in zip(
+        torch.autograd.grad(got, net.parameters(), allow_unused=True),
+        torch.autograd.grad(expected, net.parameters(), allow_unused=True),
+        strict=True,
+    ):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_close(a, b, 1e-12)
+
+
+def by_hand(net: Any, real: Tensor, fake: Tensor, share: Tensor, target: float = 1.0) -> Tensor:
+    penalties = []
+    for r, f, a in zip(real, fake, share, strict=True):
+        x = (a * r + (1 - a) * f).unsqueeze(0).requires_grad_()
+        (g,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        penalties.append((torch.sqrt((g * g).sum() + 1e-10) - target) ** 2)
+    return torch.stack(penalties)
+
+
+@pytest.mark.parametrize("target", [1.0, 0.0])
+def test_gradient_penalty(target: float, device: torch.device) -> None:
+    net = network(device)
+    real, fake = (torch.randn(5, 3, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    share = torch.rand(5, 1, 1, dtype=torch.float64, device=device, generator=torch.Generator(device).manual_seed(3))
+    expected = by_hand(net, real.detach(), fake.detach(), share[:, 0, 0], target)
+    for reduction, of in (("mean", 7 * expected.mean()), ("sum", 7 * expected.sum()), ("none", 7 * expected)):
+        generator = torch.Generator(device).manual_seed(3)
+        got = uf.gradient_penalty(
+            discriminator=net, real=real, fake=fake, weight=7.0, target=target, reduction=reduction, generator=generator
+        )
+        assert_close(got, of, 1e-11)
+    weights = [p for n, p in net.named_parameters() if "3.bias" not in n]
+    found, wanted = (torch.autograd.grad(x.sum(), weights) for x in (got, 7 * expected))
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b, 1e-10)
+    assert real.grad is None and fake.grad is None
+
+
+def test_gradient_norm_is_per_sample(device: torch.device) -> None:
+    """torchgan takes one norm over the whole batch: sqrt(N) times too large, and blind to single samples."""
+    x = torch.randn(16, 4, dtype=torch.float64, device=device)
+    unit = torch.full((4,), 0.5, dtype=torch.float64, device=device)  # a critic of norm 1
+    penalty = uf.gradient_penalty(discriminator=lambda v: v @ unit, real=x, fake=x + 1)
+    whole = 10 * (unit.expand(16, 4).norm(2) - 1) ** 2
+    assert penalty.abs() < 1e-15 and whole > 80
+    mixed = uf.gradient_penalty(discriminator=lambda v: (v @ unit) * torch.arange(16, device=device), real=x, fake=x)
+    assert_close(mixed, 10 * (torch.arange(16.0, dtype=torch.float64) - 1).square().mean(), 1e-6)
+
+
+def test_gradient_penalty_has_a_derivative_at_zero(device: torch.device) -> None:
+    """sqrt has none: a critic that is flat somewhere turned every weight into NaN."""
+    w = torch.zeros(4, dtype=torch.float64, device=device, requires_grad=True)
+    penalty = uf.gradient_penalty(
+        discriminator=lambda v: v @ w,
+        real=torch.ones(3, 4, device=device).double(),
+        fake=torch.zeros(3, 4, device=device).double(),
+    )
+    assert_close(penalty, torch.tensor(10 * (1 - 1e-5) ** 2, dtype=torch.float64), 1e-12)
+    assert (gradient(penalty, w) == 0).all()
+    half = uf.gradient_penalty(
+        discriminator=lambda v: (300 * v).sum(1),
+        real=torch.ones(2, 4, device=device).half(),
+        fake=torch.zeros(2, 4, device=device).half(),
+        target=0.0,
+        weight=1.0,
+    )
+    assert half.dtype == torch.float32
+    assert_close(half, torch.tensor(360000.0), 1e-3)  # the squares are beyond fp16
+
+
+def test_errors_of_penalties(device: torch.device) -> None:
+    x = torch.randn(3, 4, device=device)
+    leaf = x.clone().requires_grad_()
+    r1, gp = uf.r1_penalty, uf.gradient_penalty
+    assert_refused(lambda: r1(logits=x.sum(1), inputs=x), ValueError, "inputs: expected logits .* got no graph")
+    assert_refused(lambda: r1(logits=leaf.sum(1), inputs=leaf.clone()), ValueError, "inputs: .* got others")
+    assert_refused(lambda: r1(logits=leaf.sum(1), inputs=1.0), TypeError, "inputs: expected a torch.Tensor, got float")
+    assert_refused(lambda: r1(logits=x.long(), inputs=leaf), TypeError, "logits: expected a floating-point tensor")
+    assert_refused(lambda: r1(logits=leaf.sum(1), inputs=leaf, gamma=-1.0), ValueError, "gamma: got -1.0")
+    assert_refused(lambda: r1(logits=leaf.sum(1), inputs=leaf, reduction="avg"), ValueError, "reduction: got 'avg'")
+    scalar = torch.ones((), device=device, requires_grad=True)
+    assert_refused(lambda: r1(logits=scalar * 2, inputs=scalar), ValueError, "inputs: got a tensor without dimensions")
+    assert_refused(
+        lambda: gp(discriminator=torch.sin, real=x, fake=x[:2]), ValueError, r"got real \(3, 4\), fake \(2, 4\)"
+    )
+    assert_refused(
+        lambda: gp(discriminator=torch.sin, real=x, fake=x.int()), TypeError, "fake: expected a floating-point"
+    )
+    assert_refused(
+        lambda: gp(discriminator=lambda v: 1.0, real=x, fake=x), TypeError, r"discriminator\(x\): expected a"
+    )
+    assert_refused(lambda: gp(discriminator=lambda v: x, real=x, fake=x), ValueError, "got no graph")
+    assert_refused(lambda: gp(discriminator=torch.sin, real=x, fake=x, weight=-1), ValueError, "weight: got -1")
+    elsewhere = torch.randn(3, 4, device="meta")
+    assert_refused(lambda: gp(discriminator=torch.sin, real=x, fake=elsewhere), ValueError, "fake: got device meta")
+
+
 # ---- log-ratios ------------------------------------------------------------------------------------------------------
 
 
@@ -465,10 +883,14 @@ def test_labels_broadcast(device: torch.device) -> None:
 def test_log_ratio_of_classes(device: torch.device) -> None:
     x = torch.randn(4, 5, dtype=torch.float64, device=device, requires_grad=True)
     log_q = torch.log_softmax(x, -1)
-    for a, b in ((0, 3), (-1, 0), (2, 2)):
+    for a, b in ((0, 3), (-1, 0), (2, 2), (-2, -5)):
         got = uf.log_ratio(x, y=(a, b))
         assert_close(got, log_q[:, a] - log_q[:, b], 1e-12, 1e-15)
         assert_close(uf.log_ratio(x, y=(a, b), reversed=True), -got, 1e-15)
+        slope = torch.zeros(5, dtype=torch.float64, device=device)
+        slope[a] += 1
+        slope[b] -= 1
+        assert_close(gradient(got.sum(), x), slope.expand(4, 5), 1e-15)
     assert uf.log_ratio(x.half(), y=(0, 1)).dtype == torch.float32
 
 
@@ -520,6 +942,24 @@ def test_errors_of_discriminator_and_generator_loss(device: torch.device) -> Non
         lambda: d(real=x, fake=[x.bool()]), TypeError, r"fake\[0\]: expected a floating-point tensor, got torch.bool"
     )
     assert_refused(lambda: g(fake=x, real=x), ValueError, "real: got logits, expected None for kind 'non_saturating'")
+    assert_refused(lambda: g(fake=x, real=x, kind="kl_wgan"), ValueError, "real: got logits, expected None")
+    for kind in ("relativistic", "relativistic_average_hinge"):
+        assert_refused(
+            lambda kind=kind: g(fake=x, kind=kind), ValueError, f"real: got None, expected logits for kind '{kind}'"
+        )
+    assert_refused(
+        lambda: d(real=x, fake=other, kind="relativistic"),
+        ValueError,
+        r'kind "relativistic": expected equal shapes, got real \(3,\), fake \(4,\)',
+    )
+    assert_refused(
+        lambda: g(real=x, fake=other, kind="relativistic_average", reduction="none"),
+        ValueError,
+        r'reduction "none": expected equal shapes, got real \(3,\), fake \(4,\)',
+    )
+    assert_refused(lambda: uf.density_ratio_kl(x.int()), TypeError, "logits: expected a floating-point tensor")
+    assert_refused(lambda: uf.density_ratio_kl(x, reduction="batch"), ValueError, "reduction: got 'batch'")
+    assert_refused(lambda: uf.density_ratio_js(real=[x], fake=x[None, 0].int()), TypeError, "fake: expected a floating")
     assert_refused(
         lambda: d(real=x, fake=other, reduction="none"),
         ValueError,

@@ -7,33 +7,53 @@
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
 
-// The term is a run-time choice: a branch per vector, always the same one, is cheaper than twenty copies of every loop.
+// The term is a run-time choice: a branch per vector, always the same one, is cheaper than twenty copies of every loop; but
+// not where the term costs no more than the branch.
+struct AnyTerm {
+  Term term;
+  UNIGEN_INLINE Term get() const { return term; }
+};
+template <Term kTerm>
+struct OneTerm {
+  UNIGEN_INLINE static constexpr Term get() { return kTerm; }
+};
+template <class Body>
+void with_term(int number, const Body& body) {
+  switch (Term(number)) {
+    case Term::hinge_real: return body(OneTerm<Term::hinge_real>());
+    case Term::hinge_fake: return body(OneTerm<Term::hinge_fake>());
+    case Term::linear: return body(OneTerm<Term::linear>());
+    case Term::identity: return body(OneTerm<Term::identity>());
+    case Term::least_squares_real: return body(OneTerm<Term::least_squares_real>());
+    case Term::least_squares_fake: return body(OneTerm<Term::least_squares_fake>());
+    default: return body(AnyTerm{Term(number)});
+  }
+}
 
-// 1 where `x` is on the side of the boundary that the term wants
+// 1 where `x` is on the side of the edge that the term wants
 template <class V>
-UNIGEN_INLINE V on_right_side(Term term, V x) {
-  const V edge = constant<V>(boundary(term)), zero = constant<V>(0), one = constant<V>(1);
+UNIGEN_INLINE V on_right_side(Term term, V x, V edge) {
+  const V zero = constant<V>(0), one = constant<V>(1);
   return select(wants_positive(term) ? edge < x : x < edge, one, zero);
 }
 
+template <class Choice>
 struct Value {
-  static constexpr int kOthers = 0;
-  Term term;
+  Choice term;
 
   template <class V>
   UNIGEN_INLINE V operator()(V x, V*) const {
-    return term_value(term, x);
+    return term_value(term.get(), x);
   }
 };
 
 // others: on the right side, logit, probability
 struct ValueAndStatistics {
-  static constexpr int kOthers = 3;
   Term term;
 
   template <class V>
   UNIGEN_INLINE V operator()(V x, V* others) const {
-    others[0] = on_right_side(term, x);
+    others[0] = on_right_side(term, x, constant<V>(boundary(term)));
     others[1] = x;
     others[2] = Logistic<V>(x).sigmoid();
     return term_value(term, x);
@@ -48,13 +68,14 @@ struct GridAndArray {
 };
 
 // flat_sums of any number of items
-template <class T, class F, class Make, class Done>
-void sum_items(const LogitLoss& a, const Parallel& parallel, const Make& f, const Done& done) {
+template <class T, int kOthers, class With, class Done>
+void sum_items(const LogitLoss& a, const Parallel& parallel, const With& with, const Done& done) {
   for (int64_t begin = 0; begin < a.num_items; begin += Flats::kMost) {
     const LogitItem* items = a.items + begin;
-    flat_sums<T, F>(
+    flat_sums<T, kOthers>(
         parallel, int(smaller(Flats::kMost, a.num_items - begin)),
-        [&](int i) { return GridAndArray{items[i].grid, {items[i].logits, a.dtype}}; }, [&](int i) { return f(begin + i); },
+        [&](int i) { return GridAndArray{items[i].grid, {items[i].logits, a.dtype}}; },
+        [&](int i, const auto& run) { with(begin + i, run); },
         [&](int i, double sum, const double* others) { done(begin + i, sum, others); });
   }
 }
@@ -63,12 +84,15 @@ template <class T>
 void logit_loss_in(const LogitLoss& a, const Parallel& parallel) {
   double total = 0;
   if (!a.statistics) {
-    sum_items<T, Value>(
-        a, parallel, [&](int64_t i) { return Value{Term(a.items[i].term)}; },
+    sum_items<T, 0>(
+        a, parallel,
+        [&](int64_t i, const auto& run) {
+          with_term(a.items[i].term, [&](auto term) { run(Value<decltype(term)>{term}); });
+        },
         [&](int64_t i, double sum, const double*) { total += sum / a.items[i].count; });
   } else {
-    sum_items<T, ValueAndStatistics>(
-        a, parallel, [&](int64_t i) { return ValueAndStatistics{Term(a.items[i].term)}; },
+    sum_items<T, 3>(
+        a, parallel, [&](int64_t i, const auto& run) { run(ValueAndStatistics{Term(a.items[i].term)}); },
         [&](int64_t i, double sum, const double* others) {
           total += sum / a.items[i].count;
           T* statistics = static_cast<T*>(a.statistics) + 4 * i;
@@ -79,43 +103,44 @@ void logit_loss_in(const LogitLoss& a, const Parallel& parallel) {
   *static_cast<T*>(a.value) = T(a.scale * total);
 }
 
-// the gradient of each item, f(i) being its function object, in one region
-template <class T, class Make>
-void map_items(const LogitLossBackward& a, const Parallel& parallel, const Make& f) {
+// the gradient of each item, in one region: with(i, run) calls run(its function object)
+template <class T, class With>
+void map_items(const LogitLossBackward& a, const Parallel& parallel, const With& with) {
   for (int64_t begin = 0; begin < a.num_items; begin += Flats::kMost) {
     const LogitItem* items = a.items + begin;
     const Flats flats(T(), int(smaller(Flats::kMost, a.num_items - begin)),
                       [&](int i) { return items[i].grid.rows * items[i].grid.cols; });
     flats.run(parallel, [&](int64_t, int i, int64_t from, int64_t to) {
       const Array in = {items[i].logits, a.dtype}, out = {items[i].grad_logits, a.dtype};
-      Map<T, 0, 1, 1>(items[i].grid, nullptr, &in, &out).span(f(begin + i), from, to);
+      const Map<T, 0, 1, 1> map(items[i].grid, nullptr, &in, &out);
+      with(begin + i, [&](const auto& f) { map.span(f, from, to); });
     });
   }
 }
 
-template <class T>
+template <class T, class Choice>
 struct ScaledSlope {
   static constexpr int kKept = 0;
-  Term term;
+  Choice term;
   T factor;
 
   UNIGEN_INLINE void operator()(const Vec<T>*, const Vec<T>* in, Vec<T>* out) const {
-    out[0] = term_slope(term, in[0]) * Vec<T>(factor);
+    out[0] = term_slope(term.get(), in[0]) * Vec<T>(factor);
   }
 };
 
 template <class T>
 void logit_loss_backward_in(const LogitLossBackward& a, const Parallel& parallel) {
   const T grad = *static_cast<const T*>(a.grad);
-  map_items<T>(a, parallel, [&](int64_t i) {
-    return ScaledSlope<T>{Term(a.items[i].term), grad * T(a.scale / a.items[i].count)};
+  map_items<T>(a, parallel, [&](int64_t i, const auto& run) {
+    const T factor = grad * T(a.scale / a.items[i].count);
+    with_term(a.items[i].term, [&](auto term) { run(ScaledSlope<T, decltype(term)>{term, factor}); });
   });
 }
 
 // ---- coupled logits --------------------------------------------------------------------------------------------------
 
 struct Logit {
-  static constexpr int kOthers = 0;
   template <class V>
   UNIGEN_INLINE V operator()(V x, V*) const {
     return x;
@@ -137,14 +162,14 @@ struct CoupledValue {
   static constexpr int kOthers = kStatistics ? 4 : 1;
   Coupling coupling;
   Term term;
-  T summary;
+  T summary, inverse;
 
   template <class V>
   UNIGEN_INLINE V operator()(V x, V* others) const {
-    const Coupled<V> coupled(coupling, x, V(summary));
+    const Coupled<V> coupled(coupling, x, V(summary), V(inverse));
     if (kStatistics) {
       const V judged = coupling == Coupling::averages ? coupled.logit : x;
-      others[1] = on_right_side(term, judged);
+      others[1] = on_right_side(term, judged, constant<V>(0));
       others[2] = x;
       others[3] = Logistic<V>(judged).sigmoid();
     }
@@ -153,23 +178,24 @@ struct CoupledValue {
   }
 };
 
-// each item's mean logit, or log-mean-exp, to its place in the statistics
+// each item's mean logit, or what its ratios take, to its place in the statistics
 template <class T>
 void summarize(const CoupledLogitLoss& a, const Parallel& parallel) {
   T* statistics = static_cast<T*>(a.statistics);
   const auto summary = [&](int64_t i) -> T& { return statistics[kCoupledColumns * i + 4]; };
   if (Coupling(a.coupling) == Coupling::averages) {
-    return sum_items<T, Logit>(
-        a, parallel, [](int64_t) { return Logit(); },
+    return sum_items<T, 0>(
+        a, parallel, [](int64_t, const auto& run) { run(Logit()); },
         [&](int64_t i, double sum, const double*) { summary(i) = T(sum / numel(a.items[i])); });
   }
   for (int64_t i = 0; i < a.num_items; ++i) {
-    summary(i) = 0;
+    T* own = &summary(i);
+    own[0] = own[1] = 0;  // all -inf: the ratios are 0, not NaN
     if (i < a.reals) continue;
     const RowExponentials<T, ExponentialsAlone> exponentials(a.items[i].grid, {a.items[i].logits, a.dtype}, 1);
     exponentials.run(parallel, [&](int64_t, int64_t, int, const T* shift, const double* sum, const double*) {
-      const double value = double(shift[0]) + ::log(sum[0]) - ::log(numel(a.items[i]));
-      summary(i) = sum[0] == 0 ? T(0) : T(value);  // all -inf: the ratios are 0, not NaN
+      own[0] = shift[0];
+      own[1] = T(inverse_sum(sum[0]) * numel(a.items[i]));
     });
   }
 }
@@ -179,18 +205,18 @@ void coupled_terms(const CoupledLogitLoss& a, const Parallel& parallel) {
   using F = CoupledValue<T, kStatistics>;
   double total = 0;
   T* statistics = static_cast<T*>(a.statistics);
-  sum_items<T, F>(
+  sum_items<T, F::kOthers>(
       a, parallel,
-      [&](int64_t i) {
-        const T summary = statistics[kCoupledColumns * coupled_with(a.coupling, i, a.reals) + 4];
-        return F{coupling_of(a.coupling, i, a.reals), Term(a.items[i].term), summary};
+      [&](int64_t i, const auto& run) {
+        const T* of = statistics + kCoupledColumns * coupled_with(a.coupling, i, a.reals);
+        run(F{coupling_of(a.coupling, i, a.reals), Term(a.items[i].term), of[4], of[5]});
       },
       [&](int64_t i, double sum, const double* others) {
         total += sum / a.items[i].count;
         T* own = statistics + kCoupledColumns * i;
         own[0] = T(sum / numel(a.items[i]));
         for (int k = 1; k < 4; ++k) own[k] = kStatistics ? T(others[k % F::kOthers] / numel(a.items[i])) : T(0);
-        own[5] = T(others[0] / numel(a.items[i]));
+        if (Coupling(a.coupling) == Coupling::averages) own[5] = T(others[0] / numel(a.items[i]));
       });
   *static_cast<T*>(a.value) = T(a.scale * total);
 }
@@ -210,11 +236,11 @@ struct CoupledSlope {
   static constexpr int kKept = 0;
   Coupling coupling;
   Term term;
-  T summary, factor, through_mean;
+  T summary, inverse, factor, through_mean;
 
   UNIGEN_INLINE void operator()(const Vec<T>*, const Vec<T>* in, Vec<T>* out) const {
     using V = Vec<T>;
-    const Coupled<V> coupled(coupling, in[0], V(summary));
+    const Coupled<V> coupled(coupling, in[0], V(summary), V(inverse));
     const V slope = term_slope(term, coupled.logit) * V(factor);
     if (coupling == Coupling::ratios) {
       out[0] = select(coupled.slope == constant<V>(0), constant<V>(0), slope * coupled.slope);
@@ -228,14 +254,14 @@ template <class T>
 void coupled_logit_loss_backward_in(const CoupledLogitLossBackward& a, const Parallel& parallel) {
   const T* statistics = static_cast<const T*>(a.statistics);
   const double grad = double(*static_cast<const T*>(a.grad)) * a.scale;
-  map_items<T>(a, parallel, [&](int64_t i) {
+  map_items<T>(a, parallel, [&](int64_t i, const auto& run) {
     const int64_t with = coupled_with(a.coupling, i, a.reals);
     const LogitItem &item = a.items[i], &other = a.items[with];
     const T* of = statistics + kCoupledColumns * with;
     const double through = grad * double(of[5]) * (numel(other) / other.count) / numel(item);
     const bool averages = Coupling(a.coupling) == Coupling::averages;
-    return CoupledSlope<T>{coupling_of(a.coupling, i, a.reals), Term(item.term), of[4], T(grad / item.count),
-                           averages ? T(through) : T(0)};
+    run(CoupledSlope<T>{coupling_of(a.coupling, i, a.reals), Term(item.term), of[4], of[5], T(grad / item.count),
+                        averages ? T(through) : T(0)});
   });
 }
 

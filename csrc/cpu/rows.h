@@ -1228,33 +1228,35 @@ class Flats {
   int64_t numel_[kMost], unit_[kMost], first_[kMost + 1] = {};
 };
 
-// For each of `count` tensors in(i), at most Flats::kMost: the sum over all its elements of f(i)'s value, in the order of
-// RowResults for a column of rows; and of F::kOthers further quantities: value = f(x, others). done(i, sum, others).
-template <class T, class F, class In, class Make, class Done>
-void flat_sums(const Parallel& parallel, int count, const In& in, const Make& f, const Done& done) {
+// For each of `count` tensors in(i), at most Flats::kMost: the sum over all its elements of a value, in the order of
+// RowResults for a column of rows; and of kOthers further quantities: value = f(x, others). with(i, run) calls run(f), whose
+// type may differ from tensor to tensor. done(i, sum, others).
+template <class T, int kOthers, class In, class With, class Done>
+void flat_sums(const Parallel& parallel, int count, const In& in, const With& with, const Done& done) {
   using V = Vec<T>;
-  constexpr int kOthers = F::kOthers, kRoom = kOthers ? kOthers : 1;
+  constexpr int kRoom = kOthers ? kOthers : 1;
   const Flats flats(T(), count, [&](int i) { return in(i).first.rows * in(i).first.cols; });
   double partial[kMaxUnits + Flats::kMost][kRoom + 1];
   flats.run(parallel, [&](int64_t unit, int item, int64_t begin, int64_t end) {
-    const F value = f(item);
     const Stream<T> stream(in(item).first, in(item).second, Axis::none, Axis::rows_cols);
-    alignas(kVectorBytes) T room[kChunk<T>];
-    double sums[kRoom + 1] = {};
-    for (int64_t first = begin; first < end; first += kChunk<T>) {
-      const int n = int(smaller(kChunk<T>, end - first));
-      const T* source = stream.read(0, first, n, room);
-      V sum(T(0)), other[kRoom];
-      for (int k = 0; k < kRoom; ++k) other[k] = V(T(0));
-      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
-        V next[kRoom];
-        sum = keep(l, sum + value(load(source + i, l), next), sum);
-        for (int k = 0; k < kOthers; ++k) other[k] = keep(l, other[k] + next[k], other[k]);
-      });
-      sums[0] += lane_sum(sum);
-      for (int k = 0; k < kOthers; ++k) sums[k + 1] += lane_sum(other[k]);
-    }
-    for (int k = 0; k <= kOthers; ++k) partial[unit][k] = sums[k];
+    with(item, [&](auto value) {
+      alignas(kVectorBytes) T room[kChunk<T>];
+      double sums[kRoom + 1] = {};
+      for (int64_t first = begin; first < end; first += kChunk<T>) {
+        const int n = int(smaller(kChunk<T>, end - first));
+        const T* source = stream.read(0, first, n, room);
+        V sum(T(0)), other[kRoom];
+        for (int k = 0; k < kRoom; ++k) other[k] = V(T(0));
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          V next[kRoom];
+          sum = keep(l, sum + value(load(source + i, l), next), sum);
+          for (int k = 0; k < kOthers; ++k) other[k] = keep(l, other[k] + next[k], other[k]);
+        });
+        sums[0] += lane_sum(sum);
+        for (int k = 0; k < kOthers; ++k) sums[k + 1] += lane_sum(other[k]);
+      }
+      for (int k = 0; k <= kOthers; ++k) partial[unit][k] = sums[k];
+    });
   });
   int64_t unit = 0;
   for (int i = 0; i < count; ++i) {

@@ -151,6 +151,7 @@ struct ListResult {
   void* statistics;   // [items, columns], or null
   double scale;
   bool first;         // whether there is no earlier launch
+  bool slopes;        // whether their mean is a statistic
 };
 constexpr int kColumns = 4;  // of the statistics of items that are not coupled
 
@@ -174,7 +175,7 @@ UNIGEN_DEVICE void finish_list(const Items& items, const ListResult& result) {
         if (k == 0) values[i] = sum / item.count;
         // of coupled items the fifth column holds what they are coupled by
         const int column = k < kColumns ? k : k + 1;
-        if (result.statistics && column < kWidth)
+        if (result.statistics && column < kWidth && (k < kColumns || result.slopes))
           static_cast<T*>(result.statistics)[i * kWidth + column] = T(sum / double(item.numel));
       }
     }
@@ -188,10 +189,9 @@ UNIGEN_DEVICE void finish_list(const Items& items, const ListResult& result) {
   }
 }
 
-// 1 where `x` is on the side of the boundary that the term wants
+// 1 where `x` is on the side of the edge that the term wants
 template <class T>
-UNIGEN_DEVICE T on_right_side(Term term, T x) {
-  const T edge = T(boundary(term));
+UNIGEN_DEVICE T on_right_side(Term term, T x, T edge) {
   return (wants_positive(term) ? x > edge : x < edge) ? T(1) : T(0);
 }
 
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #pragma unroll
           for (int v = 0; v < N; ++v) {
             const T l = x.template get<T>(v);
-            part[1] += on_right_side(item.term, l);
+            part[1] += on_right_side(item.term, l, T(boundary(item.term)));
             part[2] += l;
             part[3] += Logistic<T>(l).sigmoid();
           }
@@ -310,7 +310,7 @@ template <class E>
 const char* run_list(const LogitLoss& a, const Launch& launch) {
   using T = Arithmetic<E>;
   double* workspace = static_cast<double*>(launch.workspace);
-  ListResult result{workspace, workspace + kSums, a.value, a.statistics, a.scale, true};
+  ListResult result{workspace, workspace + kSums, a.value, a.statistics, a.scale, true, false};
   int64_t done = 0;
   do {
     Items items;
@@ -361,7 +361,7 @@ struct Link {
   UNIGEN_DEVICE Coupling of_item(int64_t i) const { return coupling_of(coupling, first + i, reals); }
 };
 
-// By one block, a warp for each item: its mean logit, or log-mean-exp, from its slots' (sum, 0) or (maximum, sum).
+// By one block, a warp for each item: its mean logit, or what its ratios take, from its slots' (sum, 0) or (maximum, sum).
 template <class T>
 UNIGEN_DEVICE void finish_summaries(const Items& items, const Link& link, const double* slot_sums) {
   Tiling tile;
@@ -384,9 +384,14 @@ UNIGEN_DEVICE void finish_summaries(const Items& items, const Link& link, const 
     }
     sum = warp.reduce(sum, Plus());
     if (warp.lane == 0) {
-      double summary = sum / double(item.numel);
-      if (!averages) summary = sum == 0 || link.of_item(i) == Coupling::none ? 0 : peak + log(summary);
-      link.of<T>(i)[4] = T(summary);
+      T* own = link.of<T>(i);
+      if (averages) {
+        own[4] = T(sum / double(item.numel));
+      } else {
+        const bool ratios = link.of_item(i) == Coupling::ratios;
+        own[4] = ratios ? T(peak) : T(0);
+        own[5] = ratios ? T(inverse_sum(sum) * double(item.numel)) : T(0);
+      }
     }
   }
 }
@@ -422,16 +427,14 @@ __global__ void __launch_bounds__(kThreads, kResident)
         sum += double(part);
       },
       [&](int64_t slot) {
-        double pair[2] = {sum, 0};
-        if (Coupling(link.coupling) == Coupling::ratios) {
-          pair[0] = double(Group::block().reduce(peak, Maximum()));
-          pair[1] = sum * (peak == -T(HUGE_VAL) ? 1.0 : exp(double(peak) - pair[0]));
-        }
-        const int last = Coupling(link.coupling) == Coupling::ratios ? 1 : 0;
-        const double total = Group::block().reduce(pair[last], Plus());
+        const bool ratios = Coupling(link.coupling) == Coupling::ratios;
+        const double highest = ratios ? double(Group::block().reduce(peak, Maximum())) : 0;
+        // a thread of -inf adds nothing, but may hold a NaN
+        const double factor = !ratios || peak == -T(HUGE_VAL) ? 1 : exp(double(peak) - highest);
+        const double total = Group::block().reduce(sum * factor, Plus());
         if (threadIdx.x == 0) {
-          slot_sums[slot * kSums] = pair[0];
-          slot_sums[slot * kSums + last] = total;
+          slot_sums[slot * kSums] = ratios ? highest : total;
+          slot_sums[slot * kSums + 1] = total;
         }
       });
   if (gridDim.x == 1) {
@@ -452,7 +455,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
                    const __grid_constant__ Link link) {
   using T = Arithmetic<E>;
   double sum[kSums];
-  T summary = 0;
+  T summary = 0, inverse = 0;
   Coupling coupling = Coupling::none;
   for_each_slot<E>(
       items,
@@ -460,8 +463,9 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #pragma unroll
         for (int k = 0; k < kSums; ++k) sum[k] = 0;
         const int64_t i = &item - items.item;
-        summary = link.with<T>(i)[4];
         coupling = link.of_item(i);
+        summary = link.with<T>(i)[4];
+        inverse = coupling == Coupling::ratios ? link.with<T>(i)[5] : T(0);
       },
       [&](const Item& item, const auto& x, int64_t) {
         constexpr int N = int(sizeof(x.x) / sizeof(E));
@@ -469,12 +473,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #pragma unroll
         for (int v = 0; v < N; ++v) {
           const T l = x.template get<T>(v);
-          const Coupled<T> coupled(coupling, l, summary);
+          const Coupled<T> coupled(coupling, l, summary, inverse);
           part[0] += term_value(item.term, coupled.logit);
           if (coupling == Coupling::averages) part[4] += term_slope(item.term, coupled.logit);
           if (link.return_stats) {
             const T judged = coupling == Coupling::averages ? coupled.logit : l;
-            part[1] += on_right_side(item.term, judged);
+            part[1] += on_right_side(item.term, judged, T(0));
             part[2] += l;
             part[3] += Logistic<T>(judged).sigmoid();
           }
@@ -498,7 +502,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     coupled_backward_kernel(const __grid_constant__ Items items, const __grid_constant__ Shares shares,
                             const __grid_constant__ Link link, const Arithmetic<E>* grad, double scale) {
   using T = Arithmetic<E>;
-  T factor = 0, summary = 0, through_mean = 0;
+  T factor = 0, summary = 0, inverse = 0, through_mean = 0;
   Coupling coupling = Coupling::none;
   for_each_slot<E>(
       items,
@@ -508,6 +512,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         const double given = double(*grad) * scale;
         factor = T(given / item.count);
         summary = with[4];
+        inverse = with[5];
         coupling = link.of_item(i);
         through_mean = coupling == Coupling::averages ? T(given * double(with[5]) * shares.of[i]) : T(0);
       },
@@ -516,7 +521,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         Pack<E, N> slope;
 #pragma unroll
         for (int v = 0; v < N; ++v) {
-          const Coupled<T> coupled(coupling, x.template get<T>(v), summary);
+          const Coupled<T> coupled(coupling, x.template get<T>(v), summary, inverse);
           const T inner = factor * term_slope(item.term, coupled.logit) - through_mean;
           slope.x[v] = static_cast<E>(coupled.slope == T(0) ? T(0) : inner * coupled.slope);
         }
@@ -542,7 +547,8 @@ const char* run_coupled(const CoupledLogitLoss& a, const Launch& launch) {
       if (const char* error = start(summary_finish_kernel<T>, 1, 1, launch, items, link, slot_sums)) return error;
     }
   }
-  ListResult result{workspace, slot_sums, a.value, a.statistics, a.scale, true};
+  const bool averages = Coupling(a.coupling) == Coupling::averages;
+  ListResult result{workspace, slot_sums, a.value, a.statistics, a.scale, true, averages};
   for (int64_t done = 0; done < a.num_items; done += kMaxItems) {
     const int count = int(clamp(a.num_items - done, 0, kMaxItems));
     const Link link{a.statistics, done, a.reals, a.coupling, a.return_stats};

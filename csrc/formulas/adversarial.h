@@ -140,18 +140,19 @@ UNIGEN_INLINE N term_slope(Term term, N l) {
 }
 
 // How the logits of a tensor hang together. averages: each less the mean of the other side's tensor. ratios: each fake
-// one times its density ratio r = exp(l - log-mean-exp(l)), a constant.
+// one times its density ratio r = exp(l) / mean of exp(l), a constant.
 enum class Coupling : int { none, averages, ratios };
 
-// A logit as its term sees it, and d of that / d l with the tensor's summary held constant.
+// A logit as its term sees it, and d of that / d l with the tensor's summary held constant: the mean of the other side, or
+// the maximum m and 1 / mean of exp(l - m).
 template <class N>
 struct Coupled {
   N logit, slope;
 
-  UNIGEN_INLINE Coupled(Coupling coupling, N l, N summary) : logit(l), slope(constant<N>(1)) {
+  UNIGEN_INLINE Coupled(Coupling coupling, N l, N summary, N inverse) : logit(l), slope(constant<N>(1)) {
     if (coupling == Coupling::averages) logit = l - summary;
     if (coupling == Coupling::ratios) {
-      slope = exp(l - summary);
+      slope = exp(l - summary) * inverse;
       // a ratio of 0 silences an infinite logit
       logit = select(slope == constant<N>(0), constant<N>(0), slope * l);
     }

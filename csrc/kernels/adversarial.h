@@ -35,7 +35,8 @@ struct LogitLossBackward {
 constexpr int kCoupledColumns = 6;
 
 // The first `reals` items are real, the others fake. statistics [items, kCoupledColumns] contiguous: those of LogitLoss (all
-// but the first 0 unless `return_stats`), then what backward needs: an item's mean logit and mean slope, or its log-mean-exp and 0.
+// but the first 0 unless `return_stats`), then what backward needs: an item's mean logit and mean slope, or (fake items; 0 for others) its
+// maximum m and 1 / mean of exp(l - m).
 struct CoupledLogitLoss : LogitLoss {
   int64_t reals = 0;
   int coupling = 0;

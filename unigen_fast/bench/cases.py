@@ -223,6 +223,46 @@ def _multi_discriminator(*logits: Tensor) -> Tensor:
     return loss
 
 
+def _vits_discriminator(*logits: Tensor) -> Tensor:
+    half = len(logits) // 2
+    loss = torch.mean((1 - logits[0]) ** 2) + torch.mean(logits[half] ** 2)
+    for real, fake in zip(logits[1:half], logits[half + 1 :], strict=True):
+        loss = loss + torch.mean((1 - real) ** 2) + torch.mean(fake**2)
+    return loss
+
+
+def _vits_generator(*logits: Tensor) -> Tensor:
+    loss = torch.mean((1 - logits[0]) ** 2)
+    for fake in logits[1:]:
+        loss = loss + torch.mean((1 - fake) ** 2)
+    return loss
+
+
+def _relativistic_average(real: Tensor, fake: Tensor) -> Tensor:
+    of_real, of_fake = real - fake.mean(), fake - real.mean()
+    return 0.5 * (F.softplus(-of_real).mean() + F.softplus(of_fake).mean())
+
+
+def _kl_wgan(real: Tensor, fake: Tensor) -> Tensor:
+    ratio = torch.softmax(fake.detach().flatten(), 0).view_as(fake) * fake.numel()
+    return F.relu(1.0 - real).mean() + F.relu(1.0 + ratio * fake).mean()
+
+
+_CLASSES = 10
+
+
+def _labels(x: Tensor, generator: torch.Generator) -> None:
+    x.random_(_CLASSES, generator=generator)
+
+
+def _iwcgan(fake: Tensor, labels: Tensor) -> Tensor:
+    """With the number of classes known, a masked softmax of [classes, N] is faster than sorting and scattering."""
+    of_class = labels.long() == torch.arange(_CLASSES, device=labels.device).unsqueeze(1)
+    weights = torch.softmax(fake.detach().masked_fill(~of_class, -torch.inf), dim=1).nan_to_num(0.0)
+    present = of_class.any(1).sum()
+    return (weights.sum(0) * F.softplus(-fake)).sum() / present
+
+
 def _hinge(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
@@ -276,6 +316,43 @@ def _adversarial_rows() -> list[Row]:
             "VITS-like lists of 6 real and 6 fake logits",
             lambda *logits: uf.discriminator_loss(real=logits[: len(logits) // 2], fake=logits[len(logits) // 2 :]),
             _multi_discriminator,
+        ),
+        _adversarial(
+            "vits_discriminator",
+            (Input((64, 800)),) * 12,
+            "VITS and HiFi-GAN's discriminator_loss",
+            lambda *logits: uf.discriminator_loss(
+                real=logits[: len(logits) // 2], fake=logits[len(logits) // 2 :], kind="least_squares", scale=2.0
+            ),
+            _vits_discriminator,
+        ),
+        _adversarial(
+            "vits_generator",
+            (Input((64, 800)),) * 6,
+            "VITS and HiFi-GAN's generator_loss",
+            lambda *logits: uf.generator_loss(fake=logits, kind="least_squares", scale=2.0),
+            _vits_generator,
+        ),
+        _adversarial(
+            "relativistic_average",
+            (Input((12, 1, 30, 30)), Input((12, 1, 30, 30))),
+            "RaSGAN's discriminator step",
+            lambda real, fake: uf.discriminator_loss(real=real, fake=fake, kind="relativistic_average"),
+            _relativistic_average,
+        ),
+        _adversarial(
+            "kl_wgan",
+            (Input((12, 1, 30, 30)), Input((12, 1, 30, 30))),
+            "KL-WGAN's discriminator step",
+            lambda real, fake: uf.discriminator_loss(real=real, fake=fake, kind="kl_wgan"),
+            _kl_wgan,
+        ),
+        _adversarial(
+            "iwcgan_generator_256",
+            (Input((256,)), Input((256,), gradient=False, draw=_labels)),
+            "IWGAN with weights normalised per class, 10 classes",
+            lambda fake, labels: uf.importance_weighted_generator_loss(fake=fake, groups=labels.long()),
+            _iwcgan,
         ),
         iwgan("iwgan_generator_64", (64,)),
         iwgan("iwgan_generator_256", (256,)),

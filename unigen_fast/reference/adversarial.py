@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast.reference._common import reduce_rows, softplus, upcast
-from unigen_fast.reference.importance import log_sum_exp, row_statistics
+from unigen_fast.reference.importance import row_statistics
 
 
 def _expm1(x: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ def coupled_logit_loss(
     """`logit_loss` of logits that depend on all of their tensor, or of another one.
 
     "averages": real and fake tensors in pairs; the logits of each less the mean of the other's. Gradients flow through
-    the means. "ratios": fake logits times their density ratio r = exp(l - log-mean-exp(l)), a constant of mean 1.
+    the means. "ratios": fake logits times their density ratio r = exp(l) / mean of exp(l), a constant.
 
     Returns (loss, statistics `[n, 6]`): those of `logit_loss` (0 but for the mean term if not wanted; side and
     probability are those of the coupled logits with "averages"), then what backward needs: the tensor's mean logit and
-    mean slope, or its log-mean-exp and 0.
+    mean slope, or (of fake ones) its maximum m and 1 / mean of exp(l - m).
     """
     items = [upcast(item) for item in logits]
     total = items[0].new_zeros(())
@@ -127,34 +127,34 @@ def coupled_logit_loss(
     for i, item in enumerate(items):
         real = i < reals
         term = _TERM[real_term if real else fake_term]
-        coupled, summary, slope = item, item.detach().new_zeros(()), item.new_zeros(())
+        coupled, kept = item, item.detach().new_zeros(2)
         if coupling == "averages":
             other = items[i + reals if real else i - reals]
-            coupled, summary = item - other.mean(), item.detach().mean()
-            slope = _SLOPES[real_term if real else fake_term](coupled.detach()).mean()
+            coupled = item - other.mean()
+            slopes = _SLOPES[real_term if real else fake_term](coupled.detach())
+            kept = torch.stack([item.detach().mean(), slopes.mean()])
         elif not real:
-            coupled, summary = ratio_weighted(item)
+            coupled, kept = ratio_weighted(item)
         values = term.function(coupled)
         total = total + reduce_rows(values, reduction)
         judged = coupled if coupling == "averages" else item
-        shown = _statistics(values, judged, item, term)
+        shown = _statistics(values, judged, item, term._replace(boundary=0.0))
         if not return_stats:
             shown = torch.cat([shown[:1], shown.new_zeros(3)])
-        statistics.append(torch.cat([shown, torch.stack([summary, slope])]))
+        statistics.append(torch.cat([shown, kept]))
     return total * scale, torch.stack(statistics).detach()
 
 
 def ratio_weighted(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(r·l, log-mean-exp(l)), r = exp(l - log-mean-exp(l)) being a constant; r = 0 silences an infinite logit."""
-    summary = _log_mean_exp(logits.detach())
-    ratio = (logits.detach() - summary).exp()
-    return ratio * torch.where(ratio == 0, torch.zeros_like(logits), logits), summary
+    """(r·l, [m, 1 / mean of exp(l - m)]), m the maximum; r is a constant of mean 1, or 0 where all is `-inf`.
 
-
-def _log_mean_exp(x: Tensor) -> Tensor:
-    """Of everything; 0 where all is `-inf`, so that the ratios are 0 and not NaN."""
-    flat = x.reshape(-1)
+    Where r is 0, it silences an infinite logit.
+    """
+    flat = logits.detach().reshape(-1)
     if flat.numel() == 0:
-        return flat.new_zeros(())
-    value = log_sum_exp(*row_statistics(flat, 0)).squeeze(0) - math.log(flat.numel())
-    return torch.where(value == -math.inf, torch.zeros_like(value), value)
+        return logits, flat.new_zeros(2)
+    maximum, total = row_statistics(flat, 0)
+    empty = total == 0
+    inverse = torch.where(empty, 0.0, flat.numel() / torch.where(empty, 1.0, total))
+    ratio = ((flat - maximum).exp() * inverse).reshape(logits.shape)
+    return ratio * torch.where(ratio == 0, torch.zeros_like(logits), logits), torch.cat([maximum, inverse])

@@ -119,10 +119,18 @@ def _softplus_minus_log_2(x):
 
 
 @triton.jit
-def _right(logit, mask, TERM: tl.constexpr):
-    """1 on the side of the boundary that the term wants, as in the reference."""
-    LEAST_SQUARES: tl.constexpr = TERM == "least_squares_real" or TERM == "least_squares_fake"
-    BOUNDARY: tl.constexpr = 0.5 if LEAST_SQUARES else 1.0 if TERM == "kl_real" or TERM == "kl_fake" else 0.0
+def _boundary(TERM: tl.constexpr):
+    if TERM == "least_squares_real" or TERM == "least_squares_fake":
+        return 0.5
+    elif TERM == "kl_real" or TERM == "kl_fake":
+        return 1.0
+    else:
+        return 0.0
+
+
+@triton.jit
+def _right(logit, mask, boundary, TERM: tl.constexpr):
+    """1 on the side of the boundary that the term wants."""
     if (
         TERM == "logistic_fake"
         or TERM == "hinge_fake"
@@ -135,9 +143,9 @@ def _right(logit, mask, TERM: tl.constexpr):
         or TERM == "expm1_real"
         or TERM == "js_fake"
     ):
-        return tl.where(mask & (logit < BOUNDARY), 1.0, 0.0)
+        return tl.where(mask & (logit < boundary), 1.0, 0.0)
     else:
-        return tl.where(mask & (logit > BOUNDARY), 1.0, 0.0)
+        return tl.where(mask & (logit > boundary), 1.0, 0.0)
 
 
 @triton.jit
@@ -266,7 +274,7 @@ def _logit_sums_kernel(
             logit = load(items[i], row, col, shapes[i], mask, DTYPE)
             terms += tl.where(mask, _term(logit, tl.constexpr(TERMS[i])), 0.0)
             if STATS:
-                right += _right(logit, mask, tl.constexpr(TERMS[i]))
+                right += _right(logit, mask, _boundary(tl.constexpr(TERMS[i])), tl.constexpr(TERMS[i]))
                 sums += logit
                 probabilities += tl.where(mask, sigmoid(logit), 0.0)
         total = tl.sum(terms.to(tl.float64))
@@ -394,16 +402,16 @@ def logit_loss_backward(
 
 # ---- coupled logits --------------------------------------------------------------------------------------------------
 
-_COUPLED = 6  # columns of the statistics: mean term, right signs, mean logit, mean probability, summary, mean slope
+_COUPLED = 6  # columns of the statistics, as in the reference
 
 
 @triton.jit
-def _couple(logit, summary, COUPLING: tl.constexpr):
+def _couple(logit, summary, inverse, COUPLING: tl.constexpr):
     """(logit as its term sees it, d of that / d logit with the summary held constant)."""
     if COUPLING == "averages":
         return logit - summary, tl.full(logit.shape, 1.0, logit.dtype)
     elif COUPLING == "ratios":
-        ratio = tl.exp(logit - summary)
+        ratio = tl.exp(logit - summary) * inverse
         return tl.where(ratio == 0, 0.0, ratio * logit), ratio
     else:
         return logit, tl.full(logit.shape, 1.0, logit.dtype)
@@ -428,8 +436,10 @@ def _summaries_kernel(
                 logit = load(items[i], row, col, shapes[i], mask, DTYPE, float("-inf"))
                 maximum, total, _ = absorb(maximum, total, total, logit, logit, "none")
         if DIRECT:
-            value = _summary(maximum, total, inverse_sizes[i], tl.constexpr(COUPLINGS[i]))
-            tl.store(statistics + (offset + i) * 6 + 4, tl.sum(value).to(DTYPE))
+            _keep_summary(
+                statistics + (offset + i) * 6 + 4, tl.max(maximum).to(tl.float64), tl.sum(total.to(tl.float64)),
+                inverse_sizes[i], tl.constexpr(COUPLINGS[i]), DTYPE,
+            )  # fmt: skip
         else:
             address = partial + (offset + i) * 2 * programs + tl.program_id(0)
             tl.store(address, tl.max(maximum).to(tl.float64))
@@ -437,15 +447,14 @@ def _summaries_kernel(
 
 
 @triton.jit
-def _summary(maximum, total, inverse_size, COUPLING: tl.constexpr):
-    mean = total.to(tl.float64) * value_of(inverse_size, tl.float64)
+def _keep_summary(address, maximum, total, inverse_size, COUPLING: tl.constexpr, DTYPE: tl.constexpr):
     if COUPLING == "averages":
-        return mean
+        tl.store(address, (total * value_of(inverse_size, tl.float64)).to(DTYPE))
     elif COUPLING == "ratios":
         empty = total == 0
-        return tl.where(empty, 0.0, finite_base(maximum).to(tl.float64) + tl.log(tl.where(empty, 1.0, mean)))
-    else:
-        return 0 * mean
+        mean = tl.where(empty, 1.0, total * value_of(inverse_size, tl.float64))
+        tl.store(address, finite_base(maximum).to(DTYPE))
+        tl.store(address + 1, tl.where(empty, 0.0, 1 / mean).to(DTYPE))
 
 
 @triton.jit
@@ -476,8 +485,14 @@ def _finish_summaries_kernel(
                 # a share of -inf adds nothing, but may hold a NaN
                 part *= tl.where(own == float("-inf"), 1.0, tl.exp(own - finite_base(maximum)))
             total += part
-        value = _summary(maximum, tl.sum(total), inverse_sizes[i], tl.constexpr(COUPLINGS[i]))
-        tl.store(statistics + (offset + i) * 6 + 4, value.to(DTYPE))
+        _keep_summary(
+            statistics + (offset + i) * 6 + 4,
+            maximum,
+            tl.sum(total),
+            inverse_sizes[i],
+            tl.constexpr(COUPLINGS[i]),
+            DTYPE,
+        )
 
 
 @triton.jit
@@ -498,10 +513,13 @@ def _coupled_sums_kernel(
             sums = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
             probabilities = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
         summary = tl.load(statistics + WITH[i] * 6 + 4)
+        inverse_mean = summary
+        if COUPLINGS[i] == "ratios":
+            inverse_mean = tl.load(statistics + WITH[i] * 6 + 5)
         for start in range(first, last, BLOCK_C):
             col, mask = columns_at(start, row, counts[i], BLOCK_C)
             logit = load(items[i], row, col, shapes[i], mask, DTYPE)
-            coupled, _ = _couple(logit, summary, tl.constexpr(COUPLINGS[i]))
+            coupled, _ = _couple(logit, summary, inverse_mean, tl.constexpr(COUPLINGS[i]))
             terms += tl.where(mask, _term(coupled, tl.constexpr(TERMS[i])), 0.0)
             if COUPLINGS[i] == "averages":
                 slopes += tl.where(mask, _slope(coupled, tl.constexpr(TERMS[i])), 0.0)
@@ -509,7 +527,7 @@ def _coupled_sums_kernel(
                 judged = logit
                 if COUPLINGS[i] == "averages":
                     judged = coupled
-                right += _right(judged, mask, tl.constexpr(TERMS[i]))
+                right += _right(judged, mask, 0.0, tl.constexpr(TERMS[i]))
                 sums += logit
                 probabilities += tl.where(mask, sigmoid(judged), 0.0)
         total = tl.sum(terms.to(tl.float64))
@@ -520,7 +538,8 @@ def _coupled_sums_kernel(
         if DIRECT:
             address = statistics + i * 6
             tl.store(address, (total * inverse).to(DTYPE))
-            tl.store(address + 5, slope.to(DTYPE))
+            if COUPLINGS[i] == "averages":
+                tl.store(address + 5, slope.to(DTYPE))
             if STATS:
                 tl.store(address + 1, (tl.sum(right) * inverse).to(DTYPE))
                 tl.store(address + 2, (tl.sum(sums) * inverse).to(DTYPE))
@@ -540,14 +559,16 @@ def _coupled_sums_kernel(
 
 @triton.jit
 def _finish_coupled_kernel(
-    partial, loss, statistics, tensors, programs, STATS: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr
-):
+    partial, loss, statistics, tensors, programs,
+    STATS: tl.constexpr, SLOPES: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     total = tl.full((), 0.0, tl.float64)
     for i in range(tensors):
         address = partial + i * 6 * programs
         total += _sum_of(address, programs, BLOCK)
         tl.store(statistics + i * 6, _sum_of(address + programs, programs, BLOCK).to(DTYPE))
-        tl.store(statistics + i * 6 + 5, _sum_of(address + 5 * programs, programs, BLOCK).to(DTYPE))
+        if SLOPES:
+            tl.store(statistics + i * 6 + 5, _sum_of(address + 5 * programs, programs, BLOCK).to(DTYPE))
         if STATS:
             for j in tl.static_range(1, 4):
                 value = _sum_of(address + (1 + j) * programs, programs, BLOCK)
@@ -567,12 +588,16 @@ def _coupled_backward_kernel(
         x, out = items[i]
         row, _, first, last = program(counts[i], BLOCK_R, INDEX)
         summary = tl.load(statistics + WITH[i] * 6 + 4)
+        inverse_mean = summary
+        if COUPLINGS[i] == "ratios":
+            inverse_mean = tl.load(statistics + WITH[i] * 6 + 5)
         factor = given * value_of(factors[i], DTYPE)
         if COUPLINGS[i] == "averages":
             through_mean = given * value_of(shares[i], DTYPE) * tl.load(statistics + WITH[i] * 6 + 5)
         for start in range(first, last, BLOCK_C):
             col, mask = columns_at(start, row, counts[i], BLOCK_C)
-            coupled, inner = _couple(load(x, row, col, shapes[i], mask, DTYPE), summary, tl.constexpr(COUPLINGS[i]))
+            logit = load(x, row, col, shapes[i], mask, DTYPE)
+            coupled, inner = _couple(logit, summary, inverse_mean, tl.constexpr(COUPLINGS[i]))
             slope = factor * _slope(coupled, tl.constexpr(TERMS[i]))
             if COUPLINGS[i] == "averages":
                 slope -= through_mean
@@ -637,7 +662,7 @@ def coupled_logit_loss(
     if not direct:
         _rows.launch(
             _finish_coupled_kernel, (1,), loss.device, partial, loss, statistics, len(packed), programs,
-            STATS=return_stats, **finish,
+            STATS=return_stats, SLOPES=coupling == "averages", **finish,
         )  # fmt: skip
     return loss, statistics
 
