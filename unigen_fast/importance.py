@@ -369,6 +369,8 @@ def tvo_loss(log_w: Tensor, *, dim: int, partition: Sequence[float], reduction: 
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     partition = _checks.increasing("partition", partition, 0.0, 1.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if log_w.is_cuda and len(partition) > 256:  # more than its kernels take along
+        return reference.tvo_loss(log_w, dim, partition, reduction)[0]
     return _ops.tvo_loss((log_w,), dim, partition, reduction)
 
 

@@ -217,8 +217,9 @@ struct Tvo : Estimator {
 // What a sample adds to the bound: LME - LME with its log-weight replaced by the mean of the others.
 template <class N>
 struct VimcoSignal {
-  // base; sum of exponentials; sum of the finite l - base; how many are -inf; the signal of the largest, NaN if not the only
-  N base, total, drop, missing, best;
+  // base; 1 / sum of exponentials, 0 in a row of -inf; sum of the finite l - base; how many are -inf; the signal of the
+  // largest, NaN if it is not the only one
+  N base, inverse, drop, missing, best;
 
   UNIGEN_INLINE N operator()(N log_w, double count) const {
     const N zero = constant<N>(0), lowest = constant<N>(-HUGE_VAL);
@@ -227,10 +228,9 @@ struct VimcoSignal {
     const N of_others = (drop - select(impossible, zero, distance)) * constant<N>(1 / (count - 1));
     const N baseline = select(zero < missing - select(impossible, constant<N>(1), zero), lowest, of_others);
     const N gap = select(distance == baseline, zero, distance - baseline);
-    const N change = exp(larger(distance, baseline)) * minus_1(-abs(gap)) * inverse_sum(total);
+    const N change = exp(larger(distance, baseline)) * minus_1(-abs(gap)) * inverse;
     const N rest = -log1p(select(gap < zero, -change, change));
-    const N signal = select(log_w == base, select(best == best, best, rest), rest);
-    return select(total == zero, zero, signal);
+    return select(log_w == base, select(best == best, best, rest), rest);
   }
 
  private:
@@ -240,14 +240,11 @@ struct VimcoSignal {
 // in: log_w, log_q
 struct Vimco : Estimator {
   static constexpr bool kSecond = true;
-  static constexpr int kIn = 2, kSums = 3, kPlanes = 5, kKept = 8;  // VimcoSignal's; second, made finite and not; sum
+  static constexpr int kIn = 2, kSums = 3, kPlanes = 5, kKept = 8;  // base, total, drop, missing, best; second (then
+                                                                           // 1 / total), and not made finite; sum
 
   UNIGEN_INLINE int sweeps() const { return 2; }
 
-  template <class N>
-  static UNIGEN_INLINE VimcoSignal<N> signal(const N* kept) {
-    return {kept[0], kept[1], kept[2], kept[3], kept[4]};
-  }
   template <class N>
   UNIGEN_INLINE void open(N largest, N second, N* kept) const {
     kept[0] = finite_shift(largest);
@@ -265,7 +262,8 @@ struct Vimco : Estimator {
       t[1] = select(impossible, zero, x[0] - kept[0]);
       t[2] = select(impossible, constant<N>(1), zero);
     } else {
-      t[0] = weighted(signal(kept)(x[0], count), x[1]);
+      const VimcoSignal<N> signal = {kept[0], kept[5], kept[2], kept[3], kept[4]};
+      t[0] = weighted(signal(x[0], count), x[1]);
     }
   }
   // The sum over all but the largest is relative to the second: it does not vanish beside the largest.
@@ -286,6 +284,7 @@ struct Vimco : Estimator {
     kept[1] = total;
     kept[2] = sums[1];
     kept[3] = sums[2];
+    kept[5] = inverse_sum(total);
   }
   template <class N>
   UNIGEN_INLINE void values(const N* kept, N* v) const {
@@ -429,13 +428,15 @@ struct VimcoSlope : Slope {
   template <class N>
   UNIGEN_INLINE void prepare(const N* operands, N* row) const {
     for (int k = 0; k < 5; ++k) row[k] = operands[k + 1];
+    row[1] = inverse_sum(row[1]);
     row[5] = operands[0] * constant<N>(-factor);
-    row[6] = row[5] * inverse_sum(row[1]);
+    row[6] = row[5] * row[1];
   }
   template <class N>
   UNIGEN_INLINE void operator()(const N* row, const N* in, N* out) const {
     out[0] = row[6] * exp(in[0] - row[0]);
-    out[1] = row[5] * Vimco::signal(row)(in[0], count);
+    const VimcoSignal<N> signal = {row[0], row[1], row[2], row[3], row[4]};
+    out[1] = row[5] * signal(in[0], count);
   }
 };
 

@@ -255,7 +255,6 @@ def pareto_k(log_w: Tensor, dim: int) -> Tensor:
     inside = distance > cutoff
     n = inside.sum(-1, keepdim=True).to(x.dtype)  # ties with the cutoff are outside
     excess = torch.where(inside, distance.exp() - cutoff.exp(), torch.zeros_like(distance)).flip(-1)  # ascending
-    inside = inside.flip(-1)
     enough = n >= 5
     n = torch.where(enough, n, torch.full_like(n, 5))
     # the first quartile of n ascending numbers that stand at the end of `most`
@@ -265,9 +264,10 @@ def pareto_k(log_w: Tensor, dim: int) -> Tensor:
     point = torch.arange(1, 31 + math.isqrt(most), dtype=x.dtype, device=x.device)
     b = (1 - (grid_size / (point - 0.5)).sqrt()) / (3 * quarter) + 1 / excess[..., -1:]
 
+    opposite = -excess.unsqueeze(-2)
+
     def mean_log(b: Tensor) -> Tensor:
-        terms = torch.where(inside.unsqueeze(-2), (-b.unsqueeze(-1) * excess.unsqueeze(-2)).log1p(), 0.0)
-        return terms.sum(-1) / n
+        return (b.unsqueeze(-1) * opposite).log1p_().sum(-1) / n  # 0 outside the tail
 
     k = mean_log(b)
     likelihood = n * ((-b / k).log() - k - 1)
