@@ -78,19 +78,28 @@ def _whole(g: _rows.Geometry, dtype: Any, budget: int = 1024) -> _rows.Plan:
 # ---- KL --------------------------------------------------------------------------------------------------------------
 
 
+# sums and maxima over the loops are kept by tile: Triton's thread-locality pass fails on a reduction in each turn
+
+
+@triton.jit
+def _maximum_of(x, row, shape, counts, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    highest = tl.full([BLOCK_R, BLOCK_C], float("-inf"), DTYPE)
+    for start in range(0, counts[1], BLOCK_C):
+        col, mask = columns_at(start, row, counts, BLOCK_C)
+        highest = tl.maximum(highest, load(x, row, col, shape, mask, DTYPE, float("-inf")))
+    return tl.max(highest, 1)
+
+
 @triton.jit
 def _softmax_of(x, row, shape, counts, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """(maximum, sum of exponentials) of each row."""
-    highest = tl.full([BLOCK_R], float("-inf"), DTYPE)
-    total = tl.zeros([BLOCK_R], DTYPE)
-    for start in range(0, counts[1], BLOCK_C):
-        col, mask = columns_at(start, row, counts, BLOCK_C)
-        highest = tl.maximum(highest, tl.max(load(x, row, col, shape, mask, DTYPE, float("-inf")), 1))
+    total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    highest = _maximum_of(x, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C)
     for start in range(0, counts[1], BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         value = load(x, row, col, shape, mask, DTYPE, float("-inf"))
-        total += tl.sum(tl.where(mask, tl.exp(value - highest[:, None]), 0.0), 1)
-    return highest, total
+        total += tl.where(mask, tl.exp(value - highest[:, None]), 0.0)
+    return highest, tl.sum(total, 1)
 
 
 @triton.jit
@@ -132,18 +141,18 @@ def _kl_of_rows(
     DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """(KL, mean of log(q / p) under q's softmax, mean of q / p under p's)."""
-    kl = tl.zeros([BLOCK_R], DTYPE)
-    mean_d = tl.zeros([BLOCK_R], DTYPE)
-    mean_ratio = tl.zeros([BLOCK_R], DTYPE)
+    kl = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    mean_d = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    mean_ratio = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
     for start in range(0, counts[1], BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         q, p, ratio, d, term = _kl_classes(
             logits_q, logits_p, of_q, of_p, unimix, row, col, mask, shape, counts, DTYPE
         )  # fmt: skip
-        kl += tl.sum(term, 1)
-        mean_d += tl.sum(tl.where(mask & (q != 0), q * d, 0.0), 1)
-        mean_ratio += tl.sum(tl.where(mask, p * ratio, 0.0), 1)
-    return kl, mean_d, mean_ratio
+        kl += term
+        mean_d += tl.where(mask & (q != 0), q * d, 0.0)
+        mean_ratio += tl.where(mask, p * ratio, 0.0)
+    return tl.sum(kl, 1), tl.sum(mean_d, 1), tl.sum(mean_ratio, 1)
 
 
 @triton.jit
@@ -322,18 +331,15 @@ def _chosen(
 ):  # fmt: skip
     """(class, maximum, its logit above that, sum of the others' exponentials): nothing cancels where p is near 1."""
     chosen = _load_classes(x, row, shape, counts)
-    highest = tl.full([BLOCK_R], float("-inf"), DTYPE)
-    above = tl.zeros([BLOCK_R], DTYPE)
-    others = tl.zeros([BLOCK_R], DTYPE)
-    for start in range(0, counts[1], BLOCK_C):
-        col, mask = columns_at(start, row, counts, BLOCK_C)
-        highest = tl.maximum(highest, tl.max(load(logits, row, col, shape, mask, DTYPE, float("-inf")), 1))
+    above = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    others = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    highest = _maximum_of(logits, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C)
     for start in range(0, counts[1], BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         value = load(logits, row, col, shape, mask, DTYPE) - highest[:, None]
-        others += tl.sum(tl.where(mask & (col[None, :] != chosen[:, None]), tl.exp(value), 0.0), 1)
-        above += tl.sum(tl.where(mask & (col[None, :] == chosen[:, None]), value, 0.0), 1)
-    return chosen, highest, tl.where(chosen < 0, float("nan"), above), others
+        others += tl.where(mask & (col[None, :] != chosen[:, None]), tl.exp(value), 0.0)
+        above += tl.where(mask & (col[None, :] == chosen[:, None]), value, 0.0)
+    return chosen, highest, tl.where(chosen < 0, float("nan"), tl.sum(above, 1)), tl.sum(others, 1)
 
 
 @triton.jit
