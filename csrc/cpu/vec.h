@@ -401,6 +401,19 @@ UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
   return select(nothing, constant<V>(0), scale_by_power(p, n, rounded));
 }
 
+// 1 / x for x >= 0, to a rounding: where a division takes as long as ten multiplications, from its first 14 bits
+template <class T>
+UNIGEN_INLINE Vec<T> reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    x = min(constant<Vec<T>>(0x1.fffffep127), x);  // infinity, but not NaN: below, infinity · 0
+    const Vec<T> first(_mm512_maskz_rcp14_ps(-1, x.v));
+    return first + first * (constant<Vec<T>>(1) - x * first);
+  }
+#endif
+  return constant<Vec<T>>(1) / x;
+}
+
 // log(1 + f) + n log(2), 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.
 template <class T>
 UNIGEN_INLINE Vec<T> log_from_parts(Vec<T> f, Vec<T> n) {
