@@ -23,7 +23,14 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.GaussianKL: uf.gaussian_kl,
     uf.nn.SampleGaussian: uf.sample_gaussian,
     uf.nn.SampleGaussianWithKL: uf.sample_gaussian_with_kl,
+    uf.nn.GaussianKLMonteCarlo: uf.gaussian_kl_monte_carlo,
+    uf.nn.BernoulliKL: uf.bernoulli_kl,
     uf.nn.BernoulliLogProb: uf.bernoulli_log_prob,
+    uf.nn.GaussianLogProb: uf.gaussian_log_prob,
+    uf.nn.LaplaceLogProb: uf.laplace_log_prob,
+    uf.nn.DiscretizedLogisticLogProb: uf.discretized_logistic_log_prob,
+    uf.nn.NegativeBinomialLogProb: uf.negative_binomial_log_prob,
+    uf.nn.ZeroInflatedNegativeBinomialLogProb: uf.zero_inflated_negative_binomial_log_prob,
 }
 MODULES = list(FUNCTION_OF)
 
@@ -78,7 +85,36 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         (M, V),
         {},
     ),
+    (
+        uf.nn.GaussianKLMonteCarlo,
+        {
+            "event_ndims": 2,
+            "spread": "logstd",
+            "clamp_logvar": (-1.0, 1.0),
+            "normalize_weights": True,
+            "scale": 0.3,
+            "reduction": "none",
+        },
+        (M.reshape(2, 3, 4), None, V.reshape(2, 3, 4), M[0], V[0]),
+        {"weights": torch.tensor([0.5])},
+    ),
+    (
+        uf.nn.BernoulliKL,
+        {"event_ndims": 2, "normalize_weights": True, "scale": 0.3, "reduction": "none"},
+        (M.reshape(2, 3, 4), V.reshape(2, 3, 4)),
+        {"weights": torch.tensor([0.5])},
+    ),
     (uf.nn.BernoulliLogProb, {"event_ndims": 2}, (X, X.sigmoid()), {}),
+    (uf.nn.GaussianLogProb, {"event_ndims": 2, "spread": "logstd", "clamp_logvar": (-1.0, 1.0)}, (X, M, V), {}),
+    (uf.nn.LaplaceLogProb, {"event_ndims": 2}, (X, M.flip(0), V), {}),
+    (
+        uf.nn.DiscretizedLogisticLogProb,
+        {"event_ndims": 2, "bin_width": 0.5, "low": -1.5, "high": 2.0},
+        (X, M.flip(0), V),
+        {},
+    ),
+    (uf.nn.NegativeBinomialLogProb, {"event_ndims": 2}, (X.round().relu(), M.exp(), V.exp()), {}),
+    (uf.nn.ZeroInflatedNegativeBinomialLogProb, {"event_ndims": 2}, (X.round().relu(), M.exp(), V.exp(), X), {}),
 ]
 each_call = pytest.mark.parametrize(
     ("module", "options", "args", "kwargs"), CALLS, ids=lambda x: x.__name__ if isinstance(x, type) else ""

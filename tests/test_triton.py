@@ -88,8 +88,8 @@ LAYOUTS = [contiguous, sliced, transposed, stepped, expanded]
 
 @dataclass
 class Case:
-    """An op, its options, and how its tensors are drawn, a letter each: n normal, p positive, u unit, r rng_state,
-    w row weights, - absent. `lists`: the shapes of a list of tensors."""
+    """An op, its options, and how its tensors are drawn, a letter each: n normal, p positive, u unit, c counts,
+    r rng_state, w row weights, - absent. `lists`: the shapes of a list of tensors."""
 
     name: str
     op: FusedOp
@@ -117,6 +117,8 @@ def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     if letter == "n":
         return (1.5 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
     values = torch.rand(shape, dtype=torch.float64)
+    if letter == "c":
+        return (values * 6).floor().to(device, dtype)
     if letter == "w":
         return values.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     return (values + 0.3 if letter == "p" else values).to(device, dtype)
@@ -196,9 +198,31 @@ def sample_cases() -> Iterator[Case]:
 def likelihood_cases() -> Iterator[Case]:
     for event in (0, 1, 2, 3):
         yield Case(f"bernoulli[{event}]", _ops.bernoulli_log_prob, "nu", (event,))
+    for event in (0, 1, 2):
+        yield Case(f"laplace[{event}]", _ops.laplace_log_prob, "nnn", (event,))
+        yield Case(f"logistic[{event}]", _ops.discretized_logistic_log_prob, "unn", (event, 0.1, 0.0, 1.0))
+        yield Case(f"negative_binomial[{event}]", _ops.negative_binomial_log_prob, "cpp", (event,))
+        yield Case(f"zero_inflated[{event}]", _ops.zero_inflated_negative_binomial_log_prob, "cppn", (event,))
+    yield Case("logistic[256 levels]", _ops.discretized_logistic_log_prob, "nnn", (1, 1 / 255, -1.0, 1.0))
+    yield Case("negative_binomial[real]", _ops.negative_binomial_log_prob, "upp", (1,))
+    for spread, clamp in (("logvar", (-INF, INF)), ("logstd", (-0.7, 0.9)), ("std", (-INF, 0.5))):
+        letters = "nnp" if spread == "std" else "nnn"
+        yield Case(f"gaussian[{spread}]", _ops.gaussian_log_prob, letters, (1, spread, *clamp))
 
 
-CASES = [*softmax_cases(), *logit_cases(), *kl_cases(), *sample_cases(), *likelihood_cases()]
+def formula_kl_cases() -> Iterator[Case]:
+    for spread, clamp in (("logvar", (-INF, INF)), ("logstd", (-0.7, 0.9)), ("std", (-INF, 0.5))):
+        for weights, reduction in (("-", "none"), ("w", "mean"), ("w", "none")):
+            v = "p" if spread == "std" else "n"
+            for mean in "n-":
+                letters, options = f"n{mean}{v}n{v}{weights}", (1, spread, *clamp, 0.3, reduction)
+                name = f"monte_carlo[{spread},{mean},{weights},{reduction}]"
+                yield Case(name, _ops.gaussian_kl_monte_carlo, letters, options, rows=2)
+    for letters, reduction in (("nn-", "none"), ("n--", "mean"), ("nnw", "sum"), ("n-w", "none")):
+        yield Case(f"bernoulli_kl[{letters},{reduction}]", _ops.bernoulli_kl, letters, (2, 0.3, reduction))
+
+
+CASES = [*softmax_cases(), *logit_cases(), *kl_cases(), *sample_cases(), *likelihood_cases(), *formula_kl_cases()]
 MAIN_NAMES = (
     "log_mean_exp[1]",
     "importance_weights[0]",
@@ -212,6 +236,10 @@ MAIN_NAMES = (
     "sample[10,3,0,logvar]",
     "sample_with_kl[8,2,1,logvar,1]",
     "bernoulli[1]",
+    "gaussian[logstd]",
+    "zero_inflated[1]",
+    "monte_carlo[logstd,-,w,mean]",
+    "bernoulli_kl[nnw,sum]",
 )
 MAIN = [case for case in CASES if case.name in MAIN_NAMES]
 assert len(MAIN) == len(MAIN_NAMES)
@@ -239,7 +267,7 @@ def as_tuple(x: Any) -> tuple[Tensor, ...]:
 
 def differentiated(op: FusedOp, tensors: list[Any]) -> list[Tensor]:
     """The tensors that get a gradient: all floating ones but row weights."""
-    given = tensors if op.tensor_list else tensors[:4]
+    given = tensors if op.tensor_list else [tensors[i] for i in op.differentiable or range(len(tensors))]
     return [t for t in given if t is not None and t.is_floating_point()]
 
 
@@ -367,6 +395,8 @@ SIZES = [
     Case("split rows", _ops.sample_gaussian_with_kl, "nnr", (-1, 0, 1, "logvar", -INF, INF), (2, 5200)),
     Case("many programs", _ops.sample_gaussian, "nnr", (3, 0, "logvar", -INF, INF), (3, 1003)),
     Case("split rows", _ops.bernoulli_log_prob, "nu", (1,), (2, 9000)),
+    Case("split rows", _ops.zero_inflated_negative_binomial_log_prob, "cppn", (1,), (2, 9000)),
+    Case("one row", _ops.bernoulli_kl, "nnw", (1, 0.5, "mean"), (3, 4000)),
 ]
 
 

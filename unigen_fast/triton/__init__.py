@@ -46,7 +46,7 @@ def _any_strides(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
             result = op(*map(_contiguous, args))
         if not name.endswith("_backward"):
             return result
-        inputs = args[first] if isinstance(args[first], (list, tuple)) else args[first : first + 4]
+        inputs = args[first] if isinstance(args[first], (list, tuple)) else args[first : first + 5]
         return _laid_out_as(result, inputs)
 
     return call
