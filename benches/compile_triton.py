@@ -207,6 +207,28 @@ def categorical_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield "discretized_logistic_mixture_log_prob", params, x, 2
         for needed in (1, 3):
             yield "discretized_logistic_mixture_log_prob_backward", tensors(wide, 16), params, x, 2, needed
+def formula_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, a, b, c, d = tensors(dtype, 128, 2000, count=5)
+    rows, scalar_grad, weights, ends = tensors(wide, 128), tensors(wide), tensors(wide, 128), (-INF, INF)
+    theta = tensors(dtype, 2000).expand(128, 2000)
+    clamp = (-30.0, 20.0)
+    listed: list[tuple[str, tuple[Any, ...], tuple[Any, ...], int]] = [
+        ("gaussian_log_prob", (x, a, b), (1, "logvar", *ends), 6),
+        ("gaussian_log_prob", (x, a, b), (1, "std", *clamp), 7),
+        ("laplace_log_prob", (x, a, b), (1,), 6),
+        ("discretized_logistic_log_prob", (x, a, b), (1, 1 / 255, -1.0, 1.0), 6),
+        ("negative_binomial_log_prob", (x, a, theta), (1,), 6),
+        ("negative_binomial_log_prob", (x, a, theta), (1,), 7),
+        ("zero_inflated_negative_binomial_log_prob", (x, a, theta, b), (1,), 14),
+        ("gaussian_kl_monte_carlo", (x, a, b, c, d, None), (1, "logvar", *ends, 1.0, "none"), 31),
+        ("gaussian_kl_monte_carlo", (x, None, b, c, d, weights), (1, "logstd", *ends, 1.0, "mean"), 29),
+        ("bernoulli_kl", (x, a, weights), (1, 1.0, "mean"), 3),
+        ("bernoulli_kl", (x, None, None), (1, 1.0, "none"), 1),
+    ]
+    for name, inputs, options, needed in listed:
+        yield name, *inputs, *options
+        yield f"{name}_backward", scalar_grad if "mean" in options else rows, *inputs, *options, needed
 
 
 Variant = tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any], int]
@@ -242,6 +264,7 @@ def variants() -> list[Variant]:
         likelihood_calls,
         pairwise_calls,
         categorical_calls,
+        formula_calls,
     )
     for family, dtype in itertools.product(calls, (torch.float32, torch.bfloat16, torch.float16, torch.float64)):
         for name, *args in family(dtype):

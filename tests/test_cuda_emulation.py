@@ -347,6 +347,22 @@ class MmdBackward(ctypes.Structure):
     _fields_ = [*_MMD, ("grad", POINTER), ("grad_x", Matrix), ("grad_y", Matrix)]
 
 
+FORMULA_INPUTS = 5
+
+
+class FormulaOptions(ctypes.Structure):
+    _fields_ = [("formula", INT), ("spread", Spread), ("bins", DOUBLE * 3), ("data_slope", ctypes.c_bool)]
+
+
+_INS = [f"in{k}" for k in range(FORMULA_INPUTS)]
+_GRADS = [f"grad_in{k}" for k in range(FORMULA_INPUTS)]
+_FORMULA_END = {"options": FormulaOptions, "reduction": Reduction}
+RowFormula = _arguments("RowFormula", **dict.fromkeys((*_INS, "weights", "value"), Operand), **_FORMULA_END)
+RowFormulaBackward = _arguments(
+    "RowFormulaBackward", **dict.fromkeys(("grad", *_INS, "weights", *_GRADS), Operand), **_FORMULA_END
+)
+
+
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -1150,6 +1166,88 @@ def test_mmd(emulated: ctypes.CDLL, points: Any, dtype: torch.dtype, kernel: str
     call(emulated, "mmd_backward", b, 1)
     for got, want in zip(found, torch.autograd.grad(expected, wide, grad.double()), strict=True):
         close(got / want.abs().max(), want / want.abs().max(), dtype)
+def counts(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return (normal(shape, torch.float64, 3).abs() * 2).floor().to(dtype)
+
+
+_PLAIN = Spread(0, -INF, INF)
+_STD = Spread(2, -1.0, 0.5)
+# number, kinds of its tensors (n normal, p positive, c counts), spread and bins, the reference of (tensors, weights,
+# scale, reduction), and whether there are weights
+FORMULAS: list[tuple[int, str, Any, tuple[float, ...], Callable[..., Tensor], bool]] = [
+    (0, "nnp", _STD, (), lambda t, w, s, r: likelihood.gaussian_log_prob(*t, 1, "std", -1.0, 0.5), False),
+    (1, "nnn", _PLAIN, (), lambda t, w, s, r: likelihood.laplace_log_prob(*t, 1), False),
+    (
+        2,
+        "nnn",
+        _PLAIN,
+        (0.1, -1.0, 1.0),
+        lambda t, w, s, r: likelihood.discretized_logistic_log_prob(*t, 1, 0.1, -1.0, 1.0),
+        False,
+    ),
+    (3, "cpp", _PLAIN, (), lambda t, w, s, r: likelihood.negative_binomial_log_prob(*t, 1), False),
+    (4, "cppn", _PLAIN, (), lambda t, w, s, r: likelihood.zero_inflated_negative_binomial_log_prob(*t, 1), False),
+    (
+        5,
+        "nnpnp",
+        _STD,
+        (),
+        lambda t, w, s, r: divergence.gaussian_kl_monte_carlo(*t, w, 1, "std", -1.0, 0.5, s, r),
+        True,
+    ),
+    (
+        6,
+        "nnnn",
+        _PLAIN,
+        (),
+        lambda t, w, s, r: divergence.gaussian_kl_monte_carlo(t[0], None, *t[1:], w, 1, "logvar", -INF, INF, s, r),
+        True,
+    ),
+    (7, "nn", _PLAIN, (), lambda t, w, s, r: divergence.bernoulli_kl(*t, w, 1, s, r), True),
+    (8, "n", _PLAIN, (), lambda t, w, s, r: divergence.bernoulli_kl(t[0], None, w, 1, s, r), True),
+]
+
+
+def _drawn(kind: str, shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
+    if kind == "c":
+        return counts(shape, dtype)
+    x = normal(shape, dtype, seed)
+    return (x.double().exp() + 0.3).to(dtype) if kind == "p" else x
+
+
+@everything
+def test_formulas(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: Any, multiprocessors: int) -> None:
+    """Each formula in rows and, where it may be, weighted and reduced: then all dimensions are columns."""
+    for number, kinds, spread, bins, reference, weighted in FORMULAS:
+        if number % 4 and shape[0] * shape[1] > LARGE:
+            continue
+        given = [layout(_drawn(kind, shape, dtype, seed)) for seed, kind in enumerate(kinds)]
+        if number == 3:  # one theta for each column
+            given[2] = given[2][:1].expand(shape)
+        leaves = [x.double().requires_grad_() for x in given]
+        options = FormulaOptions(number, spread, (DOUBLE * 3)(*bins), True)
+        for reduction in ("none", "mean") if weighted else ("none",):
+            weights = normal(shape[:1], arithmetic(dtype), 9) if reduction == "mean" or number == 7 else None
+            scale = 0.5 if weighted else 1.0
+            scaled = Reduction(reduction == "mean", scale, shape[0] if reduction == "mean" else 1.0)
+            columns = [1] if reduction == "none" else [0, 1]
+            value = torch.full((shape[0],) if reduction == "none" else (), 77, dtype=arithmetic(dtype))
+            tensors: dict[str, Tensor | None] = dict(zip(_INS, given, strict=False))
+            tensors["weights"] = None if weights is None else weights.unsqueeze(1).expand(shape)
+            a = RowFormula(options=options, reduction=scaled)
+            describe(a, columns, tensors, {"value": value})
+            call(emulated, "row_formula", a, multiprocessors)
+            double_weights = None if weights is None else weights.double()
+            expected = reference(leaves, double_weights, scale, reduction)
+            close(value, expected, arithmetic(dtype))
+            grad = normal(expected.shape, arithmetic(dtype), 5)
+            results = {name: empty_like(x.contiguous()) for name, x in zip(_GRADS, given, strict=False)}
+            b = RowFormulaBackward(options=options, reduction=scaled)
+            describe(b, columns, tensors | results, {"grad": grad})
+            call(emulated, "row_formula_backward", b, multiprocessors)
+            wanted = torch.autograd.grad(expected, leaves, grad.double(), retain_graph=True)
+            for got, want in zip(results.values(), wanted, strict=True):
+                close(got, want, dtype)
 
 
 # ---- edges -----------------------------------------------------------------------------------------------------------

@@ -540,3 +540,120 @@ def test_errors_of_samples(function, device: torch.device) -> None:
     assert_refused(lambda: function(m, v.to("meta")), ValueError, "logvar: got device meta")
     if function is uf.sample_gaussian_with_kl:
         assert_refused(lambda: function(m, v, event_ndims=3), ValueError, "event_ndims: got 3, expected 0 to 2")
+
+
+# ---- by one sample ---------------------------------------------------------------------------------------------------
+
+
+def vits_kl_loss(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Tensor) -> Tensor:
+    """As VITS writes it."""
+    kl = logs_p - logs_q - 0.5
+    kl = kl + 0.5 * (z_p - m_p) ** 2 * torch.exp(-2.0 * logs_p)
+    return torch.sum(kl * mask) / torch.sum(mask)
+
+
+def of_vits(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Tensor) -> Tensor:
+    z_p, logs_q, m_p, logs_p = (t.transpose(1, 2) for t in (z_p, logs_q, m_p, logs_p))
+    options = {"spread": "logstd", "weights": mask.squeeze(1), "normalize_weights": True}
+    return uf.gaussian_kl_monte_carlo(z_p, None, logs_q, m_p, logs_p, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
+@pytest.mark.parametrize("shape", [(2, 192, 50), (3, 5, 7), (1, 192, 1)], ids=str)
+def test_vits_kl_loss(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    """Its number and its gradients: `[B, C, T]` transposed, a mask for weights."""
+    inputs = [(torch.randn(shape, device=device) * 0.7 - 0.4).to(dtype).requires_grad_() for _ in range(4)]
+    lengths = torch.arange(1, shape[0] + 1, device=device) * shape[2] // shape[0]
+    mask = (torch.arange(shape[2], device=device) < lengths.clamp(min=1)[:, None]).to(dtype).unsqueeze(1)
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    got, expected = of_vits(*inputs, mask), vits_kl_loss(*wide, mask.double())
+    assert_close(got, expected, 1e-12 if dtype == torch.float64 else 1e-5)
+    low = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 2 * torch.finfo(dtype).eps)
+    for a, b in zip(gradients(got, *inputs), gradients(expected, *wide), strict=True):
+        assert_close(a, b, low)
+
+
+def test_vits_in_half_precision_does_not_overflow(device: torch.device) -> None:
+    """espnet/espnet#4236: e^{-2 logs_p} leaves the range of fp16 below logs_p = -5.5."""
+    shape = (2, 4, 3)
+    z, logs_q, m = (torch.randn(shape, device=device).half().requires_grad_() for _ in range(3))
+    logs_p = torch.full(shape, -6.0, device=device, dtype=torch.float16, requires_grad=True)
+    mask = torch.ones(2, 1, 3, device=device, dtype=torch.float16)
+    assert not vits_kl_loss(z, logs_q, m, logs_p, mask).isfinite()
+    got = of_vits(z, logs_q, m, logs_p, mask)
+    assert_close(got, vits_kl_loss(*(t.double() for t in (z, logs_q, m, logs_p, mask))), 1e-5)
+
+
+def test_monte_carlo_estimates_the_closed_form(device: torch.device) -> None:
+    """Both estimators, over many samples; their difference is what the entropy's estimate has of noise."""
+    torch.manual_seed(0)
+    m, v, pm, pv = (torch.randn(6, dtype=torch.float64, device=device) * 0.5 for _ in range(4))
+    z = m + (v / 2).exp() * torch.randn(200_000, 6, dtype=torch.float64, device=device)
+    closed = uf.gaussian_kl(m, v, pm, pv)
+    for mean in (m, None):
+        rows = uf.gaussian_kl_monte_carlo(z, mean, v, pm, pv, reduction="none")
+        assert abs(rows.mean() - closed) < 4 * rows.std() / len(z) ** 0.5
+    same = uf.gaussian_kl_monte_carlo(z, m, v, m, v, reduction="none")
+    assert same.abs().max() < 1e-12
+
+
+def test_monte_carlo_gradient_of_the_sample(device: torch.device) -> None:
+    """d/dz = (z - m_p) / s_p² - (z - m) / s²; without a mean, its first half."""
+    z, m, v, pm, pv = (torch.randn(3, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(5))
+    prior, own = (z - pm) * (-pv).exp(), (z - m) * (-v).exp()
+    for mean, expected in ((m, prior - own), (None, prior)):
+        (got,) = gradients(uf.gaussian_kl_monte_carlo(z, mean, v, pm, pv, reduction="sum"), z)
+        assert_close(got, expected, 1e-12)
+
+
+# ---- Bernoulli -------------------------------------------------------------------------------------------------------
+
+
+def bernoulli_exactly(a: float, b: float) -> tuple[mpmath.mpf, ...]:
+    """(KL, its slopes in a and b) with 60 digits."""
+    with mpmath.workdps(60):
+        a, b = mpmath.mpf(a), mpmath.mpf(b)
+        p, q = 1 / (1 + mpmath.exp(-a)), 1 / (1 + mpmath.exp(-b))
+        value = p * (a - b) + mpmath.log1p(mpmath.exp(b)) - mpmath.log1p(mpmath.exp(a))
+        return value, p * (1 - p) * (a - b), q - p
+
+
+@pytest.mark.parametrize("on_reference", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bernoulli_kl_near_and_far(dtype: torch.dtype, on_reference: bool, device: torch.device) -> None:
+    """Relative to each number, however small: near a = b, in the tails, on both sides."""
+    logits = (-60.0, -8.0, -0.3, 0.0, 0.7, 3.0, 25.0)
+    points = [(a, a + d) for a in logits for d in (0.0, 1e-6, -1e-3, 0.1, -0.9, 0.99, 1.01, -5.0, 40.0)]
+    points = torch.tensor(points, dtype=dtype).tolist()
+    a, b = (t.clone().requires_grad_() for t in torch.tensor(points, dtype=dtype, device=device).unbind(1))
+    if on_reference:
+        rows = reference.bernoulli_kl(a, b, None, 0, 1.0, "none")
+    else:
+        rows = uf.bernoulli_kl(a, b, event_ndims=0, reduction="none")
+    found = torch.stack([rows.detach(), *gradients(rows, a, b)]).double().cpu()
+    expected = torch.tensor([[float(n) for n in bernoulli_exactly(*p)] for p in points], dtype=torch.float64).T
+    limit = 2e-6 if dtype == torch.float32 else 1e-12
+    assert ((found - expected).abs() <= limit * expected.abs() + 1e-37).all()
+
+
+def test_bernoulli_kl_to_one_half(device: torch.device) -> None:
+    """log 2 minus the entropy: as with logits of 0; certainty costs log 2."""
+    q = torch.tensor([[0.3, -2.0], [0.0, 1e-3]], dtype=torch.float64, device=device)
+    assert_close(uf.bernoulli_kl(q, reduction="none"), uf.bernoulli_kl(q, torch.zeros_like(q), reduction="none"), 1e-15)
+    certain = torch.tensor([[INF], [-INF], [200.0]], device=device)
+    assert_close(uf.bernoulli_kl(certain, reduction="none"), torch.full((3,), math.log(2), device=device), 1e-6)
+
+
+def test_errors_of_the_estimates(device: torch.device) -> None:
+    z = torch.randn(3, 4, device=device)
+    estimate = uf.gaussian_kl_monte_carlo
+    assert_refused(lambda: estimate(z, z, z, None, z), TypeError, "prior_mean: expected a torch.Tensor, got NoneType")
+    assert_refused(lambda: estimate(None, z, z, z, z), TypeError, "z: expected a torch.Tensor, got NoneType")
+    assert_refused(lambda: estimate(z, None, z, z, z, spread="var"), ValueError, "spread: got 'var'")
+    assert_refused(lambda: estimate(z, z, z, z, z, normalize_weights=True), ValueError, "got True without weights")
+    assert_refused(
+        lambda: estimate(z, z, z, z, z, weights=torch.ones(4, device=device)), ValueError, r"weights: got shape \(4,\)"
+    )
+    assert_refused(lambda: uf.bernoulli_kl(z, z, reduction="avg"), ValueError, "reduction: got 'avg'")
+    assert_refused(lambda: uf.bernoulli_kl(z, z[:2]), ValueError, r"broadcast together, got logits_q \(3, 4\)")
+    assert_refused(lambda: uf.bernoulli_kl(z.long()), TypeError, "logits_q: expected a floating-point tensor")

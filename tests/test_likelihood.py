@@ -1,8 +1,12 @@
 """Log-densities: what is particular to them."""
 
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 
+import mpmath
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, reference_path
@@ -203,3 +207,295 @@ def test_errors(device: torch.device) -> None:
     assert_refused(lambda: log_prob(logits, x.to("meta")), ValueError, "x: got device meta, expected .* as logits")
     with pytest.raises(TypeError, match="positional"):
         log_prob(logits, x, 1)
+
+
+# ---- counts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each of the two: under create_graph and in torch.func the reference is what users get."""
+    with reference_path() if request.param == "reference" else nullcontext():
+        yield request.param
+
+
+both_paths = pytest.mark.usefixtures("path")
+
+
+def counts_exactly(x: float, mu: float, theta: float) -> tuple[mpmath.mpf, ...]:
+    """(log NB, its slope in mu, its slope in theta, the sum of the two opposite parts of that) with 60 digits."""
+    with mpmath.workdps(60):
+        x, mu, theta = map(mpmath.mpf, (x, mu, theta))
+        choose = mpmath.loggamma(x + theta) - mpmath.loggamma(theta) - mpmath.loggamma(x + 1)
+        value = choose - theta * mpmath.log1p(mu / theta) + (x * mpmath.log(mu / (theta + mu)) if x else 0)
+        gained = mpmath.digamma(x + theta) - mpmath.digamma(theta) - mpmath.log1p(x / theta)
+        lost = (mu - x) / (theta + mu) + mpmath.log((x + theta) / (theta + mu))
+        return value, theta / (theta + mu) * (x / mu - 1), gained + lost, abs(gained) + abs(lost)
+
+
+def counts_with_gradients(points: list[tuple[float, float, float]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[3, points]: values, and slopes in mu and theta."""
+    x, mu, theta = torch.tensor(points, dtype=dtype, device=device).unbind(1)
+    mu, theta = (t.clone().requires_grad_() for t in (mu, theta))
+    rows = uf.negative_binomial_log_prob(x, mu, theta, event_ndims=0)
+    return torch.stack([rows.detach(), *gradient(rows, mu, theta)]).double().cpu()
+
+
+@both_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_negative_binomial_keeps_its_digits_for_large_theta(dtype: torch.dtype, device: torch.device) -> None:
+    """scverse/scvi-tools#2965: x = 5, mu = 3, theta = 1e6 gave -1.787 in fp32; it is -2.294."""
+    points = [(5.0, 3.0, 10.0**exponent) for exponent in range(-3, 8)]
+    points = [tuple(torch.tensor(p, dtype=dtype).tolist()) for p in points]  # 1e-3 is no float
+    got = counts_with_gradients(points, dtype, device)
+    assert abs(got[0, 9] + 2.294) < 1e-3
+    expected = torch.tensor([[float(n) for n in counts_exactly(*p)[:3]] for p in points], dtype=torch.float64).T
+    # what is left of float64 for theta's slope of 1e-14, after differences of numbers of 1e-7
+    assert ((got / expected - 1).abs() < (1e-5 if dtype == torch.float32 else 1e-7)).all()
+
+
+def test_negative_binomial_over_all_magnitudes(path: str, device: torch.device) -> None:
+    """fp32 against 60 digits. The slope in theta is a difference: it is held to the larger of its parts."""
+    xs, mus = (0, 0.3, 1, 2, 17, 300, 1e4, 1e5), (1e-8, 1e-3, 0.5, 3, 40, 5e3, 1e6)
+    thetas = (1e-4, 1e-3, 0.03, 0.3, 0.9, 1, 1.1, 2.5, 7.9, 8, 30, 1e3, 1e5, 1e6, 1e7)
+    points = torch.tensor([(x, mu, theta) for x in xs for mu in mus for theta in thetas]).tolist()
+    got = counts_with_gradients(points, torch.float32, device)
+    value, of_mu, of_theta, scale = torch.tensor(
+        [[float(n) for n in counts_exactly(*p)] for p in points], dtype=torch.float64
+    ).T
+    assert ((got[0] / value - 1).abs() < 1e-6).all()
+    assert ((got[1] - of_mu).abs() <= 1e-6 * of_mu.abs()).all()  # 0 where x = mu
+    # float64, in which the reference differentiates, leaves that of x = 0 and 1 / theta
+    rounding = 1e-14 / torch.tensor([p[2] for p in points], dtype=torch.float64) if path == "reference" else 0
+    assert ((got[2] - of_theta).abs() <= 2e-6 * scale + rounding).all()
+
+
+def test_negative_binomial_equals_scipy_and_sums_to_one(device: torch.device) -> None:
+    mu, theta = 4.0, 1.7
+    x = torch.arange(400, dtype=torch.float64, device=device)
+    got = uf.negative_binomial_log_prob(x, x.new_tensor(mu), x.new_tensor(theta), event_ndims=0)
+    expected = scipy.stats.nbinom.logpmf(x.cpu().numpy(), theta, theta / (theta + mu))
+    assert_close(got.cpu(), torch.from_numpy(expected), 1e-12)
+    assert abs(got.exp().sum() - 1) < 1e-12
+    gate = x.new_tensor(0.4)
+    inflated = uf.zero_inflated_negative_binomial_log_prob(
+        x, x.new_tensor(mu), x.new_tensor(theta), gate, event_ndims=0
+    )
+    assert abs(inflated.exp().sum() - 1) < 1e-12
+    assert_close(inflated[1:] - got[1:], torch.full_like(got[1:], math.log(1 / (1 + math.exp(0.4)))), 1e-12)
+
+
+@both_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_gene_that_is_not_expressed(dtype: torch.dtype, device: torch.device) -> None:
+    """mu = 0: no counts for certain, at no cost; some are impossible. Slopes are their limits."""
+    mu, theta, gate = (torch.tensor([[v]], dtype=dtype, device=device, requires_grad=True) for v in (0.0, 2.0, -1.0))
+    none = uf.negative_binomial_log_prob(torch.zeros_like(mu), mu, theta)
+    assert none.item() == 0
+    assert [g.item() for g in gradient(none, mu, theta)] == [-1, 0]
+    assert uf.negative_binomial_log_prob(torch.ones_like(mu), mu, theta).item() == -INF
+    inflated = uf.zero_inflated_negative_binomial_log_prob(torch.zeros_like(mu), mu, theta, gate)
+    assert inflated.item() == 0
+    of_mu, of_theta, of_gate = gradient(inflated, mu, theta, gate)
+    assert abs(of_mu.item() + 1 / (1 + math.exp(-1))) < 1e-6 and of_theta.item() == of_gate.item() == 0
+
+
+@pytest.mark.parametrize("gate", [-90.0, -30.0, -3.0, 0.0, 3.0, 30.0, 90.0])
+def test_zero_inflation_of_any_size(gate: float, path: str, device: torch.device) -> None:
+    """Zeros of counts that are likely, rare and next to impossible, under every gate; value and slopes to fp32."""
+    points = torch.tensor(
+        [(x, mu, theta) for x in (0.0, 3.0) for mu in (1e-6, 0.3, 50.0, 1e4) for theta in (0.1, 5.0, 1e6)]
+    )
+    x, mu, theta = points.to(device).unbind(1)
+    mu, theta = (t.clone().requires_grad_() for t in (mu, theta))
+    g = torch.full_like(x, gate).requires_grad_()
+    rows = uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, g, event_ndims=0)
+    of_mu, of_theta, of_gate = gradient(rows, mu, theta, g)
+    # what PyTorch's derivatives, that of expm1 for one, leave of float64
+    least = mpmath.mpf(10) ** (-14 if path == "reference" else -37)
+    with mpmath.workdps(120):
+        closed = 1 / (1 + mpmath.exp(mpmath.mpf(gate)))
+        for i, point in enumerate(points.tolist()):
+            count, d_mu, d_theta, scale = counts_exactly(*point)
+            p = mpmath.exp(count)
+            zero = point[0] == 0
+            mass = (1 - closed) * zero + closed * p
+            share = closed * p / mass
+            slope = (closed * (1 - closed) * (1 - p) / mass) if zero else -(1 - closed)
+            for got, expected, size in (
+                (rows[i], mpmath.log(mass), None),
+                (of_mu[i], share * d_mu, None),
+                (of_theta[i], share * d_theta, share * scale),
+                (of_gate[i], slope, None),
+            ):
+                size = abs(expected) if size is None else size
+                error = abs(mpmath.mpf(got.item()) - expected)
+                assert error <= 1e-5 * size + least, (point, got.item(), expected)
+
+
+def test_zero_inflated_equals_scvi_tools_formula(device: torch.device) -> None:
+    """Its log_zinb_positive without eps, in float64: the logits are those of a dropout."""
+    x = torch.poisson(torch.full((6, 40), 1.5, dtype=torch.float64)).to(device)
+    mu, theta, pi = (torch.randn(6, 40, dtype=torch.float64, device=device) for _ in range(3))
+    mu, theta = mu.exp(), theta.exp()
+    ratio = torch.log(theta) - torch.log(theta + mu)
+    zero = F.softplus(-pi + theta * ratio) - F.softplus(-pi)
+    some = -F.softplus(-pi) - pi + theta * ratio + x * (torch.log(mu) - torch.log(theta + mu))
+    some = some + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    expected = torch.where(x < 1e-8, zero, some).sum(-1)
+    assert_close(uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, pi), expected, 1e-12)
+
+
+def test_integer_counts_are_not_rounded(device: torch.device) -> None:
+    """bf16 has no 257: integers are taken in fp32 whatever the means are in, and these keep their dtype's gradient."""
+    x = torch.tensor([[257, 1001]], device=device)
+    mu = torch.full((1, 2), 256.0, device=device, dtype=torch.bfloat16, requires_grad=True)
+    theta = torch.full((2,), 8.0, device=device)
+    got = uf.negative_binomial_log_prob(x, mu, theta)
+    expected = sum(counts_exactly(n, 256.0, 8.0)[0] for n in (257, 1001))
+    assert got.dtype == torch.float32 and abs(got.item() / float(expected) - 1) < 1e-6
+    (g,) = gradient(got, mu)
+    assert g.dtype == torch.bfloat16 and g[0, 0] > 0
+
+
+def test_theta_of_each_gene_gets_one_gradient(device: torch.device) -> None:
+    x = torch.poisson(torch.full((7, 33), 2.0)).to(device)
+    mu, theta = torch.rand(7, 33, device=device) + 0.5, (torch.rand(33, device=device) + 0.5).requires_grad_()
+    (got,) = gradient(uf.negative_binomial_log_prob(x, mu, theta), theta)
+    repeated = theta.detach().expand(7, 33).clone().requires_grad_()
+    (expected,) = gradient(uf.negative_binomial_log_prob(x, mu, repeated), repeated)
+    assert got.shape == (33,)
+    assert_close(got, expected.double().sum(0), 1e-5)
+
+
+# ---- Gaussian, Laplace, discretized logistic -------------------------------------------------------------------------
+
+
+def test_densities_equal_scipy(device: torch.device) -> None:
+    x, m, s = (torch.randn(4, 9, dtype=torch.float64, device=device) for _ in range(3))
+    plain = [t.cpu().numpy() for t in (x, m)]
+    scale = s.exp().cpu().numpy()
+    normal = torch.from_numpy(scipy.stats.norm.logpdf(*plain, scale).sum(-1)).to(device)
+    laplace = torch.from_numpy(scipy.stats.laplace.logpdf(*plain, scale).sum(-1)).to(device)
+    assert_close(uf.gaussian_log_prob(x, m, s, spread="logstd"), normal, 1e-12)
+    assert_close(uf.gaussian_log_prob(x, m, 2 * s), normal, 1e-12)
+    assert_close(uf.gaussian_log_prob(x, m, s.exp(), spread="std"), normal, 1e-12)
+    assert_close(uf.laplace_log_prob(x, m, s), laplace, 1e-12)
+
+
+def test_one_variance_for_everything(device: torch.device) -> None:
+    """A decoder with one learned log-variance: a 0-dim tensor, with a 0-dim gradient."""
+    x, m = torch.randn(2, 4, 9, device=device)
+    v = torch.tensor(0.3, device=device, requires_grad=True)
+    got = uf.gaussian_log_prob(x, m, v)
+    expected = torch.distributions.Normal(m, (0.5 * v).exp()).log_prob(x).sum(-1)
+    assert_close(got, expected, 1e-5)
+    assert_close(gradient(got, v)[0], gradient(expected, v)[0], 1e-5)
+
+
+def test_laplace_at_its_mean_has_no_slope(device: torch.device) -> None:
+    x = torch.tensor([[0.3, 0.5]], device=device, requires_grad=True)
+    m, s = (t.clone().requires_grad_() for t in (x.detach(), torch.zeros_like(x)))
+    assert [g.tolist() for g in gradient(uf.laplace_log_prob(x, m, s), x, m, s)] == [[[0, 0]], [[0, 0]], [[-1, -1]]]
+
+
+@both_paths
+@pytest.mark.parametrize("log_scale", [-30.0, -7.0, -5.0, -2.0, 0.0, 5.0, 30.0])
+def test_masses_of_256_levels_sum_to_one(log_scale: float, device: torch.device) -> None:
+    levels = torch.arange(256, device=device) / 127.5 - 1
+    for mean in (-1.3, -0.5, 0.00123, 1.0):
+        m, s = levels.new_full((256,), mean), levels.new_full((256,), log_scale)
+        total = uf.discretized_logistic_log_prob(levels, m, s, event_ndims=0).double().exp().sum()
+        assert abs(total - 1) < 1e-4  # the bins' edges are rounded to fp32
+
+
+@both_paths
+@pytest.mark.parametrize("log_scale", [-20.0, -7.0, -4.0, 0.0, 6.0, 20.0])
+def test_discretized_logistic_for_scales_of_any_size(log_scale: float, device: torch.device) -> None:
+    """fp32 against 60 digits, in extreme bins and in those between, near the mean and in the far tails."""
+    half = 0.125
+    points = [(x, m) for x in (-1.0, -0.5, 0.25, 0.75, 1.0) for m in (-2.0, -0.5, 0.25, 0.1875, 0.8125)]
+    x, m = torch.tensor(points, device=device).unbind(1)
+    m, s = m.clone().requires_grad_(), torch.full_like(m, log_scale).requires_grad_()
+    rows = uf.discretized_logistic_log_prob(x, m, s, event_ndims=0, bin_width=2 * half)
+    of_mean, of_scale = gradient(rows, m, s)
+
+    def mass(x: float, m: mpmath.mpf, s: mpmath.mpf) -> mpmath.mpf:
+        def below(edge: float, away: bool) -> mpmath.mpf:
+            t = (edge - m) / mpmath.exp(s)
+            return 1 / (1 + mpmath.exp(t if away else -t))
+
+        if x == -1.0:
+            return mpmath.log(below(x + half, False))
+        if x == 1.0:
+            return mpmath.log(below(x - half, True))
+        upper = x - m > 0  # the difference of what lies beyond, on the side where that is small
+        return mpmath.log(abs(below(x + half, upper) - below(x - half, upper)))
+
+    with mpmath.workdps(60):
+        for i, (a, b) in enumerate(points):
+            expected = mass(a, mpmath.mpf(b), mpmath.mpf(log_scale))
+            by_mean = mpmath.diff(
+                lambda t, a=a: mass(a, t, mpmath.mpf(log_scale)), mpmath.mpf(b), h=mpmath.mpf(10) ** -20
+            )
+            by_scale = mpmath.diff(lambda t, a=a, b=b: mass(a, mpmath.mpf(b), t), log_scale, h=mpmath.mpf(10) ** -20)
+            scale = mpmath.exp(-log_scale)
+            for got, e, least in ((rows[i], expected, 0), (of_mean[i], by_mean, scale), (of_scale[i], by_scale, 1)):
+                error = abs(mpmath.mpf(got.item()) - e)
+                assert error <= 1e-5 * abs(e) + 1e-6 * least + mpmath.mpf(10) ** -37, (a, b, got.item(), e)
+
+
+def test_discretized_logistic_equals_pixelcnn(device: torch.device) -> None:
+    """As Salimans et al. write it, where its floor of 1e-12 under the probability is not reached."""
+    x = torch.randint(0, 256, (5, 64), device=device).double() / 127.5 - 1
+    x[:, 0], x[:, 1] = -1, 1
+    m, s = (0.3 * torch.randn(5, 64, device=device).double() - shift for shift in (0, 1))
+    plus, minus = (x - m + 1 / 255) / s.exp(), (x - m - 1 / 255) / s.exp()
+    inner = (plus.sigmoid() - minus.sigmoid()).clamp(min=1e-12).log()
+    expected = torch.where(x < -0.999, plus - F.softplus(plus), torch.where(x > 0.999, -F.softplus(minus), inner))
+    assert_close(uf.discretized_logistic_log_prob(x, m, s), expected.sum(-1), 1e-9)
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gaussian", "laplace", "discretized_logistic", "negative_binomial"])
+def test_nan_stays_in_the_row_of_any_density(name: str, device: torch.device) -> None:
+    log_density = getattr(uf, f"{name}_log_prob")
+    clean = [torch.rand(4, 37, device=device) + 0.3 for _ in range(3)]
+    clean[0] = clean[0].round()
+    for k in range(3):
+        dirty = [t.clone() for t in clean]
+        dirty[k][2, 36] = math.nan
+        dirty[1].requires_grad_()
+        got = log_density(*dirty)
+        assert got[2].isnan()
+        assert_same_bits(got[[0, 1, 3]], log_density(*clean)[[0, 1, 3]])
+        assert gradient(got, dirty[1])[0][[0, 1, 3]].isfinite().all()
+
+
+def test_errors_of_the_other_densities(device: torch.device) -> None:
+    x, a, b = torch.rand(3, 3, 4, device=device)
+    assert_refused(
+        lambda: uf.gaussian_log_prob(x, a, b, spread="var"), ValueError, "spread: got 'var', expected one of"
+    )
+    assert_refused(lambda: uf.gaussian_log_prob(x, a, b[:, :3]), ValueError, r"broadcast together.* logvar \(3, 3\)")
+    assert_refused(lambda: uf.gaussian_log_prob(x, a.long(), b), TypeError, "mean: expected a floating-point tensor")
+    assert_refused(lambda: uf.gaussian_log_prob(x, a, b, clamp_logvar=(1.0, 0.0)), ValueError, "low <= high")
+    assert_refused(lambda: uf.laplace_log_prob(x, a, 1.0), TypeError, "log_scale: expected a torch.Tensor, got float")
+    assert_refused(
+        lambda: uf.laplace_log_prob(x, a, b, event_ndims=3), ValueError, "event_ndims: got 3, expected 0 to 2"
+    )
+    logistic = uf.discretized_logistic_log_prob
+    assert_refused(lambda: logistic(x, a, b, bin_width=0.0), ValueError, "bin_width: got 0.0, expected a number > 0")
+    assert_refused(
+        lambda: logistic(x, a, b, low=1.0, high=-1.0), ValueError, "low: got 1.0, expected at most high = -1.0"
+    )
+    counts = uf.negative_binomial_log_prob
+    assert_refused(
+        lambda: counts(x, a, b.long()), TypeError, "theta: expected a floating-point tensor, got torch.int64"
+    )
+    assert_refused(lambda: counts(None, a, b), TypeError, "x: expected a torch.Tensor, got NoneType")
+    inflated = uf.zero_inflated_negative_binomial_log_prob
+    assert_refused(lambda: inflated(x, a, b, None), TypeError, "gate_logits: expected a torch.Tensor, got NoneType")
+    assert_refused(lambda: inflated(x, a, b.to("meta"), a), ValueError, "theta: got device meta, expected .* as x")

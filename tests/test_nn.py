@@ -48,6 +48,14 @@ FUNCTION_OF: dict[type[nn.Module], Any] = {
     uf.nn.BalancedCategoricalKL: uf.balanced_categorical_kl,
     uf.nn.CategoricalLogProb: uf.categorical_log_prob,
     uf.nn.DiscretizedLogisticMixtureLogProb: uf.discretized_logistic_mixture_log_prob,
+    uf.nn.GaussianKLMonteCarlo: uf.gaussian_kl_monte_carlo,
+    uf.nn.BernoulliKL: uf.bernoulli_kl,
+    uf.nn.BernoulliLogProb: uf.bernoulli_log_prob,
+    uf.nn.GaussianLogProb: uf.gaussian_log_prob,
+    uf.nn.LaplaceLogProb: uf.laplace_log_prob,
+    uf.nn.DiscretizedLogisticLogProb: uf.discretized_logistic_log_prob,
+    uf.nn.NegativeBinomialLogProb: uf.negative_binomial_log_prob,
+    uf.nn.ZeroInflatedNegativeBinomialLogProb: uf.zero_inflated_negative_binomial_log_prob,
 }
 MODULES = list(FUNCTION_OF)
 
@@ -161,6 +169,36 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         (X.reshape(2, 1, 2, 6), torch.tensor([[-1.0], [0.2]]).expand(2, 1, 2, 1)),
         {},
     ),
+    (
+        uf.nn.GaussianKLMonteCarlo,
+        {
+            "event_ndims": 2,
+            "spread": "logstd",
+            "clamp_logvar": (-1.0, 1.0),
+            "normalize_weights": True,
+            "scale": 0.3,
+            "reduction": "none",
+        },
+        (M.reshape(2, 3, 4), None, V.reshape(2, 3, 4), M[0], V[0]),
+        {"weights": torch.tensor([0.5])},
+    ),
+    (
+        uf.nn.BernoulliKL,
+        {"event_ndims": 2, "normalize_weights": True, "scale": 0.3, "reduction": "none"},
+        (M.reshape(2, 3, 4), V.reshape(2, 3, 4)),
+        {"weights": torch.tensor([0.5])},
+    ),
+    (uf.nn.BernoulliLogProb, {"event_ndims": 2}, (X, X.sigmoid()), {}),
+    (uf.nn.GaussianLogProb, {"event_ndims": 2, "spread": "logstd", "clamp_logvar": (-1.0, 1.0)}, (X, M, V), {}),
+    (uf.nn.LaplaceLogProb, {"event_ndims": 2}, (X, M.flip(0), V), {}),
+    (
+        uf.nn.DiscretizedLogisticLogProb,
+        {"event_ndims": 2, "bin_width": 0.5, "low": -1.5, "high": 2.0},
+        (X, M.flip(0), V),
+        {},
+    ),
+    (uf.nn.NegativeBinomialLogProb, {"event_ndims": 2}, (X.round().relu(), M.exp(), V.exp()), {}),
+    (uf.nn.ZeroInflatedNegativeBinomialLogProb, {"event_ndims": 2}, (X.round().relu(), M.exp(), V.exp(), X), {}),
 ]
 each_call = pytest.mark.parametrize(
     ("module", "options", "args", "kwargs"), CALLS, ids=lambda x: x.__name__ if isinstance(x, type) else ""

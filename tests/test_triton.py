@@ -88,9 +88,9 @@ LAYOUTS = [contiguous, sliced, transposed, stepped, expanded]
 
 @dataclass
 class Case:
-    """An op, its options, and how its tensors are drawn, a letter each: n normal, p positive, u unit, r rng_state,
-    w row weights, - absent; for the last dimension: c a class, x and y a pixel of 3 channels or of 1. `lists`: the
-    shapes of a list of tensors."""
+    """An op, its options, and how its tensors are drawn, a letter each: n normal, p positive, u unit, k counts,
+    r rng_state, g groups, w row weights, - absent; for the last dimension: c a class, x and y a pixel of 3 channels or
+    of 1. `lists`: the shapes of a list of tensors."""
 
     name: str
     op: FusedOp
@@ -124,6 +124,8 @@ def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     if letter in "xy":
         return (torch.randint(0, 256, (*shape[:-1], 3 if letter == "x" else 1)) / 127.5 - 1).to(device, dtype)
     values = torch.rand(shape, dtype=torch.float64)
+    if letter == "k":
+        return (values * 6).floor().to(device, dtype)
     if letter == "w":
         return values.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     return (values + 0.3 if letter == "p" else values).to(device, dtype)
@@ -233,6 +235,16 @@ def sample_cases() -> Iterator[Case]:
 def likelihood_cases() -> Iterator[Case]:
     for event in (0, 1, 2, 3):
         yield Case(f"bernoulli[{event}]", _ops.bernoulli_log_prob, "nu", (event,))
+    for event in (0, 1, 2):
+        yield Case(f"laplace[{event}]", _ops.laplace_log_prob, "nnn", (event,))
+        yield Case(f"logistic[{event}]", _ops.discretized_logistic_log_prob, "unn", (event, 0.1, 0.0, 1.0))
+        yield Case(f"negative_binomial[{event}]", _ops.negative_binomial_log_prob, "kpp", (event,))
+        yield Case(f"zero_inflated[{event}]", _ops.zero_inflated_negative_binomial_log_prob, "kppn", (event,))
+    yield Case("logistic[256 levels]", _ops.discretized_logistic_log_prob, "nnn", (1, 1 / 255, -1.0, 1.0))
+    yield Case("negative_binomial[real]", _ops.negative_binomial_log_prob, "upp", (1,))
+    for spread, clamp in (("logvar", (-INF, INF)), ("logstd", (-0.7, 0.9)), ("std", (-INF, 0.5))):
+        letters = "nnp" if spread == "std" else "nnn"
+        yield Case(f"gaussian[{spread}]", _ops.gaussian_log_prob, letters, (1, spread, *clamp))
 
 
 def categorical_cases() -> Iterator[Case]:
@@ -259,6 +271,18 @@ def mmd_cases() -> Iterator[Case]:
         yield Case(f"mmd[{kernel},{unbiased}]", _ops.mmd, "nu", (kernel, "0.3,1.0,5.0", unbiased), shape)
 
 
+def formula_kl_cases() -> Iterator[Case]:
+    for spread, clamp in (("logvar", (-INF, INF)), ("logstd", (-0.7, 0.9)), ("std", (-INF, 0.5))):
+        for weights, reduction in (("-", "none"), ("w", "mean"), ("w", "none")):
+            v = "p" if spread == "std" else "n"
+            for mean in "n-":
+                letters, options = f"n{mean}{v}n{v}{weights}", (1, spread, *clamp, 0.3, reduction)
+                name = f"monte_carlo[{spread},{mean},{weights},{reduction}]"
+                yield Case(name, _ops.gaussian_kl_monte_carlo, letters, options, rows=2)
+    for letters, reduction in (("nn-", "none"), ("n--", "mean"), ("nnw", "sum"), ("n-w", "none")):
+        yield Case(f"bernoulli_kl[{letters},{reduction}]", _ops.bernoulli_kl, letters, (2, 0.3, reduction))
+
+
 CASES = [
     *softmax_cases(),
     *logit_cases(),
@@ -267,6 +291,7 @@ CASES = [
     *kl_cases(),
     *sample_cases(),
     *likelihood_cases(),
+    *formula_kl_cases(),
     *categorical_cases(),
     *mmd_cases(),
 ]
@@ -287,6 +312,10 @@ MAIN_NAMES = (
     "balanced_categorical_kl[sum,8.0,0.1]",
     "categorical_log_prob[1]",
     "mixture[nx,1]",
+    "gaussian[logstd]",
+    "zero_inflated[1]",
+    "monte_carlo[logstd,-,w,mean]",
+    "bernoulli_kl[nnw,sum]",
 )
 MAIN = [case for case in CASES if case.name in MAIN_NAMES]
 assert len(MAIN) == len(MAIN_NAMES)
@@ -493,6 +522,8 @@ SIZES = [
     Case("many components", _ops.discretized_logistic_mixture_log_prob, "ny", (1,), (3, 3 * 70)),
     Case("many rows", _ops.total_correlation, "nnn", (50_000, "mss"), (100, 2)),
     Case("long rows", _ops.total_correlation, "nnn", (50_000, "mws"), (4, 50)),
+    Case("split rows", _ops.zero_inflated_negative_binomial_log_prob, "kppn", (1,), (2, 9000)),
+    Case("one row", _ops.bernoulli_kl, "nnw", (1, 0.5, "mean"), (3, 4000)),
 ]
 
 

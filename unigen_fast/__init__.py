@@ -18,8 +18,10 @@ from unigen_fast.divergence import (
     BalancedKL,
     TotalCorrelation,
     balanced_categorical_kl,
+    bernoulli_kl,
     categorical_kl,
     gaussian_kl,
+    gaussian_kl_monte_carlo,
     mmd,
     sample_gaussian,
     sample_gaussian_with_kl,
@@ -49,7 +51,12 @@ from unigen_fast.importance import (
 from unigen_fast.likelihood import (
     bernoulli_log_prob,
     categorical_log_prob,
+    discretized_logistic_log_prob,
     discretized_logistic_mixture_log_prob,
+    gaussian_log_prob,
+    laplace_log_prob,
+    negative_binomial_log_prob,
+    zero_inflated_negative_binomial_log_prob,
 )
 
 __all__ = [
@@ -58,6 +65,7 @@ __all__ = [
     "TotalCorrelation",
     "WeightDiagnostics",
     "balanced_categorical_kl",
+    "bernoulli_kl",
     "bernoulli_log_prob",
     "categorical_kl",
     "categorical_log_prob",
@@ -65,11 +73,14 @@ __all__ = [
     "cubo_loss",
     "density_ratio_js",
     "density_ratio_kl",
+    "discretized_logistic_log_prob",
     "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
     "dreg_loss",
     "effective_sample_size",
     "gaussian_kl",
+    "gaussian_kl_monte_carlo",
+    "gaussian_log_prob",
     "generator_loss",
     "gradient_penalty",
     "importance_weighted_generator_loss",
@@ -77,6 +88,7 @@ __all__ = [
     "importance_weights",
     "info",
     "iwae_loss",
+    "laplace_log_prob",
     "log_discriminator",
     "log_mean_exp",
     "log_ratio",
@@ -84,6 +96,7 @@ __all__ = [
     "memorization_score",
     "miwae_loss",
     "mmd",
+    "negative_binomial_log_prob",
     "nn",
     "piwae_losses",
     "r1_penalty",
@@ -96,6 +109,7 @@ __all__ = [
     "tvo_loss",
     "vimco_loss",
     "weight_diagnostics",
+    "zero_inflated_negative_binomial_log_prob",
 ]
 
 _BACKENDS = _loader.load()

@@ -5,8 +5,32 @@ each option means stands in the reference of the same name. `dim` None reduces o
 are fp32 for fp16, bf16 and fp32, else fp64.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from unigen_fast._fused import FusedOp
 from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, pairwise
+
+
+def _row_formula(
+    name: str, reference: Callable[..., Any], tensors: str, options: str = "", *, reduced: bool = False
+) -> FusedOp:
+    """An op that sums a formula of a few tensors over the event: rows or, if `reduced`, weighted and reduced."""
+    count = len(tensors.split(","))
+    if reduced:
+        tensors += ", Tensor? weights"
+        options += ", float scale, str reduction"
+    gradients = ", ".join(["Tensor"] * count)
+    return FusedOp(
+        f"{name}({tensors}, int event_ndims{options}) -> Tensor",
+        reference,
+        backward=f"(Tensor grad, {tensors}, int event_ndims{options}, int needed) -> ({gradients})",
+        tensors=count + reduced,
+        differentiable=range(count),
+    )
+
+
+_SPREAD = ", str spread, float clamp_min, float clamp_max"
 
 # ---- importance ------------------------------------------------------------------------------------------------------
 
@@ -163,6 +187,14 @@ sample_gaussian_with_kl = FusedOp(
     differentiable=(0, 1),
     differentiable_outputs=2,
 )
+gaussian_kl_monte_carlo = _row_formula(
+    "gaussian_kl_monte_carlo",
+    divergence.gaussian_kl_monte_carlo,
+    "Tensor z, Tensor? mean, Tensor logvar, Tensor prior_mean, Tensor prior_logvar",
+    _SPREAD,
+    reduced=True,
+)
+bernoulli_kl = _row_formula("bernoulli_kl", divergence.bernoulli_kl, "Tensor logits_q, Tensor? logits_p", reduced=True)
 
 # ---- likelihood ------------------------------------------------------------------------------------------------------
 
@@ -172,6 +204,26 @@ bernoulli_log_prob = FusedOp(
     backward="(Tensor grad, Tensor logits, Tensor x, int event_ndims, int needed) -> (Tensor, Tensor)",
     tensors=2,
     differentiable=(0, 1),
+)
+gaussian_log_prob = _row_formula(
+    "gaussian_log_prob", likelihood.gaussian_log_prob, "Tensor x, Tensor mean, Tensor logvar", _SPREAD
+)
+laplace_log_prob = _row_formula(
+    "laplace_log_prob", likelihood.laplace_log_prob, "Tensor x, Tensor mean, Tensor log_scale"
+)
+discretized_logistic_log_prob = _row_formula(
+    "discretized_logistic_log_prob",
+    likelihood.discretized_logistic_log_prob,
+    "Tensor x, Tensor mean, Tensor log_scale",
+    ", float half_bin, float low, float high",
+)
+negative_binomial_log_prob = _row_formula(
+    "negative_binomial_log_prob", likelihood.negative_binomial_log_prob, "Tensor x, Tensor mu, Tensor theta"
+)
+zero_inflated_negative_binomial_log_prob = _row_formula(
+    "zero_inflated_negative_binomial_log_prob",
+    likelihood.zero_inflated_negative_binomial_log_prob,
+    "Tensor x, Tensor mu, Tensor theta, Tensor gate_logits",
 )
 
 # ---- categorical -----------------------------------------------------------------------------------------------------

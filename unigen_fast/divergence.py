@@ -5,12 +5,13 @@ computed, and rows returned, in fp32. The second argument is the log-variance un
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unigen_fast import _checks, _ops
+from unigen_fast._fused import FusedOp
 
 
 def gaussian_kl(
@@ -73,21 +74,40 @@ def gaussian_kl(
         prior_logvar=prior_logvar,
     )
     event_ndims = _checks.event("mean", mean, event_ndims)
-    if weights is None:
-        if normalize_weights:
-            raise ValueError("normalize_weights: got True without weights")
-    else:
-        weights = _row_weights(weights, mean, event_ndims)
-        if normalize_weights:
-            total = weights.sum()
-            weights = weights / torch.where(total == 0, torch.ones_like(total), total)
-            reduction = "none" if reduction == "none" else "sum"
+    weights, reduction = _weighting(weights, normalize_weights, reduction, mean, event_ndims)
     options = (event_ndims, spread, free_bits, free_bits_mode, low, high)
-    tensors = (mean, logvar, prior_mean, prior_logvar)
+    return _weighted(_ops.gaussian_kl, (mean, logvar, prior_mean, prior_logvar), weights, options, scale, reduction)
+
+
+def _weighting(
+    weights: Tensor | None, normalize: bool, reduction: str, like: Tensor, event_ndims: int
+) -> tuple[Tensor | None, str]:
+    """Checked weights over the rows of `like`, normalised if wanted, and the reduction that goes with them."""
+    if weights is None:
+        if normalize:
+            raise ValueError("normalize_weights: got True without weights")
+        return None, reduction
+    weights = _row_weights(weights, like, event_ndims)
+    if normalize:
+        total = weights.sum()
+        weights = weights / torch.where(total == 0, torch.ones_like(total), total)
+        reduction = "none" if reduction == "none" else "sum"
+    return weights, reduction
+
+
+def _weighted(
+    op: FusedOp,
+    tensors: tuple[Tensor | None, ...],
+    weights: Tensor | None,
+    options: tuple[Any, ...],
+    scale: float,
+    reduction: str,
+) -> Tensor:
+    """The op's result, with a gradient of the weights where they want one."""
     if weights is not None and weights.requires_grad:  # rows are cheap; the kernel takes weights as constants
-        rows = _ops.gaussian_kl((*tensors, None), *options, scale, "none") * weights
+        rows = op((*tensors, None), *options, scale, "none") * weights
         return rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
-    return _ops.gaussian_kl((*tensors, weights), *options, scale, reduction)
+    return op((*tensors, weights), *options, scale, reduction)
 
 
 def _row_weights(weights: Tensor, mean: Tensor, event_ndims: int) -> Tensor:
@@ -104,6 +124,107 @@ def _row_weights(weights: Tensor, mean: Tensor, event_ndims: int) -> Tensor:
         raise ValueError(
             f"weights: got shape {tuple(weights.shape)}, expected one that broadcasts to the rows {tuple(rows)}"
         ) from None
+
+
+def gaussian_kl_monte_carlo(
+    z: Tensor,
+    mean: Tensor | None,
+    logvar: Tensor,
+    prior_mean: Tensor,
+    prior_logvar: Tensor,
+    *,
+    event_ndims: int = 1,
+    spread: str = "logvar",
+    clamp_logvar: tuple[float, float] | None = None,
+    weights: Tensor | None = None,
+    normalize_weights: bool = False,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(N(m, s²) || p), estimated by one sample z ~ N(m, s²) for each row; p = N(m_p, s_p²) at z.
+
+    With v = log s², two unbiased estimators:
+      - with `mean`: log q(z) - log p(z) = ½ sum [ v_p - v + (z - m_p)² e^{-v_p} - (z - m)² e^{-v} ];
+      - `mean=None`: the entropy of q in closed form, -½ sum [ v + 1 ], and only log p(z) by the sample:
+        ½ sum [ v_p - v - 1 + (z - m_p)² e^{-v_p} ]. This is VITS' `kl_loss`, which knows no mean of q, for tensors
+        `[B, C, T]` and a mask `[B, 1, T]`:
+
+            z_p, logs_q, m_p, logs_p = (t.transpose(1, 2) for t in (z_p, logs_q, m_p, logs_p))
+            gaussian_kl_monte_carlo(z_p, None, logs_q, m_p, logs_p, spread="logstd", weights=mask.squeeze(1),
+                                    normalize_weights=True)
+
+        (z_p is the image of z under a volume-preserving flow: log q at z has the same entropy.)
+
+    Args:
+        z: `[rows…, event…]`, any strides; views as above cost nothing. It gets a gradient as the others do.
+        mean: of q, or None: see above.
+        logvar: of q.
+        prior_mean, prior_logvar: of p. All of them broadcastable with each other.
+        event_ndims, spread, weights, normalize_weights, scale, reduction: as in `gaussian_kl`.
+        clamp_logvar: (low, high) for both log-variances; the gradient is 0 outside.
+
+    Returns:
+        Nats; a scalar, or rows with "none". fp32 for fp16 and bf16, computed in fp32 (VITS' own overflows in fp16,
+        espnet/espnet#4236).
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+            `normalize_weights` without `weights`.
+
+    Source: Kim, Kong and Son, "VITS" (2021), Eq. 4 (the second form; the first is log q - log p as it stands).
+    """
+    _checks.choice("spread", spread, _checks.SPREADS)
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    scale = _checks.number("scale", scale)
+    low, high = _checks.clamp_range(clamp_logvar)
+    tensors: tuple[Tensor, ...] = _checks.same_kind(  # type: ignore[assignment]
+        optional=("mean",), z=z, mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar
+    )
+    event_ndims = _checks.event("z", tensors[0], event_ndims)
+    weights, reduction = _weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
+    options = (event_ndims, spread, low, high)
+    return _weighted(_ops.gaussian_kl_monte_carlo, tensors, weights, options, scale, reduction)
+
+
+def bernoulli_kl(
+    logits_q: Tensor,
+    logits_p: Tensor | None = None,
+    *,
+    event_ndims: int = 1,
+    weights: Tensor | None = None,
+    normalize_weights: bool = False,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(Bernoulli(sigma(a)) || Bernoulli(sigma(b))), summed over the event, reduced over the rows.
+
+    sum [ sigma(a) (a - b) + softplus(b) - softplus(a) ], evaluated without cancellation where a is near b.
+
+    Args:
+        logits_q: a, `[rows…, event…]`, any strides.
+        logits_p: b, broadcastable with it; None stands for 0: Bernoulli(1/2), and the KL is log 2 minus the entropy.
+        event_ndims, weights, normalize_weights, scale, reduction: as in `gaussian_kl`.
+
+    Returns:
+        Nats; a scalar, or rows with "none".
+
+    Raises:
+        TypeError: tensors that are not floating-point.
+        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+            `normalize_weights` without `weights`.
+
+    Source: Kullback and Leibler (1951); sigma(a) (a - b) + … is the Bregman divergence of softplus, Banerjee et al.,
+    "Clustering with Bregman Divergences" (2005), Table 1.
+    """
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    scale = _checks.number("scale", scale)
+    tensors: tuple[Tensor, ...] = _checks.same_kind(  # type: ignore[assignment]
+        optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
+    )
+    event_ndims = _checks.event("logits_q", tensors[0], event_ndims)
+    weights, reduction = _weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
+    return _weighted(_ops.bernoulli_kl, tensors, weights, (event_ndims,), scale, reduction)
 
 
 def _sampling(

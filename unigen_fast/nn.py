@@ -344,6 +344,60 @@ class GaussianKL(_Loss):
         return divergence.gaussian_kl(mean, logvar, prior_mean, prior_logvar, weights=weights, **self.options)
 
 
+class GaussianKLMonteCarlo(_Loss):
+    """`gaussian_kl_monte_carlo(z, mean, logvar, prior_mean, prior_logvar, weights=weights, …)`."""
+
+    def __init__(
+        self,
+        *,
+        event_ndims: int = 1,
+        spread: str = "logvar",
+        clamp_logvar: tuple[float, float] | None = None,
+        normalize_weights: bool = False,
+        scale: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            event_ndims=event_ndims,
+            spread=spread,
+            clamp_logvar=clamp_logvar,
+            normalize_weights=normalize_weights,
+            scale=scale,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        z: Tensor,
+        mean: Tensor | None,
+        logvar: Tensor,
+        prior_mean: Tensor,
+        prior_logvar: Tensor,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        return divergence.gaussian_kl_monte_carlo(
+            z, mean, logvar, prior_mean, prior_logvar, weights=weights, **self.options
+        )
+
+
+class BernoulliKL(_Loss):
+    """`bernoulli_kl(logits_q, logits_p, weights=weights, …)`."""
+
+    def __init__(
+        self,
+        *,
+        event_ndims: int = 1,
+        normalize_weights: bool = False,
+        scale: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(event_ndims=event_ndims, normalize_weights=normalize_weights, scale=scale, reduction=reduction)
+
+    def forward(self, logits_q: Tensor, logits_p: Tensor | None = None, *, weights: Tensor | None = None) -> Tensor:
+        return divergence.bernoulli_kl(logits_q, logits_p, weights=weights, **self.options)
+
+
 class SampleGaussian(_Loss):
     """`sample_gaussian(mean, logvar, generator=generator, …)`."""
 
@@ -419,6 +473,64 @@ class BernoulliLogProb(_Loss):
 
     def forward(self, logits: Tensor, x: Tensor) -> Tensor:
         return likelihood.bernoulli_log_prob(logits, x, **self.options)
+
+
+class GaussianLogProb(_Loss):
+    """`gaussian_log_prob(x, mean, logvar, …)`."""
+
+    def __init__(
+        self,
+        *,
+        event_ndims: int = 1,
+        spread: str = "logvar",
+        clamp_logvar: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(event_ndims=event_ndims, spread=spread, clamp_logvar=clamp_logvar)
+
+    def forward(self, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+        return likelihood.gaussian_log_prob(x, mean, logvar, **self.options)
+
+
+class LaplaceLogProb(_Loss):
+    """`laplace_log_prob(x, mean, log_scale, event_ndims=event_ndims)`."""
+
+    def __init__(self, *, event_ndims: int = 1) -> None:
+        super().__init__(event_ndims=event_ndims)
+
+    def forward(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+        return likelihood.laplace_log_prob(x, mean, log_scale, **self.options)
+
+
+class DiscretizedLogisticLogProb(_Loss):
+    """`discretized_logistic_log_prob(x, mean, log_scale, …)`."""
+
+    def __init__(
+        self, *, event_ndims: int = 1, bin_width: float = 2 / 255, low: float = -1.0, high: float = 1.0
+    ) -> None:
+        super().__init__(event_ndims=event_ndims, bin_width=bin_width, low=low, high=high)
+
+    def forward(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+        return likelihood.discretized_logistic_log_prob(x, mean, log_scale, **self.options)
+
+
+class NegativeBinomialLogProb(_Loss):
+    """`negative_binomial_log_prob(x, mu, theta, event_ndims=event_ndims)`."""
+
+    def __init__(self, *, event_ndims: int = 1) -> None:
+        super().__init__(event_ndims=event_ndims)
+
+    def forward(self, x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+        return likelihood.negative_binomial_log_prob(x, mu, theta, **self.options)
+
+
+class ZeroInflatedNegativeBinomialLogProb(_Loss):
+    """`zero_inflated_negative_binomial_log_prob(x, mu, theta, gate_logits, event_ndims=event_ndims)`."""
+
+    def __init__(self, *, event_ndims: int = 1) -> None:
+        super().__init__(event_ndims=event_ndims)
+
+    def forward(self, x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor) -> Tensor:
+        return likelihood.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate_logits, **self.options)
 
 
 class CategoricalKL(_Loss):

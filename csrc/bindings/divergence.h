@@ -1,7 +1,7 @@
 // The ops of unigen_fast/divergence.py.
 #pragma once
 
-#include "common.h"
+#include "likelihood.h"
 
 namespace unigen {
 
@@ -172,12 +172,71 @@ tuple<Tensor, Tensor> sample_gaussian_with_kl_backward(const Tensor& grad_z, con
                                   clamp_min, clamp_max, needed);
 }
 
-#define UNIGEN_DIVERGENCE_OPS(X) \
-  X(gaussian_kl)                 \
-  X(gaussian_kl_backward)        \
-  X(sample_gaussian)             \
-  X(sample_gaussian_backward)    \
-  X(sample_gaussian_with_kl)     \
-  X(sample_gaussian_with_kl_backward)
+// ---- formulas --------------------------------------------------------------------------------------------------------
+
+inline FormulaCall monte_carlo_kl(bool has_mean, int64_t event_ndims, const string& spread, double clamp_min,
+                                  double clamp_max, double scale, const string& reduction) {
+  const Formula formula = has_mean ? Formula::gaussian_kl_monte_carlo : Formula::gaussian_kl_entropy;
+  return {{formula, {spread_of(spread), clamp_min, clamp_max}}, event_ndims, scale, reduction};
+}
+
+template <class Backend>
+Tensor gaussian_kl_monte_carlo(const Tensor& z, const optional<Tensor>& mean, const Tensor& logvar,
+                               const Tensor& prior_mean, const Tensor& prior_logvar, const optional<Tensor>& weights,
+                               int64_t event_ndims, const string& spread, double clamp_min, double clamp_max, double scale,
+                               const string& reduction) {
+  const FormulaCall call =
+      monte_carlo_kl(mean.has_value(), event_ndims, spread, clamp_min, clamp_max, scale, reduction);
+  if (mean) return run_formula<Backend>(call, {&z, &*mean, &logvar, &prior_mean, &prior_logvar}, weights);
+  return run_formula<Backend>(call, {&z, &logvar, &prior_mean, &prior_logvar}, weights);
+}
+template <class Backend>
+tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_kl_monte_carlo_backward(
+    const Tensor& grad, const Tensor& z, const optional<Tensor>& mean, const Tensor& logvar, const Tensor& prior_mean,
+    const Tensor& prior_logvar, const optional<Tensor>& weights, int64_t event_ndims, const string& spread,
+    double clamp_min, double clamp_max, double scale, const string& reduction, int64_t needed) {
+  const FormulaCall call =
+      monte_carlo_kl(mean.has_value(), event_ndims, spread, clamp_min, clamp_max, scale, reduction);
+  if (mean) {
+    return tuple_of(
+        run_formula_backward<5, Backend>(call, grad, {&z, &*mean, &logvar, &prior_mean, &prior_logvar}, needed, weights));
+  }
+  const int64_t without_mean = (needed & 1) | (needed >> 2) << 1;
+  const auto grads =
+      run_formula_backward<4, Backend>(call, grad, {&z, &logvar, &prior_mean, &prior_logvar}, without_mean, weights);
+  return {grads[0], empty_absent(z), grads[1], grads[2], grads[3]};
+}
+
+template <class Backend>
+Tensor bernoulli_kl(const Tensor& logits_q, const optional<Tensor>& logits_p, const optional<Tensor>& weights,
+                    int64_t event_ndims, double scale, const string& reduction) {
+  if (logits_p) {
+    return run_formula<Backend>({{Formula::bernoulli_kl}, event_ndims, scale, reduction}, {&logits_q, &*logits_p}, weights);
+  }
+  return run_formula<Backend>({{Formula::bernoulli_kl_half}, event_ndims, scale, reduction}, {&logits_q}, weights);
+}
+template <class Backend>
+tuple<Tensor, Tensor> bernoulli_kl_backward(const Tensor& grad, const Tensor& logits_q, const optional<Tensor>& logits_p,
+                                            const optional<Tensor>& weights, int64_t event_ndims, double scale,
+                                            const string& reduction, int64_t needed) {
+  if (logits_p) {
+    const FormulaCall call = {{Formula::bernoulli_kl}, event_ndims, scale, reduction};
+    return tuple_of(run_formula_backward<2, Backend>(call, grad, {&logits_q, &*logits_p}, needed, weights));
+  }
+  const FormulaCall call = {{Formula::bernoulli_kl_half}, event_ndims, scale, reduction};
+  return {run_formula_backward<1, Backend>(call, grad, {&logits_q}, needed, weights)[0], empty_absent(logits_q)};
+}
+
+#define UNIGEN_DIVERGENCE_OPS(X)      \
+  X(gaussian_kl)                      \
+  X(gaussian_kl_backward)             \
+  X(sample_gaussian)                  \
+  X(sample_gaussian_backward)         \
+  X(sample_gaussian_with_kl)          \
+  X(sample_gaussian_with_kl_backward) \
+  X(gaussian_kl_monte_carlo)          \
+  X(gaussian_kl_monte_carlo_backward) \
+  X(bernoulli_kl)                     \
+  X(bernoulli_kl_backward)
 
 }  // namespace unigen

@@ -120,6 +120,18 @@ class GridBuilder {
     }
   }
 
+  // A tensor over the leading dimensions, of the arithmetic type, as an element operand: the same all along the others.
+  void leading(Operand& operand, const Tensor& tensor) {
+    check_dtype(tensor, arithmetic_type(dtype_));
+    Source& source = add(operand, tensor);
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    STD_TORCH_CHECK(int(sizes.size()) <= ndim_, "unigen_fast: a row tensor has the wrong shape");
+    for (int d = 0; d < int(sizes.size()); ++d) {
+      STD_TORCH_CHECK(sizes[d] == size_[d], "unigen_fast: a row tensor has the wrong shape");
+      source.stride[d] = strides[d];
+    }
+  }
+
   // An element operand with one dimension more, which is skipped.
   void element_without(Operand& operand, const Tensor& tensor, int64_t skipped) {
     check(tensor, ndim_ + 1, dtype_);

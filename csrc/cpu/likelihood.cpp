@@ -1,5 +1,7 @@
-// Kernels of log-likelihoods: sums over the event, and gradients.
+// Kernels of log-likelihoods, and of every other formula of a few numbers: sums over the event, and gradients.
 #include "../formulas/likelihood.h"
+
+#include <type_traits>
 
 #include "rows.h"
 
@@ -68,6 +70,108 @@ void bernoulli_log_prob_backward_in(const BernoulliLogProbBackward& a, const Par
   }
 }
 
+// ---- formulas ------------------------------------------------------------------------------------------------------
+
+template <class F, class V>
+UNIGEN_NOINLINE V value_out_of_line(const F& formula, const V* in) {
+  return formula.value(in);
+}
+template <class F, class V>
+UNIGEN_NOINLINE void slopes_out_of_line(const F& formula, const V* in, V* out) {
+  formula.slopes(in, out);
+}
+
+// Few of the copies that the drivers make of a formula are worth their instructions.
+template <class F, class V>
+constexpr bool kOutOfLine = F::kLarge || sizeof(Scalar<V>) == 8;
+
+// The last of the inputs is the weight, where there is one.
+template <class F, bool kWeighted>
+struct FormulaSum {
+  static constexpr int kStates = 1, kInputs = F::kInputs + kWeighted;
+  F formula;
+
+  template <class V>
+  UNIGEN_INLINE void add(V* state, const V* in) const {
+    V value;
+    if constexpr (kOutOfLine<F, V>) value = value_out_of_line(formula, in);
+    else value = formula.value(in);
+    if constexpr (kWeighted) value = value * in[F::kInputs];
+    state[0] = state[0] + value;
+  }
+  template <class V>
+  UNIGEN_INLINE V close(const V* state) const {
+    return state[0];
+  }
+};
+
+template <class F, bool kWeighted>
+struct FormulaSlopes {
+  static constexpr int kKept = 1, kInputs = F::kInputs + kWeighted;
+  F formula;
+  double factor;
+
+  template <class V>
+  UNIGEN_INLINE void prepare(const V* grad, V* row) const {
+    row[0] = grad[0] * constant<V>(factor);
+  }
+  template <class V>
+  UNIGEN_INLINE void operator()(const V* row, const V* in, V* out) const {
+    if constexpr (kOutOfLine<F, V>) slopes_out_of_line(formula, in, out);
+    else formula.slopes(in, out);
+    V coefficient = row[0];
+    if constexpr (kWeighted) coefficient = coefficient * in[F::kInputs];
+    for (int k = 0; k < F::kInputs; ++k) out[k] = coefficient * out[k];
+  }
+};
+
+// calls body(formula, whether there are weights)
+template <class Arguments, class Body>
+UNIGEN_INLINE void with_weights(const Arguments& a, const Body& body) {
+  with_formula(a.options, [&](auto formula) {
+    if constexpr (decltype(formula)::kWeighted) {
+      if (a.weights.data) return body(formula, std::true_type());
+    }
+    body(formula, std::false_type());
+  });
+}
+
+template <class T, class Arguments>
+void formula_inputs(const Arguments& a, Array* in, int count) {
+  for (int k = 0; k < count; ++k) in[k] = elements(a.in[k], a);
+  in[count] = arithmetic(a.weights, a);
+}
+
+template <class T>
+void row_formula_in(const RowFormula& a, const Parallel& parallel) {
+  with_weights(a, [&](auto formula, auto weighted) {
+    using Sum = FormulaSum<decltype(formula), weighted>;
+    Array in[kMaxFormulaInputs + 1];
+    formula_inputs<T>(a, in, decltype(formula)::kInputs);
+    const RowSum<T, Sum::kInputs, Sum> sum(a.grid, in, {formula});
+    RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
+    sum.run(parallel, [&](int64_t unit, int64_t row, int n, const double* totals) {
+      alignas(kVectorBytes) T values[kChunk<T>];
+      for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+      results.take(unit, row, n, values);
+    });
+    results.close();
+  });
+}
+
+template <class T>
+void row_formula_backward_in(const RowFormulaBackward& a, const Parallel& parallel) {
+  with_weights(a, [&](auto formula, auto weighted) {
+    using Slopes = FormulaSlopes<decltype(formula), weighted>;
+    constexpr int kOut = decltype(formula)::kInputs;
+    Array row = arithmetic(a.grad, a), in[kMaxFormulaInputs + 1], out[kMaxFormulaInputs];
+    formula_inputs<T>(a, in, kOut);
+    for (int k = 0; k < kOut; ++k) out[k] = elements(a.grad_in[k], a);
+    const double factor = a.reduction.scale / a.reduction.denominator;
+    Map<T, 1, Slopes::kInputs, kOut>(a.grid, &row, in, out).run(parallel, Slopes{formula, factor});
+  });
+}
+
 }  // namespace
 
 void bernoulli_log_prob(const BernoulliLogProb& a, const Parallel& parallel) {
@@ -75,6 +179,12 @@ void bernoulli_log_prob(const BernoulliLogProb& a, const Parallel& parallel) {
 }
 void bernoulli_log_prob_backward(const BernoulliLogProbBackward& a, const Parallel& parallel) {
   with_arithmetic(a.dtype, [&](auto t) { bernoulli_log_prob_backward_in<decltype(t)>(a, parallel); });
+}
+void row_formula(const RowFormula& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { row_formula_in<decltype(t)>(a, parallel); });
+}
+void row_formula_backward(const RowFormulaBackward& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { row_formula_backward_in<decltype(t)>(a, parallel); });
 }
 
 }  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

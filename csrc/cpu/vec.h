@@ -75,6 +75,22 @@ template <class T> UNIGEN_INLINE Vec<T> select(Mask<T> m, Vec<T> yes, Vec<T> no)
 // clang-format on
 
 template <class T>
+UNIGEN_INLINE bool any(Mask<T> m) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_test_epi32_mask((__m512i)m.v, (__m512i)m.v) != 0;
+  else return _mm512_test_epi64_mask((__m512i)m.v, (__m512i)m.v) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)m.v) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)m.v) != 0;
+#else
+  bool found = false;
+  for (int i = 0; i < Vec<T>::size; ++i) found = found || m.v[i];
+  return found;
+#endif
+}
+
+template <class T>
 UNIGEN_INLINE typename RawVec<T>::bits bits_of(Vec<T> x) {
   return (typename RawVec<T>::bits)x.v;
 }

@@ -1,7 +1,8 @@
 // Elementwise terms of log-likelihoods and their derivatives.
 #pragma once
 
-#include "number.h"
+#include "divergence.h"
+#include "gamma.h"
 
 namespace unigen {
 
@@ -29,5 +30,181 @@ UNIGEN_INLINE N bernoulli_slope(N l, N x) {
 }
 
 // d log Bernoulli / d x = l
+
+// in: x, mean, spread. -1/2 (log 2 pi + v + (x - m)² e^{-v})
+struct GaussianLogProb : FormulaBase {
+  static constexpr int kInputs = 3;
+  SpreadOptions options;
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    const N logvar = LogVariance<N>(in[2], options).value, difference = in[0] - in[1];
+    return constant<N>(-0.5) * (difference * difference * exp(-logvar) + logvar + constant<N>(1.83787706640934548356));
+  }
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    const LogVariance<N> logvar(in[2], options);
+    const N difference = in[0] - in[1], scaled = difference * exp(-logvar.value);
+    out[0] = -scaled;
+    out[1] = scaled;
+    out[2] = constant<N>(0.5) * (difference * scaled - constant<N>(1)) * logvar.slope;
+  }
+};
+
+// in: x, mean, log-scale. -(log 2 b + |x - m| / b)
+struct LaplaceLogProb : FormulaBase {
+  static constexpr int kInputs = 3;
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    return -(abs(in[0] - in[1]) * exp(-in[2]) + in[2] + constant<N>(0.69314718055994530942));
+  }
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    const N inverse = exp(-in[2]), difference = in[0] - in[1], zero = constant<N>(0);
+    const N side = select(difference < zero, -inverse, select(difference == zero, zero, inverse));
+    out[0] = -side;
+    out[1] = side;
+    out[2] = abs(difference) * inverse - constant<N>(1);
+  }
+};
+
+// The bins of discretized data: half of their width, and the extreme levels, whose bins have no end.
+struct Bins {
+  double half = 0, low = 0, high = 0;
+};
+
+// in: x, mean, log-scale. log(sigma(a) - sigma(b)) = log(1 - e^{-w}) - softplus(-a) - softplus(b), w = a - b: three terms of
+// one sign. The extreme bins go without the first, and without b or a.
+struct DiscretizedLogisticLogProb : FormulaBase {
+  static constexpr int kInputs = 3;
+  static constexpr bool kLarge = true;
+  Bins bins;
+
+  template <class N>
+  struct Edges {
+    N inverse, width, a, b;
+    decltype(N() < N()) lowest, highest;
+
+    UNIGEN_INLINE Edges(const N* in, const Bins& bins) : inverse(exp(-in[2])) {
+      const N half = constant<N>(bins.half), distance = in[0] - in[1];
+      width = constant<N>(2) * half * inverse;
+      a = (distance + half) * inverse;
+      b = (distance - half) * inverse;
+      lowest = in[0] < constant<N>(bins.low + bins.half);
+      highest = constant<N>(bins.high - bins.half) < in[0];
+    }
+  };
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    const Edges<N> e(in, bins);
+    const N zero = constant<N>(0);
+    const N narrow = log(-ExpTerms<N>(-e.width).minus_1), wide = log1p(-exp(-e.width));
+    N of_width = select(constant<N>(0.69314718055994530942) < e.width, wide, narrow);
+    of_width = select(e.lowest, zero, select(e.highest, zero, of_width));
+    return of_width - select(e.highest, zero, softplus(-e.a)) - select(e.lowest, zero, softplus(e.b));
+  }
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    const Edges<N> e(in, bins);
+    const N zero = constant<N>(0);
+    const N above = select(e.highest, zero, Logistic<N>(e.a).sigmoid_of_minus());
+    const N below = select(e.lowest, zero, Logistic<N>(e.b).sigmoid());
+    const N bound = minimum(e.width, constant<N>(80));  // what is beyond counts as nothing
+    N of_width = bound / ExpTerms<N>(bound).minus_1;
+    of_width = select(e.lowest, zero, select(e.highest, zero, of_width));
+    out[0] = (above - below) * e.inverse;
+    out[1] = -out[0];
+    out[2] = e.b * below - e.a * above - of_width;
+  }
+};
+
+// in: x, mu, theta. With N = x + theta, p = theta / (theta + mu), q = 1 - p, after Loader (2000):
+//   remainder(N) - remainder(theta) - remainder(x) - 1/2 log(2 pi x N / theta) - deviance
+// where the deviance is that of x from N q, plus that of theta from N p: both >= 0, as are the other terms together.
+struct NegativeBinomialLogProb : FormulaBase {
+  static constexpr int kInputs = 3;
+  static constexpr bool kLarge = true;
+  bool data_slope;  // whether the slope in x is wanted
+
+  // a log(a / b) - (a - b) >= 0, given the difference a - b and (a - b) / b
+  template <class N>
+  static UNIGEN_INLINE N deviance(N a, N ratio, N difference, N relative) {
+    const auto near = abs(relative - constant<N>(0.25)) < constant<N>(0.75);
+    return select(near, relative * difference + a * log1p_minus(relative), a * log(ratio) - difference);
+  }
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    const N x = in[0], mu = in[1], theta = in[2], zero = constant<N>(0);
+    const auto none = x == zero;
+    const N total = x + theta, inverse = constant<N>(1) / total, over_mu = constant<N>(1) / mu;
+    const N difference = x - mu, share = theta * inverse, ratio = (theta + mu) * inverse;
+    const N excess = difference * (theta / (theta + mu));  // x - N q
+    const N of_theta = deviance(theta, ratio, -excess, -difference * inverse);
+    const N of_x = deviance(x, x * over_mu * ratio, excess, difference * over_mu * share);
+    const N some = select(none, constant<N>(1), x);
+    const N rest = Stirling<N>(total).remainder() - Stirling<N>(theta).remainder() - Stirling<N>(some).remainder() -
+                   constant<N>(0.5) * log(constant<N>(6.28318530717958647693) * some / share);
+    return select(none, zero, rest) - (of_theta + select(none, -excess, of_x));
+  }
+
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    const N x = in[0], mu = in[1], theta = in[2], zero = constant<N>(0), one = constant<N>(1);
+    const auto none = x == zero;
+    const N total = x + theta, inverse = one / (theta + mu), difference = x - mu;
+    const Stirling<N> of_total(total), of_theta(theta);
+    out[1] = theta * inverse * select(none, -one, difference / mu);
+    // t - log(1 + t), t = N / (theta + mu) - 1
+    const N relative = difference * inverse;
+    const auto near = abs(relative - constant<N>(0.25)) < constant<N>(0.75);
+    const N of_deviance = select(near, -log1p_minus(relative), relative - log(total * inverse));
+    out[2] = select(none, zero, digamma_minus_log_rise(of_theta, of_total, x)) - of_deviance;
+    out[0] = zero;
+    if (data_slope) {
+      const N next = x + one;
+      out[0] = of_total.digamma_minus_log() - Stirling<N>(next).digamma_minus_log() + log(total * inverse * (mu / next));
+    }
+  }
+};
+
+// in: x, mu, theta, gate. 0 with probability sigma(g), NB otherwise.
+struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
+  static constexpr int kInputs = 4;
+  static constexpr bool kLarge = true;
+  bool data_slope;
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    const N gate = in[3], count = NegativeBinomialLogProb{{}, false}.value(in), zero = constant<N>(0);
+    const Logistic<N> open(gate);
+    // log(sigma(g) + sigma(-g) p) = log1p(-sigma(-g) (1 - p)), but for p and sigma(g) both small
+    const N rest = open.sigmoid_of_minus() * ExpTerms<N>(minimum(count, zero)).minus_1;
+    const N closed = log1p_unit(open.tail) + maximum(gate, zero);  // -log sigma(-g)
+    const N larger = maximum(gate, count), apart = select(gate == count, zero, abs(gate - count));
+    const N usual = log1p(maximum(rest, constant<N>(-0.5)));
+    const N both = select(rest < constant<N>(-0.5), larger + log1p_unit(exp(-apart)) - closed, usual);
+    return select(in[0] == zero, both, count - closed);
+  }
+
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    const N gate = in[3], mu = in[1], theta = in[2], zero = constant<N>(0);
+    const auto none = in[0] == zero;
+    const Logistic<N> open(gate);
+    NegativeBinomialLogProb{{}, data_slope}.slopes(in, out);
+    // of a zero: how much of it is the count's
+    const N empty = -theta * log1p(mu / theta);
+    const Logistic<N> posterior(empty - gate);
+    const N weight = select(none, posterior.sigmoid(), constant<N>(1));
+    out[0] = select(none, zero, out[0]);
+    out[1] = weight * out[1];
+    out[2] = weight * out[2];
+    out[3] = select(none, -posterior.sigmoid_of_minus() * open.sigmoid_of_minus() * ExpTerms<N>(empty).minus_1,
+                    -open.sigmoid());
+  }
+};
 
 }  // namespace unigen

@@ -34,6 +34,9 @@ UNIGEN_INLINE double log1p_unit(double x) { return ::log1p(x); }
 UNIGEN_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 UNIGEN_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
+// whether a condition holds in any lane
+UNIGEN_INLINE bool any(bool condition) { return condition; }
+
 // the element type of a number: N(Scalar<N>(1)) makes a constant
 template <class N>
 struct ScalarOf {
@@ -46,6 +49,14 @@ template <class N>
 UNIGEN_INLINE N constant(double x) {
   return N(Scalar<N>(x));
 }
+
+// A formula of a few numbers, for the kernels `row_formula`, has kInputs and
+//   value(in)         one element's share of the row
+//   slopes(in, out)   the derivatives of that in each of the numbers, whichever are wanted
+struct FormulaBase {
+  static constexpr bool kWeighted = false;  // whether its rows may have weights
+  static constexpr bool kLarge = false;     // too many instructions for several copies
+};
 
 // ---- functions of numbers that several families share --------------------------------------------------------------
 
@@ -99,6 +110,25 @@ UNIGEN_INLINE N exponential_series(N x) {
   } else {
     return exponential_series<n + 1, last>(x) * x + constant<N>(coefficient);
   }
+}
+
+// sum of z^i / (2 i + 3) for i = n … last: artanh(s) = s + s³ · this, z = s²
+template <int n, int last, class N>
+UNIGEN_INLINE N artanh_series(N z) {
+  constexpr double coefficient = 1.0 / (2 * n + 3);
+  if constexpr (n == last) {
+    return constant<N>(coefficient);
+  } else {
+    return artanh_series<n + 1, last>(z) * z + constant<N>(coefficient);
+  }
+}
+
+// log(1 + x) - x for x in [-1/2, 1], not cancelling near 0: log(1 + x) = 2 artanh(s), s = x / (2 + x), |s| <= 1/3
+template <class N>
+UNIGEN_INLINE N log1p_minus(N x) {
+  constexpr int last = sizeof(Scalar<N>) == 8 ? 16 : 7;
+  const N s = x / (constant<N>(2) + x), z = s * s;
+  return s * (constant<N>(2) * z * artanh_series<0, last>(z) - x);
 }
 
 // e^x - 1 and e^x - 1 - x, neither cancelling near 0

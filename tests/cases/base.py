@@ -32,6 +32,7 @@ def draw(spec: Spec, dtype: torch.dtype) -> Tensor:
         # not centred: a mean of logits that cancels to 0 has no relative accuracy to speak of
         "logits": lambda: 2 * torch.randn(shape, dtype=torch.float64) + 0.7,
         "std": lambda: torch.rand(shape, dtype=torch.float64) + 0.3,
+        "counts": lambda: torch.randint(0, 6, shape),
         "binary": lambda: torch.rand(shape).round(),
         "pixels": lambda: torch.randint(0, 256, shape) / 127.5 - 1,
         "unit": lambda: torch.rand(shape, dtype=torch.float64),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import unigen_fast as uf
 from cases.base import Case, Spec, block, draw_rng_state, gaussian, last, noise, video
@@ -27,6 +27,22 @@ def kl(
         terms = terms.clamp(min=free_bits)
     rows = terms.sum(dim=tuple(range(-event_ndims, 0))) if event_ndims else terms
     return rows if per_dim else rows.clamp(min=free_bits)
+
+
+def monte_carlo(
+    z: Tensor, mean: Tensor | None, std: Tensor, prior_mean: Tensor, prior_std: Tensor, event_ndims: int = 1
+) -> Tensor:
+    """Rows of log q(z) - log p(z), by torch.distributions; without a mean, minus q's entropy in place of log q(z)."""
+    q = Normal(z, std) if mean is None else Normal(mean, std)
+    terms = (-q.entropy() if mean is None else q.log_prob(z)) - Normal(prior_mean, prior_std).log_prob(z)
+    return terms.sum(dim=tuple(range(-event_ndims, 0)))
+
+
+def bernoulli(q: Tensor, p: Tensor, event_ndims: int = 1) -> Tensor:
+    """Rows, by torch.distributions."""
+    q, p = torch.broadcast_tensors(q, p)
+    terms = kl_divergence(Bernoulli(logits=q), Bernoulli(logits=p))
+    return terms.sum(dim=tuple(range(-event_ndims, 0))) if event_ndims else terms
 
 
 def reparameterised(
@@ -160,6 +176,82 @@ CASES = [
         lambda m, v: uf.gaussian_kl(m, v, event_ndims=4, reduction="none"),
         gaussian(shape=video),
         lambda m, v: kl(m, (v / 2).exp(), event_ndims=4),
+        every_size=False,
+    ),
+    Case(
+        "gaussian_kl_monte_carlo",
+        lambda z, m, v, pm, pv: uf.gaussian_kl_monte_carlo(z, m, v, pm, pv, reduction="none", scale=0.5),
+        last(count=5),
+        lambda z, m, v, pm, pv: 0.5 * monte_carlo(z, m, (v / 2).exp(), pm, (pv / 2).exp()),
+    ),
+    Case(
+        "gaussian_kl_monte_carlo[entropy,logstd,weights]",
+        lambda z, s, pm, ps, w: uf.gaussian_kl_monte_carlo(z, None, s, pm, ps, spread="logstd", weights=w, scale=2.0),
+        lambda rows, n: [Spec((rows, n))] * 4 + [Spec((rows,), "weights", differentiable=False)],
+        lambda z, s, pm, ps, w: 2 * (monte_carlo(z, None, s.exp(), pm, ps.exp()) * w).mean(),
+    ),
+    Case(
+        "gaussian_kl_monte_carlo[std,clamp,none,4-D]",
+        lambda z, m, s, pm, ps: uf.gaussian_kl_monte_carlo(
+            z, m, s, pm, ps, spread="std", clamp_logvar=(-1.31, 0.21), reduction="none", event_ndims=3
+        ),
+        lambda rows, n: [Spec(block(rows, n), kind) for kind in ("normal", "normal", "std", "normal", "std")],
+        lambda z, m, s, pm, ps: monte_carlo(
+            z, m, clamped_std(2 * s.log(), -1.31, 0.21), pm, clamped_std(2 * ps.log(), -1.31, 0.21), 3
+        ),
+        every_size=False,
+    ),
+    Case(
+        "gaussian_kl_monte_carlo[weights in the middle,normalised]",
+        lambda z, s, pm, ps, w: uf.gaussian_kl_monte_carlo(
+            *(t.transpose(1, 2) if t is not None else None for t in (z, None, s, pm, ps)),
+            spread="logstd",
+            weights=w.squeeze(1),
+            normalize_weights=True,
+        ),
+        lambda rows, n: [Spec((rows, n, 3))] * 4 + [Spec((rows, 1, 3), "weights", differentiable=False)],
+        lambda z, s, pm, ps, w: (
+            (ps - s - 0.5 + 0.5 * (z - pm) ** 2 * (-2 * ps).exp()).sum(1, keepdim=True).mul(w).sum() / w.sum()
+        ),
+        every_size=False,
+        composed=True,
+    ),
+    Case(
+        "gaussian_kl_monte_carlo[weights,none]",
+        lambda z, m, v, pm, pv, w: uf.gaussian_kl_monte_carlo(z, m, v, pm, pv, weights=w, reduction="none"),
+        lambda rows, n: [Spec((2, rows, n))] * 5 + [Spec((rows,), "weights", differentiable=False)],
+        lambda z, m, v, pm, pv, w: monte_carlo(z, m, (v / 2).exp(), pm, (pv / 2).exp()) * w,
+        every_size=False,
+    ),
+    Case(
+        "bernoulli_kl",
+        lambda q, p: uf.bernoulli_kl(q, p, scale=0.5),
+        last("logits", count=2),
+        lambda q, p: 0.5 * bernoulli(q, p).mean(),
+    ),
+    Case(
+        "bernoulli_kl[one half,none]",
+        lambda q: uf.bernoulli_kl(q, reduction="none"),
+        last("logits"),
+        lambda q: bernoulli(q, torch.zeros_like(q)),
+    ),
+    Case(
+        "bernoulli_kl[weights,sum,broadcast]",
+        lambda q, p, w: uf.bernoulli_kl(q, p, weights=w, reduction="sum"),
+        lambda rows, n: [
+            Spec((2, rows, n), "logits"),
+            Spec((n,), "logits"),
+            Spec((rows,), "weights", differentiable=False),
+        ],
+        lambda q, p, w: (bernoulli(q, p) * w).sum(),
+        every_size=False,
+        broadcast=True,
+    ),
+    Case(
+        "bernoulli_kl[elementwise]",
+        lambda q, p: uf.bernoulli_kl(q, p, event_ndims=0, reduction="none"),
+        last("logits", count=2),
+        lambda q, p: bernoulli(q, p, 0),
         every_size=False,
     ),
     Case(

@@ -442,7 +442,54 @@ def _divergence_rows() -> list[Row]:
             lambda mean, logvar: _sample_with_kl(mean, logvar, torch.randn_like(mean)),
             lambda mean, logvar: _sample_with_kl(mean, logvar, _fused_noise(mean)),
         ),
+        _divergence(
+            "vits_kl",
+            (
+                Input((64, 192, 400)),
+                Input((64, 192, 400), draw=_log_std),
+                Input((64, 192, 400)),
+                Input((64, 192, 400), draw=_log_std),
+                Input((64, 1, 400), gradient=False, draw=_mask),
+            ),
+            "VITS' kl_loss",
+            _fused_vits_kl,
+            _vits_kl,
+        ),
+        _divergence(
+            "bernoulli_kl_large",
+            (Input((4096, 256)), Input((4096, 256))),
+            "KL of Bernoulli logits",
+            uf.bernoulli_kl,
+            _bernoulli_kl,
+        ),
     ]
+
+
+def _vits_kl(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Tensor) -> Tensor:
+    kl = logs_p - logs_q - 0.5
+    kl = kl + 0.5 * (z_p - m_p) ** 2 * torch.exp(-2.0 * logs_p)
+    return torch.sum(kl * mask) / torch.sum(mask)
+
+
+def _fused_vits_kl(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Tensor) -> Tensor:
+    z_p, logs_q, m_p, logs_p = (t.transpose(1, 2) for t in (z_p, logs_q, m_p, logs_p))
+    return uf.gaussian_kl_monte_carlo(
+        z_p, None, logs_q, m_p, logs_p, spread="logstd", weights=mask.squeeze(1), normalize_weights=True
+    )
+
+
+def _mask(x: Tensor, generator: torch.Generator) -> None:
+    """Sequences of different lengths: ones, then zeros."""
+    lengths = torch.rand(x.size(0), 1, 1, generator=generator, device=x.device).add(0.5).mul(x.size(-1))
+    x.copy_(torch.arange(x.size(-1), device=x.device) < lengths)
+
+
+def _log_std(x: Tensor, generator: torch.Generator) -> None:
+    x.normal_(-0.5, 0.5, generator=generator)
+
+
+def _bernoulli_kl(q: Tensor, p: Tensor) -> Tensor:
+    return (torch.sigmoid(q) * (q - p) + F.softplus(p) - F.softplus(q)).sum(-1).mean()
 
 
 # ---- likelihood ------------------------------------------------------------------------------------------------------
@@ -453,6 +500,55 @@ def _bernoulli(logits: Tensor, x: Tensor) -> Tensor:
     return (x * logits - F.softplus(logits)).sum(-1)
 
 
+def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (math.log(2 * math.pi) + logvar + (x - mean).square() * torch.exp(-logvar)).sum(-1)
+
+
+def _laplace(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    return -(math.log(2) + log_scale + (x - mean).abs() * torch.exp(-log_scale)).sum(-1)
+
+
+def _discretized_logistic(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    # PixelCNN++'s, with its floor under the probability, but without the density where that is reached
+    centered, inverse_scale = x - mean, torch.exp(-log_scale)
+    plus, minus = inverse_scale * (centered + 1 / 255), inverse_scale * (centered - 1 / 255)
+    middle = torch.log((torch.sigmoid(plus) - torch.sigmoid(minus)).clamp(min=1e-12))
+    lowest, highest = plus - F.softplus(plus), -F.softplus(minus)
+    return torch.where(x < -0.999, lowest, torch.where(x > 0.999, highest, middle)).sum(-1)
+
+
+def _levels(x: Tensor, generator: torch.Generator) -> None:
+    x.copy_(torch.randint(0, 256, x.shape, generator=generator, device=x.device) / 127.5 - 1)
+
+
+def _log_nb(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    # scvi-tools' log_nb_positive, eps and all
+    eps = 1e-8
+    log_theta_mu = torch.log(theta + mu + eps)
+    terms = theta * (torch.log(theta + eps) - log_theta_mu) + x * (torch.log(mu + eps) - log_theta_mu)
+    return (terms + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)).sum(-1)
+
+
+def _log_zinb(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor) -> Tensor:
+    # scvi-tools' log_zinb_positive
+    eps = 1e-8
+    softplus_pi, log_theta_mu = F.softplus(-pi), torch.log(theta + mu + eps)
+    empty = -pi + theta * (torch.log(theta + eps) - log_theta_mu)
+    zero = F.softplus(empty) - softplus_pi
+    some = -softplus_pi + empty + x * (torch.log(mu + eps) - log_theta_mu)
+    some = some + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return torch.where(x < eps, zero, some).sum(-1)
+
+
+def _counts(x: Tensor, generator: torch.Generator) -> None:
+    """Of genes: mostly zeros, and a long tail."""
+    x.exponential_(generator=generator).pow_(2).floor_()
+
+
+def _positive(x: Tensor, generator: torch.Generator) -> None:
+    x.normal_(generator=generator).exp_()
+
+
 def _likelihood_rows() -> list[Row]:
     def bernoulli(name: str, logits: tuple[int, ...], x: tuple[int, ...], replaces: str) -> Row:
         inputs = (Input(logits), Input(x, gradient=False, draw=_pixels))
@@ -461,6 +557,51 @@ def _likelihood_rows() -> list[Row]:
     return [
         bernoulli("bernoulli_784", (100, 50, 784), (100, 1, 784), "pythae IWAE's reconstruction term"),
         bernoulli("bernoulli_784_small", (20, 784), (20, 784), "a VAE's reconstruction term"),
+        Row(
+            "gaussian_784",
+            "likelihood",
+            "a Gaussian decoder under IWAE",
+            (Input((100, 1, 784), gradient=False), Input((100, 50, 784)), Input((100, 50, 784))),
+            uf.gaussian_log_prob,
+            _gaussian,
+        ),
+        Row(
+            "laplace_784",
+            "likelihood",
+            "a Laplace decoder",
+            (Input((128, 784), gradient=False), Input((128, 784)), Input((128, 784))),
+            uf.laplace_log_prob,
+            _laplace,
+        ),
+        Row(
+            "discretized_logistic_3072",
+            "likelihood",
+            "PixelCNN++'s likelihood with one component",
+            (Input((64, 3072), gradient=False, draw=_levels), Input((64, 3072)), Input((64, 3072), draw=_log_std)),
+            uf.discretized_logistic_log_prob,
+            _discretized_logistic,
+        ),
+        Row(
+            "nb_2000",
+            "likelihood",
+            "scvi-tools' log_nb_positive",
+            (Input((128, 2000), False, _counts), Input((128, 2000), draw=_positive), Input((2000,), draw=_positive)),
+            uf.negative_binomial_log_prob,
+            _log_nb,
+        ),
+        Row(
+            "zinb_2000",
+            "likelihood",
+            "scvi-tools' log_zinb_positive",
+            (
+                Input((128, 2000), False, _counts),
+                Input((128, 2000), draw=_positive),
+                Input((2000,), draw=_positive),
+                Input((128, 2000)),
+            ),
+            uf.zero_inflated_negative_binomial_log_prob,
+            _log_zinb,
+        ),
     ]
 
 
@@ -549,10 +690,10 @@ def _kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def _categorical_log_prob(logits: Tensor) -> Tensor:
-    return -F.cross_entropy(logits, _labels(logits), reduction="none")
+    return -F.cross_entropy(logits, _classes_of(logits), reduction="none")
 
 
-def _labels(logits: Tensor) -> Tensor:
+def _classes_of(logits: Tensor) -> Tensor:
     return torch.arange(logits.size(0), device=logits.device) % logits.size(1)
 
 
@@ -619,7 +760,7 @@ def _categorical_rows() -> list[Row]:
             "likelihood",
             "F.cross_entropy of 256 values",
             (Input((4096, 256)),),
-            lambda logits: uf.categorical_log_prob(logits, _labels(logits)),
+            lambda logits: uf.categorical_log_prob(logits, _classes_of(logits)),
             _categorical_log_prob,
         ),
         Row(

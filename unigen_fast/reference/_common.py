@@ -20,6 +20,20 @@ def softplus(x: Tensor) -> Tensor:
     return -torch.nn.functional.logsigmoid(-x)
 
 
+def log1p_minus(x: Tensor) -> Tensor:
+    """log(1 + x) - x for x > -1, to full relative accuracy."""
+    # the difference cancels near 0: log(1 + x) = 2 artanh(s), s = x / (2 + x)
+    near = (x > -0.5) & (x < 1)
+    small = torch.where(near, x, torch.zeros_like(x))
+    s = small / (2 + small)
+    square = s.square()
+    series = torch.zeros_like(x)
+    for n in range(17, -1, -1):
+        series = series * square + 1 / (2 * n + 3)
+    large = torch.where(near, torch.ones_like(x), x)
+    return torch.where(near, s * (2 * square * series - small), large.log1p() - large)
+
+
 def reduce_rows(rows: Tensor, reduction: str, scale: float = 1.0) -> Tensor:
     """`"mean"`, `"sum"` or `"none"` over all row dimensions, times `scale`."""
     if reduction == "mean":
@@ -32,3 +46,7 @@ def reduce_rows(rows: Tensor, reduction: str, scale: float = 1.0) -> Tensor:
 def sum_event(x: Tensor, event_ndims: int) -> Tensor:
     """Sum over the trailing `event_ndims` dimensions; 0 leaves `x` as it is."""
     return x.sum(dim=tuple(range(x.dim() - event_ndims, x.dim()))) if event_ndims else x
+
+
+def reduce_weighted(rows: Tensor, weights: Tensor | None, scale: float, reduction: str) -> Tensor:
+    return reduce_rows(rows if weights is None else rows * weights, reduction, scale)

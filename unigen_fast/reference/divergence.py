@@ -5,7 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from unigen_fast.reference._common import accumulate_dtype, reduce_rows, sum_event, upcast
+from unigen_fast.reference._common import (
+    accumulate_dtype,
+    log1p_minus,
+    reduce_rows,
+    reduce_weighted,
+    softplus,
+    sum_event,
+    upcast,
+)
 from unigen_fast.reference.random import philox_normal
 
 
@@ -122,3 +130,48 @@ def sample_gaussian_with_kl(
         mean, logvar, None, None, None, event_ndims, spread, 0.0, "sum", clamp_min, clamp_max, 1.0, "none"
     )
     return z, kl
+
+
+def gaussian_kl_monte_carlo(
+    z: Tensor,
+    mean: Tensor | None,
+    logvar: Tensor,
+    prior_mean: Tensor,
+    prior_logvar: Tensor,
+    weights: Tensor | None,
+    event_ndims: int,
+    spread: str,
+    clamp_min: float,
+    clamp_max: float,
+    scale: float,
+    reduction: str,
+) -> Tensor:
+    """log q(z) - log p(z); without a mean of q, the expectation of log q(z) in place of the first."""
+    z, logvar = upcast(z), to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
+    prior_logvar = to_logvar(upcast(prior_logvar), spread, clamp_min, clamp_max)
+    own = torch.ones_like(z) if mean is None else (z - upcast(mean)).square() * (-logvar).exp()
+    terms = 0.5 * (prior_logvar - logvar + (z - upcast(prior_mean)).square() * (-prior_logvar).exp() - own)
+    return reduce_weighted(sum_event(terms, event_ndims), weights, scale, reduction)
+
+
+def bernoulli_kl(
+    logits_q: Tensor,
+    logits_p: Tensor | None,
+    weights: Tensor | None,
+    event_ndims: int,
+    scale: float,
+    reduction: str,
+) -> Tensor:
+    """sigma(a) (a - b) + softplus(b) - softplus(a), which does not change where both logits change their signs."""
+    dtype = upcast(logits_q).dtype
+    a = upcast(logits_q).double() if logits_q.device.type != "mps" else upcast(logits_q)
+    b = torch.zeros_like(a) if logits_p is None else logits_p.to(a.dtype)
+    sign = torch.where(a > 0, -torch.ones_like(a), torch.ones_like(a))
+    a, b = a * sign, b * sign
+    p, u = a.sigmoid(), b - a
+    near = u.abs() < 1
+    small = torch.where(near, u, torch.zeros_like(u))
+    of_near = p * exp_minus_1_minus(small) + log1p_minus(p * torch.expm1(small))
+    of_far = softplus(b) - softplus(a) - torch.where(a == -math.inf, torch.zeros_like(u), p * u)
+    rows = sum_event(torch.where(near, of_near, of_far), event_ndims).to(dtype)
+    return reduce_weighted(rows, weights, scale, reduction)

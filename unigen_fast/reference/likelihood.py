@@ -1,10 +1,13 @@
 """Log-likelihoods in plain PyTorch."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from unigen_fast.reference._common import sum_event, upcast
+from unigen_fast.reference._common import softplus, sum_event, upcast
+from unigen_fast.reference.divergence import to_logvar
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_ndims: int) -> Tensor:
@@ -14,3 +17,90 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, event_ndims: int) -> Tensor:
     ones = torch.where(infinite & (x == 0), torch.zeros_like(logits), x * logsigmoid(logits))
     zeros = torch.where(infinite & (x == 1), torch.zeros_like(logits), (1 - x) * logsigmoid(-logits))
     return sum_event(ones + zeros, event_ndims)
+
+
+def gaussian_log_prob(
+    x: Tensor, mean: Tensor, logvar: Tensor, event_ndims: int, spread: str, clamp_min: float, clamp_max: float
+) -> Tensor:
+    logvar = to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
+    square = (upcast(x) - upcast(mean)).square()
+    return sum_event(-0.5 * (square * (-logvar).exp() + logvar + math.log(2 * math.pi)), event_ndims)
+
+
+def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int) -> Tensor:
+    log_scale = upcast(log_scale)
+    distance = (upcast(x) - upcast(mean)).abs()
+    return sum_event(-(distance * (-log_scale).exp() + log_scale + math.log(2)), event_ndims)
+
+
+def discretized_logistic_log_prob(
+    x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int, half_bin: float, low: float, high: float
+) -> Tensor:
+    """log(sigma(a) - sigma(b)) = log(1 - e^{b - a}) + log sigma(a) + log sigma(-b): three terms of one sign."""
+    x, mean, inverse_scale = upcast(x), upcast(mean), (-upcast(log_scale)).exp()
+    distance = x - mean
+    width = 2 * half_bin * inverse_scale
+    wide = width > math.log(2)
+    narrow = torch.where(wide, torch.ones_like(width), width)
+    far = torch.where(wide, width, torch.ones_like(width))
+    of_width = torch.where(wide, torch.log1p(-(-far).exp()), torch.log(-torch.expm1(-narrow)))
+    lowest, highest = x < low + half_bin, x > high - half_bin
+    nothing = torch.zeros_like(distance * width)
+    below = torch.where(lowest, nothing, softplus((distance - half_bin) * inverse_scale))
+    above = torch.where(highest, nothing, softplus(-(distance + half_bin) * inverse_scale))
+    return sum_event(torch.where(lowest | highest, nothing, of_width) - above - below, event_ndims)
+
+
+def _stirling_remainder(n: Tensor) -> Tensor:
+    """log Gamma(n) - [(n - 1/2) log n - n + log(2 pi) / 2], which is about 1 / (12 n), for n > 0 in float64."""
+    shift = 10
+    short = n < shift  # there from log Gamma(n + shift) and the product of what is between
+    small = torch.where(short, n, torch.ones_like(n))
+    far = torch.where(short, n + shift, n)
+    square = far.square().reciprocal()
+    series = torch.zeros_like(n)
+    for coefficient in (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+        series = series * square + coefficient
+    between = (small + 0.5) * ((small + shift) / small).log() - shift
+    for i in range(1, shift):
+        between = between + ((small + shift) / (small + i)).log()
+    return series / far + torch.where(short, between, torch.zeros_like(n))
+
+
+def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """In float64. lgamma(x + theta) - lgamma(theta) by Stirling's formula: what is large in it has been cancelled by
+    hand against theta log(theta / (theta + mu)) and x log(mu / (theta + mu))."""
+    total, sum_ = x + theta, mu + theta
+    t = (x - mu) / sum_
+    near = t.abs() < 0.5
+    log_ratio = torch.where(near, torch.where(near, t, torch.zeros_like(t)).log1p(), (total / sum_).log())
+    rest = _stirling_remainder(total) - _stirling_remainder(theta) - 0.5 * torch.log1p(x / theta)
+    # lgamma(x + 1) + x, exactly 0 for x = 0
+    of_x = (x + 0.5) * torch.log1p(x) + _stirling_remainder(x + 1) - _stirling_remainder(torch.ones_like(x))
+    certain = (x == 0) & (mu == 0)
+    return rest + total * log_ratio + torch.xlogy(x, torch.where(certain, torch.ones_like(mu), mu)) - of_x
+
+
+def _precise(x: Tensor) -> Tensor:
+    """float64 where there is one: differences of lgamma, and their derivatives, need it."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int) -> Tensor:
+    terms = _negative_binomial(_precise(x), _precise(mu), _precise(theta))
+    return sum_event(terms, event_ndims).to(upcast(mu).dtype)
+
+
+def zero_inflated_negative_binomial_log_prob(
+    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int
+) -> Tensor:
+    x = torch.where(x == 0, torch.zeros_like(x), x)  # a zero is one event, whatever its neighbourhood: no gradient
+    count = _negative_binomial(_precise(x), _precise(mu), _precise(theta))
+    gate = _precise(gate_logits)
+    # log(sigma(g) + sigma(-g) p) = log1p(-sigma(-g) (1 - p)), but for p and sigma(g) both small
+    rest = (-gate).sigmoid() * torch.expm1(count)
+    usual = rest > -0.5
+    safe = torch.where(usual, rest, torch.zeros_like(rest))
+    zeros = torch.where(usual, safe.log1p(), torch.logaddexp(gate, count) - softplus(gate))
+    terms = torch.where(x == 0, zeros, count - softplus(gate))
+    return sum_event(terms, event_ndims).to(upcast(mu).dtype)

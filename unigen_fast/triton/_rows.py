@@ -584,3 +584,18 @@ def exp_minus_1_minus(x):
 @triton.jit
 def expm1(x):
     return tl.where(tl.abs(x) < 1, x + exp_minus_1_minus(x), tl.exp(x) - 1)
+
+
+_ODD = tl.constexpr(tuple(1 / (2 * n + 3) for n in range(18)))
+
+
+@triton.jit
+def log1p_minus(x):
+    """log(1 + x) - x for -1/2 <= x <= 1: 2 artanh(s) = 2 s + 2 s³ (1/3 + s²/5 + …), s = x / (2 + x)."""
+    TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 8
+    s = x / (2 + x)
+    square = s * s
+    series = tl.full(x.shape, _ODD[TERMS - 1], x.dtype)
+    for n in tl.static_range(TERMS - 2, -1, -1):
+        series = series * square + _ODD[n]
+    return s * (2 * square * series - x)

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unigen_fast.triton import _rows
+from unigen_fast.triton import _formulas, _rows
+from unigen_fast.triton._formulas import clamp_of, logvar_of
 from unigen_fast.triton._rows import (
     close_rows,
     columns_at,
@@ -25,8 +26,12 @@ from unigen_fast.triton._rows import (
 from unigen_fast.triton.philox import normal_at, normal_of_blocks
 
 __all__ = [
+    "bernoulli_kl",
+    "bernoulli_kl_backward",
     "gaussian_kl",
     "gaussian_kl_backward",
+    "gaussian_kl_monte_carlo",
+    "gaussian_kl_monte_carlo_backward",
     "sample_gaussian",
     "sample_gaussian_backward",
     "sample_gaussian_with_kl",
@@ -35,31 +40,8 @@ __all__ = [
 
 
 @triton.jit
-def _logvar(value, clamp, SPREAD: tl.constexpr):
-    """(log-variance, its slope in what the network gave: 0 outside the clamp)."""
-    if SPREAD == "std":
-        v = 2 * tl.log(value)
-        slope = 2 / value
-    elif SPREAD == "logstd":
-        v = 2 * value
-        slope = tl.full(value.shape, 2.0, value.dtype)
-    else:
-        v = value
-        slope = tl.full(value.shape, 1.0, value.dtype)
-    if clamp is not None:
-        low, high = value_of(clamp[0], value.dtype), value_of(clamp[1], value.dtype)
-        slope = tl.where((v >= low) & (v <= high), slope, 0.0)
-        v = tl.where(v < low, low, tl.where(v > high, high, v))  # keeps a NaN
-    return v, slope
-
-
-@triton.jit
 def _chain(grad, slope):
     return tl.where(slope == 0, 0.0, grad * slope)
-
-
-def _clamp(low: float, high: float) -> Any:
-    return None if low == -math.inf and high == math.inf else (_rows.scalar(low), _rows.scalar(high))
 
 
 # ---- gaussian_kl -----------------------------------------------------------------------------------------------------
@@ -77,12 +59,12 @@ def _kl_kernel(
     for start in range(first, last, BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         d = load(mean, row, col, shape, mask, DTYPE)
-        v, _ = _logvar(load(spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
+        v, _ = logvar_of(load(spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
         if prior_mean is not None:
             d -= load(prior_mean, row, col, shape, mask, DTYPE)
         quadratic = d * d
         if prior_spread is not None:
-            pv, _ = _logvar(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
+            pv, _ = logvar_of(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
             v -= pv
             quadratic *= tl.exp(-pv)
         term = 0.5 * (exp_minus_1_minus(v) + quadratic)
@@ -110,12 +92,12 @@ def _kl_backward_kernel(
     g = tl.broadcast_to(g[:, None], [BLOCK_R, BLOCK_C])
 
     d = load(mean, row, col, shape, mask, DTYPE)
-    v, slope = _logvar(load(spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
+    v, slope = logvar_of(load(spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
     if prior_mean is not None:
         d -= load(prior_mean, row, col, shape, mask, DTYPE)
     scaled = d  # (m - m_p) / s_p²
     if prior_spread is not None:
-        pv, prior_slope = _logvar(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
+        pv, prior_slope = logvar_of(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
         v -= pv
         scaled = d * tl.exp(-pv)
     if free_bits is not None:
@@ -145,7 +127,7 @@ def gaussian_kl(
         _kl_kernel,
         _rows.all_dims(mean) if whole else _rows.event_dims(mean, event_ndims),
         (mean, logvar, prior_mean, prior_logvar),
-        (_clamp(clamp_min, clamp_max), _rows.scalar(free_bits) if free_dims else None),
+        (clamp_of(clamp_min, clamp_max), _rows.scalar(free_bits) if free_dims else None),
         row_shape=mean.shape[: mean.dim() - event_ndims],
         reduction=reduction,
         factor=scale,
@@ -177,11 +159,57 @@ def gaussian_kl_backward(
     bits = _rows.scalar(free_bits)
     _rows.launch(
         _kl_backward_kernel, (plan.programs,), mean.device, per_row, full[:4], full[4:],
-        _rows.scalar(_rows.reduction_factor(scale, row_count, reduction)), _clamp(clamp_min, clamp_max),
+        _rows.scalar(_rows.reduction_factor(scale, row_count, reduction)), clamp_of(clamp_min, clamp_max),
         bits if free_dims else None, bits if free_rows else None, g.shape, plan.counts,
         SPREAD=spread, DTYPE=dtype, INDEX=g.index, **plan.constants,
     )  # fmt: skip
     return _rows.present(grads, mean)
+
+
+# ---- formulas --------------------------------------------------------------------------------------------------------
+
+
+def gaussian_kl_monte_carlo(
+    z: Tensor, mean: Tensor | None, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor, weights: Tensor | None,
+    event_ndims: int, spread: str, clamp_min: float, clamp_max: float, scale: float, reduction: str,
+) -> Tensor:  # fmt: skip
+    formula = "gaussian_kl_entropy" if mean is None else "gaussian_kl_monte_carlo"
+    tensors = [t for t in (z, mean, logvar, prior_mean, prior_logvar) if t is not None]
+    clamp = clamp_of(clamp_min, clamp_max)
+    return _formulas.forward(formula, tensors, event_ndims, clamp, spread, weights, scale, reduction)
+
+
+def gaussian_kl_monte_carlo_backward(
+    grad: Tensor, z: Tensor, mean: Tensor | None, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor,
+    weights: Tensor | None, event_ndims: int, spread: str, clamp_min: float, clamp_max: float, scale: float,
+    reduction: str, needed: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    formula = "gaussian_kl_entropy" if mean is None else "gaussian_kl_monte_carlo"
+    tensors = [t for t in (z, mean, logvar, prior_mean, prior_logvar) if t is not None]
+    if mean is None:
+        needed = needed & 1 | needed >> 2 << 1
+    clamp = clamp_of(clamp_min, clamp_max)
+    grads = _formulas.backward(formula, grad, tensors, event_ndims, needed, clamp, spread, weights, scale, reduction)
+    if mean is None:
+        grads.insert(1, z.new_empty((0,)))
+    return tuple(grads)
+
+
+def bernoulli_kl(
+    logits_q: Tensor, logits_p: Tensor | None, weights: Tensor | None, event_ndims: int, scale: float, reduction: str
+) -> Tensor:
+    tensors = [logits_q] if logits_p is None else [logits_q, logits_p]
+    return _formulas.forward("bernoulli_kl", tensors, event_ndims, None, "", weights, scale, reduction)
+
+
+def bernoulli_kl_backward(
+    grad: Tensor, logits_q: Tensor, logits_p: Tensor | None, weights: Tensor | None, event_ndims: int, scale: float,
+    reduction: str, needed: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    tensors = [logits_q] if logits_p is None else [logits_q, logits_p]
+    options = (event_ndims, needed, None, "", weights, scale, reduction)
+    grads = _formulas.backward("bernoulli_kl", grad, tensors, *options)
+    return (*grads, *(logits_q.new_empty((0,)) for _ in range(2 - len(grads))))
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
@@ -225,7 +253,7 @@ def _sample_kernel(
         col, mask = columns_at(start, row, counts, BLOCK_C)
         m = load(mean, row, col, shape, mask, DTYPE)
         value = load(spread, row, col, shape, mask, DTYPE)
-        v, slope = _logvar(value, clamp, SPREAD)
+        v, slope = logvar_of(value, clamp, SPREAD)
         std, _ = _std(value, v, slope, clamp, SPREAD)
         if KL:
             total += tl.where(mask, 0.5 * (exp_minus_1_minus(v) + m * m), 0.0)
@@ -265,7 +293,7 @@ def _sample_backward_kernel(
         store(grad_mean, row, col, shape, mask, by_mean)
     if grad_spread is not None:
         value = load(spread, row, col, shape, mask, DTYPE)
-        v, slope = _logvar(value, clamp, SPREAD)
+        v, slope = logvar_of(value, clamp, SPREAD)
         _, std_slope = _std(value, v, slope, clamp, SPREAD)
         result = _chain(by_std, std_slope)
         if grad_kl is not None:
@@ -336,7 +364,7 @@ def _sample(
     close = (None, None, rows[0], _rows.scalar(1.0), None)
     common = {"DTYPE": dtype, "INDEX": g.index}
     sharing = max(min(samples, _rows.PROGRAMS // plan.programs), 1)
-    parameters = (rng_state.contiguous(), _clamp(clamp_min, clamp_max), (samples, stride))
+    parameters = (rng_state.contiguous(), clamp_of(clamp_min, clamp_max), (samples, stride))
     _rows.launch(
         _sample_kernel, (plan.programs, sharing), mean.device, full, parameters, (partial, *close), g.shape,
         plan.counts,
@@ -363,7 +391,7 @@ def _sample_backward(
     plan = _one_block_a_thread(g.map(1024, dtype))
     _rows.launch(
         _sample_backward_kernel, (plan.programs,), mean.device, full[0], rows[0], *full[1:], rng_state.contiguous(),
-        _clamp(clamp_min, clamp_max), (samples, stride, grad_stride), g.shape, plan.counts,
+        clamp_of(clamp_min, clamp_max), (samples, stride, grad_stride), g.shape, plan.counts,
         SPREAD=spread, ALIGNED=_is_aligned(g, full[1], samples, stride), DTYPE=dtype, INDEX=g.index,
         **plan.constants,
     )  # fmt: skip

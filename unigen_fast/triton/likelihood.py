@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unigen_fast.triton import _rows
+from unigen_fast.triton import _formulas, _rows
 from unigen_fast.triton._rows import (
     close_rows,
     columns_at,
@@ -18,7 +18,20 @@ from unigen_fast.triton._rows import (
     tile_of,
 )
 
-__all__ = ["bernoulli_log_prob", "bernoulli_log_prob_backward"]
+__all__ = [
+    "bernoulli_log_prob",
+    "bernoulli_log_prob_backward",
+    "discretized_logistic_log_prob",
+    "discretized_logistic_log_prob_backward",
+    "gaussian_log_prob",
+    "gaussian_log_prob_backward",
+    "laplace_log_prob",
+    "laplace_log_prob_backward",
+    "negative_binomial_log_prob",
+    "negative_binomial_log_prob_backward",
+    "zero_inflated_negative_binomial_log_prob",
+    "zero_inflated_negative_binomial_log_prob_backward",
+]
 
 
 @triton.jit
@@ -73,3 +86,73 @@ def bernoulli_log_prob_backward(
         DTYPE=dtype, INDEX=g.index, **plan.constants,
     )  # fmt: skip
     return _rows.present(grads, logits)
+
+
+# ---- formulas --------------------------------------------------------------------------------------------------------
+
+
+def gaussian_log_prob(
+    x: Tensor, mean: Tensor, logvar: Tensor, event_ndims: int, spread: str, clamp_min: float, clamp_max: float
+) -> Tensor:
+    clamp = _formulas.clamp_of(clamp_min, clamp_max)
+    return _formulas.forward("gaussian_log_prob", (x, mean, logvar), event_ndims, clamp, spread)
+
+
+def gaussian_log_prob_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, logvar: Tensor, event_ndims: int, spread: str, clamp_min: float,
+    clamp_max: float, needed: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    clamp = _formulas.clamp_of(clamp_min, clamp_max)
+    tensors = (x, mean, logvar)
+    return tuple(_formulas.backward("gaussian_log_prob", grad, tensors, event_ndims, needed, clamp, spread))
+
+
+def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int) -> Tensor:
+    return _formulas.forward("laplace_log_prob", (x, mean, log_scale), event_ndims)
+
+
+def laplace_log_prob_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int, needed: int
+) -> tuple[Tensor, ...]:
+    return tuple(_formulas.backward("laplace_log_prob", grad, (x, mean, log_scale), event_ndims, needed))
+
+
+def discretized_logistic_log_prob(
+    x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int, half_bin: float, low: float, high: float
+) -> Tensor:
+    bins = tuple(map(_rows.scalar, (half_bin, low, high)))
+    return _formulas.forward("discretized_logistic_log_prob", (x, mean, log_scale), event_ndims, bins)
+
+
+def discretized_logistic_log_prob_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int, half_bin: float, low: float,
+    high: float, needed: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    bins = tuple(map(_rows.scalar, (half_bin, low, high)))
+    tensors = (x, mean, log_scale)
+    return tuple(_formulas.backward("discretized_logistic_log_prob", grad, tensors, event_ndims, needed, bins))
+
+
+def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int) -> Tensor:
+    return _formulas.forward("negative_binomial_log_prob", (x, mu, theta), event_ndims)
+
+
+def negative_binomial_log_prob_backward(
+    grad: Tensor, x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int, needed: int
+) -> tuple[Tensor, ...]:
+    return tuple(_formulas.backward("negative_binomial_log_prob", grad, (x, mu, theta), event_ndims, needed))
+
+
+def zero_inflated_negative_binomial_log_prob(
+    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int
+) -> Tensor:
+    tensors = (x, mu, theta, gate_logits)
+    return _formulas.forward("zero_inflated_negative_binomial_log_prob", tensors, event_ndims)
+
+
+def zero_inflated_negative_binomial_log_prob_backward(
+    grad: Tensor, x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int, needed: int
+) -> tuple[Tensor, ...]:
+    tensors = (x, mu, theta, gate_logits)
+    name = "zero_inflated_negative_binomial_log_prob"
+    return tuple(_formulas.backward(name, grad, tensors, event_ndims, needed))

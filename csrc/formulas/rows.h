@@ -1,0 +1,47 @@
+// The formulas that the kernels `row_formula` sum over the event: a new one is a struct, a number, and a line below.
+#pragma once
+
+#include "divergence.h"
+#include "likelihood.h"
+
+namespace unigen {
+
+enum class Formula : int {
+  gaussian_log_prob,
+  laplace_log_prob,
+  discretized_logistic_log_prob,
+  negative_binomial_log_prob,
+  zero_inflated_negative_binomial_log_prob,
+  gaussian_kl_monte_carlo,
+  gaussian_kl_entropy,  // the same without a mean of q
+  bernoulli_kl,
+  bernoulli_kl_half  // to Bernoulli(1/2)
+};
+
+constexpr int kMaxFormulaInputs = 5;
+
+struct FormulaOptions {
+  Formula formula = Formula::gaussian_log_prob;
+  SpreadOptions spread = {Spread::logvar, -HUGE_VAL, HUGE_VAL};
+  Bins bins;
+  bool data_slope = true;  // whether the slope in the first number is wanted
+};
+
+// what body(the formula) returns
+template <class Body>
+inline auto with_formula(const FormulaOptions& o, const Body& body) {
+  switch (o.formula) {
+    case Formula::laplace_log_prob: return body(LaplaceLogProb{});
+    case Formula::discretized_logistic_log_prob: return body(DiscretizedLogisticLogProb{{}, o.bins});
+    case Formula::negative_binomial_log_prob: return body(NegativeBinomialLogProb{{}, o.data_slope});
+    case Formula::zero_inflated_negative_binomial_log_prob:
+      return body(ZeroInflatedNegativeBinomialLogProb{{}, o.data_slope});
+    case Formula::gaussian_kl_monte_carlo: return body(MonteCarloKl<true>{{}, o.spread});
+    case Formula::gaussian_kl_entropy: return body(MonteCarloKl<false>{{}, o.spread});
+    case Formula::bernoulli_kl: return body(BernoulliKl<true>{});
+    case Formula::bernoulli_kl_half: return body(BernoulliKl<false>{});
+    default: return body(GaussianLogProb{{}, o.spread});
+  }
+}
+
+}  // namespace unigen
