@@ -391,6 +391,7 @@ def categorical_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, class
     g, full, rows = _rows.operands((class_dim,), (logits, result), (x, _of_sites(grad, tuple(x.shape), event_ndims)))
     dtype = _rows.arithmetic(logits)
     plan = _whole(g, dtype)
+    plan = plan._replace(num_warps=min(2 * plan.num_warps, 16))  # else 16-bit logits spill
     if logits.size(class_dim):
         _rows.launch(
             _log_prob_backward_kernel, (_rows.ceil_div(g.rows, plan.block_r),), x.device, *full, *rows, g.shape,
