@@ -631,7 +631,8 @@ def coupled_logit_loss(
     geometries = [p.geometry for p in packed]
     number = _rows.arithmetic(like)
     direct = len(packed) <= _ITEMS and max(g.cols for g in geometries) <= 8 * _TILE
-    spans = _rows.spans(geometries, _TILE, number, 1 if direct else _rows.PROGRAMS)
+    # half a tile: six quantities of many tensors would spill
+    spans = _rows.spans(geometries, _TILE // 2, number, 1 if direct else _rows.PROGRAMS)
     programs = spans.programs
     partial = None if direct else loss.new_empty((len(packed) * _COUPLED * programs,), dtype=torch.float64)
     sizes = [x.numel() for x in logits]
