@@ -578,7 +578,7 @@ def test_statistics_of_coupled_kinds(kind: str, dtype: torch.dtype, device: torc
 
 
 def test_kl_wgan_ratios_are_detached(device: torch.device) -> None:
-    """f-wgan's code lets gradients through its ratios (MATH: r·(1 + l) - …); here r is a constant of mean 1."""
+    """f-wgan's code lets gradients through its ratios; here r is a constant of mean 1."""
     fake = torch.randn(50, dtype=torch.float64, device=device, requires_grad=True)
     ratio = torch.softmax(fake.detach(), 0) * 50
     assert_close(gradient(uf.generator_loss(fake=fake, kind="kl_wgan"), fake), -ratio / 50, 1e-12)

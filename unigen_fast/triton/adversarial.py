@@ -434,7 +434,7 @@ def _summaries_kernel(
                 total += tl.sum(load(items[i], row, col, shapes[i], mask, DTYPE), 1)
             elif COUPLINGS[i] == "ratios":
                 logit = load(items[i], row, col, shapes[i], mask, DTYPE, float("-inf"))
-                maximum, total, _ = absorb(maximum, total, total, logit, logit, "none")
+                maximum, total, _unused = absorb(maximum, total, total, logit, logit, "none")
         if DIRECT:
             _keep_summary(
                 statistics + (offset + i) * 6 + 4, tl.max(maximum).to(tl.float64), tl.sum(total.to(tl.float64)),
@@ -519,7 +519,7 @@ def _coupled_sums_kernel(
         for start in range(first, last, BLOCK_C):
             col, mask = columns_at(start, row, counts[i], BLOCK_C)
             logit = load(items[i], row, col, shapes[i], mask, DTYPE)
-            coupled, _ = _couple(logit, summary, inverse_mean, tl.constexpr(COUPLINGS[i]))
+            coupled, _unused = _couple(logit, summary, inverse_mean, tl.constexpr(COUPLINGS[i]))
             terms += tl.where(mask, _term(coupled, tl.constexpr(TERMS[i])), 0.0)
             if COUPLINGS[i] == "averages":
                 slopes += tl.where(mask, _slope(coupled, tl.constexpr(TERMS[i])), 0.0)
@@ -631,7 +631,8 @@ def coupled_logit_loss(
     geometries = [p.geometry for p in packed]
     number = _rows.arithmetic(like)
     direct = len(packed) <= _ITEMS and max(g.cols for g in geometries) <= 8 * _TILE
-    spans = _rows.spans(geometries, _TILE, number, 1 if direct else _rows.PROGRAMS)
+    # half a tile: six quantities of many tensors would spill
+    spans = _rows.spans(geometries, _TILE // 2, number, 1 if direct else _rows.PROGRAMS)
     programs = spans.programs
     partial = None if direct else loss.new_empty((len(packed) * _COUPLED * programs,), dtype=torch.float64)
     sizes = [x.numel() for x in logits]
