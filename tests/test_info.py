@@ -35,6 +35,21 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
         "sample": lambda: uf.sample_gaussian(x, y).float().sum(),
         "sample_with_kl": lambda: sum(o.float().mean() for o in uf.sample_gaussian_with_kl(x, y)),
         "bernoulli": lambda: uf.bernoulli_log_prob(x, y.sigmoid().detach()).mean(),
+        "renyi": lambda: uf.renyi_loss(x, dim=1, alpha=0.9),
+        "tvo": lambda: uf.tvo_loss(x, dim=0, partition=(0.0, 0.3, 1.0)),
+        "vimco": lambda: uf.vimco_loss(x, y, dim=1),
+        "rws": lambda: sum(uf.rws_losses(x, y, dim=1)),
+        "weighted sum": lambda: uf.importance_weighted_sum(x, y, dim=1, detach=False).mean(),
+        "relativistic": lambda: uf.discriminator_loss(real=x, fake=y, kind="relativistic_average"),
+        "classes": lambda: uf.importance_weighted_generator_loss(fake=x.flatten(), groups=torch.arange(13 * 531) % 7),
+        "categorical": lambda: uf.categorical_kl(x, y, unimix=0.01).mean(),
+        "balanced": lambda: uf.balanced_categorical_kl(x, y, event_ndims=0).loss,
+        "mixture": lambda: uf.discretized_logistic_mixture_log_prob(x, y[:, :1].detach().sin(), event_ndims=1).mean(),
+        "total correlation": lambda: sum(r.mean() for r in uf.total_correlation(x, y, z.sin(), dataset_size=99)),
+        "mmd": lambda: uf.mmd(x, y + 1),
+        "gaussian": lambda: uf.gaussian_log_prob(x, y, z.sin()).mean(),
+        "logistic": lambda: uf.discretized_logistic_log_prob(x.detach().sin(), y, z.sin()).mean(),
+        "counts": lambda: uf.negative_binomial_log_prob(x.detach().exp().round(), y.exp(), z.exp()).mean(),
     }
     for name, call in calls.items():
         torch.manual_seed(1)
