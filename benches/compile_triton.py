@@ -70,6 +70,37 @@ def importance_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
             yield "importance_weighted_generator_loss_backward", scalar_grad, x, statistics, *options
 
 
+def estimator_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    full = dtype == torch.float32
+    # rows that outgrow a tile, K first, K last
+    shapes = (((2048, 16384), 1), ((1024, 64), 0), ((4096, 64), 1))
+    for shape, dim in shapes if full else shapes[:1] if dtype == torch.float64 else shapes[2:]:
+        x, y = tensors(dtype, *shape, count=2)
+        rows = shape[1 - dim]
+        grad, row_grad, statistics = tensors(wide), tensors(wide, rows), tensors(wide, 5, rows)
+        two = statistics[:2]
+        powers = [(0.5, 0.0), (0.3, 0.4)]
+        if full and shape == (4096, 64):
+            powers += [(0.0, 0.0), (-INF, 0.4)]
+        for power, elbo_weight in powers if full else powers[1:]:
+            options = (dim, power, elbo_weight, -1.0, "mean")
+            yield "power_bound_loss", x, *options
+            yield "power_bound_loss_backward", grad, x, two, *options
+        yield "tvo_loss", x, dim, [0.0, 0.3, 1.0], "mean"
+        yield "tvo_loss_backward", grad, x, statistics, dim, [0.0, 0.3, 1.0], "mean"
+        yield "vimco_loss", x, y, dim, "mean"
+        yield "vimco_loss_backward", grad, x, y, statistics, dim, "mean", 3
+        yield "rws_losses", x, y, dim, "mean"
+        yield "rws_losses_backward", grad, grad, x, y, two, dim, "mean", 3
+        yield "log_variance_loss", x, dim, "mean"
+        yield "log_variance_loss_backward", grad, x, two, dim, "mean"
+        yield "importance_weighted_sum", x, y, dim, 2.0
+        for needed in (2, 3):
+            yield "importance_weighted_sum_backward", row_grad, x, y, row_grad, two, dim, 2.0, needed
+        yield "weight_diagnostics", x, dim
+
+
 def adversarial_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     full = dtype == torch.float32
@@ -259,6 +290,7 @@ def variants() -> list[Variant]:
     launch, _rows.launch = _rows.launch, record
     calls: tuple[Callable[..., Any], ...] = (
         importance_calls,
+        estimator_calls,
         adversarial_calls,
         divergence_calls,
         likelihood_calls,

@@ -5,6 +5,7 @@ imported, so a plain run starts this file anew in a process of its own.
 """
 
 import importlib.util
+import itertools
 import math
 import os
 import subprocess
@@ -21,6 +22,7 @@ import unigen_fast as uf
 from unigen_fast import _ops
 from unigen_fast._fused import FusedOp
 from unigen_fast.reference.adversarial import TERMS
+from unigen_fast.reference.importance import vimco_signal
 from unigen_fast.reference.random import philox, philox_normal
 
 SERVING = any(backend.name == "triton" and backend.loaded for backend in uf.info().backends)
@@ -142,6 +144,25 @@ def softmax_cases() -> Iterator[Case]:
     for dim, reduction in ((None, "mean"), (0, "none"), (1, "sum"), (2, "mean")):
         for detach in (True, False):
             yield Case(f"iwgan[{dim},{reduction},{detach}]", generator, "n", (dim, 0.7, detach, reduction))
+
+
+def estimator_cases() -> Iterator[Case]:
+    powers = (0.0, INF, -INF, 1.0, -2.0, 0.3, -1e-3)
+    for power, dim, elbo_weight, reduction in zip(
+        powers, itertools.cycle((0, 1, -1)), itertools.cycle((0.0, 0.4)), itertools.cycle(("mean", "none", "sum"))
+    ):
+        options = (dim, power, elbo_weight, -1.5, reduction)
+        yield Case(f"power_bound[{power},{dim},{elbo_weight},{reduction}]", _ops.power_bound_loss, "n", options)
+    partition = [0.0, 0.05, 0.3, 1.0]
+    for dim, reduction in ((0, "mean"), (1, "sum"), (-1, "none")):
+        yield Case(f"tvo[{dim},{reduction}]", _ops.tvo_loss, "n", (dim, partition, reduction))
+        yield Case(f"vimco[{dim},{reduction}]", _ops.vimco_loss, "nn", (dim, reduction))
+        yield Case(f"rws[{dim},{reduction}]", _ops.rws_losses, "nn", (dim, reduction))
+        yield Case(f"log_variance[{dim},{reduction}]", _ops.log_variance_loss, "n", (dim, reduction))
+        yield Case(f"weighted_sum[{dim}]", _ops.importance_weighted_sum, "nn", (dim, 1.3))
+        yield Case(f"weight_diagnostics[{dim}]", _ops.weight_diagnostics, "n", (dim,))
+    many = [i / 20 for i in range(21)]  # more than one launch takes along
+    yield Case("tvo[21 points]", _ops.tvo_loss, "n", (-1, many, "none"))
 
 
 def logit_cases() -> Iterator[Case]:
@@ -285,6 +306,7 @@ def formula_kl_cases() -> Iterator[Case]:
 
 CASES = [
     *softmax_cases(),
+    *estimator_cases(),
     *logit_cases(),
     *coupled_cases(),
     *grouped_cases(),
@@ -301,6 +323,13 @@ MAIN_NAMES = (
     "iwae[-1,mean,bound]",
     "iwgan[1,sum,False]",
     "iwgan[None,mean,True]",
+    "power_bound[0.3,-1,0.4,sum]",
+    "tvo[0,mean]",
+    "vimco[1,sum]",
+    "rws[0,mean]",
+    "log_variance[-1,none]",
+    "weighted_sum[1]",
+    "weight_diagnostics[0]",
     "logit_term[logistic_fake]",
     "logit_loss[list]",
     "gaussian_kl[std,(-0.7, 0.9)]",
@@ -399,21 +428,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-# estimators of several sweeps over each row, so far in C++ and CUDA alone: the references serve
-WITHOUT_KERNELS = {
-    "power_bound_loss",
-    "tvo_loss",
-    "vimco_loss",
-    "rws_losses",
-    "log_variance_loss",
-    "importance_weighted_sum",
-    "weight_diagnostics",
-}
-
-
 @kernels
 def test_every_op_has_kernels() -> None:
-    ops = [op for op in vars(_ops).values() if isinstance(op, FusedOp) and op.name not in WITHOUT_KERNELS]
+    ops = [op for op in vars(_ops).values() if isinstance(op, FusedOp)]
     expected = {op.name for op in ops} | {f"{op.name}_backward" for op in ops if op.differentiable_outputs}
     assert set(OPS) == expected
     key = "CUDA" if torch.cuda.is_available() else "CPU"
@@ -510,6 +527,16 @@ SIZES = [
     Case("one row", _ops.importance_weighted_generator_loss, "n", (None, 1.0, True, "mean"), (3, 4000)),
     Case("split rows", _ops.importance_weighted_generator_loss, "n", (1, 2.0, False, "none"), (2, 12000)),
     Case("many rows", _ops.iwae_loss, "n", (1, "mean", "bound"), (700, 3)),
+    Case("long rows", _ops.power_bound_loss, "n", (1, 0.3, 0.2, 1.0, "mean"), (2, 9000)),
+    Case("long rows", _ops.power_bound_loss, "n", (1, -INF, 0.2, 1.0, "none"), (2, 9000)),
+    Case("long rows", _ops.tvo_loss, "n", (1, [0.0, 0.3, 1.0], "sum"), (2, 9000)),
+    Case("long rows", _ops.vimco_loss, "nn", (1, "none"), (2, 9000)),
+    Case("long columns", _ops.vimco_loss, "nn", (0, "mean"), (1500, 9)),
+    Case("long rows", _ops.rws_losses, "nn", (1, "mean"), (2, 9000)),
+    Case("long columns", _ops.log_variance_loss, "n", (0, "mean"), (1500, 9)),
+    Case("long rows", _ops.importance_weighted_sum, "nn", (1, 2.0), (2, 9000)),
+    Case("long rows", _ops.weight_diagnostics, "n", (1,), (2, 9000)),
+    Case("many rows", _ops.rws_losses, "nn", (1, "mean"), (700, 3)),
     kl("split rows", "nn---", (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none"), (2, 9000)),
     kl("split rows", "nnnnw", (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "mean"), (2, 9000)),
     kl("one row", "nn---", (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "mean"), (3, 4000)),
@@ -574,6 +601,13 @@ SOFTMAX = (
     _ops.effective_sample_size,
     _ops.iwae_loss,
     _ops.importance_weighted_generator_loss,
+    _ops.power_bound_loss,
+    _ops.tvo_loss,
+    _ops.vimco_loss,
+    _ops.rws_losses,
+    _ops.log_variance_loss,
+    _ops.importance_weighted_sum,
+    _ops.weight_diagnostics,
 )
 ROWS = [
     Case("log_mean_exp", _ops.log_mean_exp, "n", (1,)),
@@ -583,6 +617,13 @@ ROWS = [
     Case("iwae[surrogate]", _ops.iwae_loss, "n", (1, "none", "surrogate")),
     Case("iwgan", _ops.importance_weighted_generator_loss, "n", (1, 2.0, True, "none")),
     Case("iwgan[attached]", _ops.importance_weighted_generator_loss, "n", (1, 1.0, False, "none")),
+    Case("power", _ops.power_bound_loss, "n", (1, 1.5, 0.0, -1.0, "none")),
+    Case("small power", _ops.power_bound_loss, "n", (1, 0.3, 0.0, -1.0, "none")),
+    Case("largest", _ops.power_bound_loss, "n", (1, INF, 0.0, -1.0, "none")),
+    Case("tvo", _ops.tvo_loss, "n", (1, [0.2, 0.5, 1.0], "none")),
+    Case("vimco", _ops.vimco_loss, "nn", (1, "none")),
+    Case("rws", _ops.rws_losses, "nn", (1, "none")),
+    Case("weighted sum", _ops.importance_weighted_sum, "nn", (1, 2.0)),
 ]
 
 
@@ -596,23 +637,82 @@ def test_rows_of_infinities(case: Case, columns: int, device: torch.device) -> N
     x[3, 5] = NAN
     x[4, 5] = INF
     x[5] = x[5].sign() * 1e4
-    outputs, grads, incoming = run(case.op, [x], case.options)
+    tensors = [x, *(torch.randn_like(x).mul(4).round() / 4 for _ in case.letters[1:])]  # 1e4 - these is exact
+    outputs, grads, incoming = run(case.op, tensors, case.options)
     value = outputs[0]
     assert value[0].isfinite().all() and value[2].isfinite().all() and value[5].isfinite().all()
     assert value[3].isnan().all() and value[4].isnan().all()
-    lost = {"log_mean_exp": -INF, "iwae": INF}.get(case.name, 0.0)
+    infinite = ("iwae", "power", "small power", "largest", "tvo", "vimco", "rws")
+    lost = -INF if case.name == "log_mean_exp" else INF if case.name in infinite else 0.0
     assert (value[1] == lost).all()
     fine = [0, 2, 5]
     if grads:
-        assert (grads[0][1] == 0).all()
+        assert all((grad[1] == 0).all() for grad in grads)
         assert grads[0][3].isnan().all() and grads[0][4].isnan().all()
         assert (grads[0][2, ::2] == 0).all()
-    exact = x[fine].double().requires_grad_()
-    oracle = as_tuple(case.op.reference(exact, *case.options))
+    exact = [t[fine].double().requires_grad_() for t in tensors]
+    oracle = as_tuple(case.op.reference(*exact, *case.options))
     close(value[fine], oracle[0].detach())
     if grads:
-        expected = torch.autograd.grad(oracle[0], exact, incoming[0][fine].double())[0]
-        close(grads[0][fine], expected)
+        expected = torch.autograd.grad(oracle[: len(incoming)], exact, [g[fine].double() for g in incoming])
+        for actual, exact_grad in zip(grads, expected, strict=True):
+            close(actual[fine], exact_grad)
+
+
+@kernels
+@pytest.mark.parametrize("columns", [7, 10500])
+def test_diagnostics_of_infinities(columns: int, device: torch.device) -> None:
+    x = torch.randn(5, columns, device=device)
+    x[1], x[2, ::2], x[3, 5], x[4, 5] = -INF, -INF, NAN, INF
+    found = _ops.weight_diagnostics((x,), 1)
+    assert found[:, 1].tolist() == [-INF, 0, 0, 0] and found[:, 3:].isnan().all()
+    close(found[:, :3], _ops.weight_diagnostics.reference(x[:3].double(), 1))
+
+
+@kernels
+@pytest.mark.parametrize("columns", [6, 10500])
+def test_impossible_samples_where_every_sample_counts(columns: int, device: torch.device) -> None:
+    """The mean, the smallest, and what holds the mean: -inf, with the gradients of the reference."""
+    x = torch.randn(3, columns, device=device) + 5
+    x[1, 2], x[2] = -INF, -INF
+    for power, elbo_weight in ((0.0, 0.0), (-2.0, 0.0), (-INF, 0.0), (1.0, 0.5), (-0.2, 0.0)):
+        check(Case("power", _ops.power_bound_loss, "n", (1, power, elbo_weight, 1.0, "none")), [x])
+    check(Case("tvo", _ops.tvo_loss, "n", (1, [0.0, 0.3, 1.0], "none")), [x])
+
+
+@kernels
+@pytest.mark.parametrize("columns", [10, 9000])
+def test_small_powers_are_accurate(columns: int, device: torch.device) -> None:
+    """The logarithm of a number near 1, divided by the power, would lose every digit."""
+    x = torch.randn(3, columns, device=device) - 90
+    center = x.double().mean(1)
+    for power in (0.3, 1e-3, 1e-6, -1e-4):
+        value = _ops.power_bound_loss((x,), 1, power, 0.0, 1.0, "none").double() - center
+        expected = _ops.power_bound_loss.reference(x.double(), 1, power, 0.0, 1.0, "none")[0] - center
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=3e-5)
+
+
+@kernels
+@pytest.mark.parametrize("columns", [6, 4500])
+def test_vimco_signals(columns: int, device: torch.device) -> None:
+    """A sole best sample with almost all of the weight, or little more than the others; ties; samples nearly alike."""
+    x = torch.randn(7, columns, dtype=torch.float64, device=device).mul(64).round() / 64
+    x[0, 4] += 1000
+    x[1, 4] += 40
+    x[2] = 90 + x[2] / 1024
+    x[3, 1] = x[3, columns - 1] = 8
+    x[4] = 3
+    x[5, 2] = 12
+    x[6] = -INF
+    x[6, 3] = 1
+    signal, _ = vimco_signal(x, 1)
+    for dtype, tolerance in ((torch.float32, 4e-5), (torch.float64, 1e-12)):
+        tensors = [x.to(dtype), torch.zeros_like(x, dtype=dtype)]
+        _, (_, grad), _ = run(_ops.vimco_loss, tensors, (1, "none"), [torch.ones(7, dtype=dtype, device=device)])
+        scale = torch.maximum(signal.abs(), signal.abs().mean(1, keepdim=True))
+        error = (-grad.double() - signal).abs()[:6]
+        assert (error <= tolerance * scale[:6] + 1e-15).all(), (error / scale[:6]).amax(1)
+        assert torch.equal(-grad[6].double(), signal[6])
 
 
 @kernels
@@ -620,6 +720,9 @@ def test_one_sample_is_the_single_sample_loss(device: torch.device) -> None:
     x = torch.randn(9, 1, device=device)
     assert torch.equal(_ops.iwae_loss((x,), 1, "none", "bound"), -x[:, 0])
     assert torch.equal(_ops.iwae_loss((x,), 1, "none", "surrogate"), -x[:, 0])
+    for power in (-INF, -2.0, -1e-6, 0.0, 1e-6, 0.3, 1.0, INF):
+        assert torch.equal(_ops.power_bound_loss((x,), 1, power, 0.0, 1.0, "none"), x[:, 0])
+    assert torch.equal(_ops.tvo_loss((x,), 1, [0.0, 1.0], "none"), -x[:, 0])
     loss = _ops.importance_weighted_generator_loss((x,), 1, 1.0, True, "none")
     assert torch.equal(loss, _ops.logit_term((x,), 0, 1.0)[:, 0])
 
@@ -733,6 +836,15 @@ def test_only_needed_gradients(needed: int, device: torch.device) -> None:
     for i, (one, other) in enumerate(zip(some, everything, strict=True)):
         assert torch.equal(one, other) if needed >> i & 1 else one.shape == (0,)
     if needed < 4:
+        statistics = torch.rand(5, 3, device=device)
+        for arguments in (
+            (_ops.vimco_loss, grad, mean, logvar, statistics, 1, "none"),
+            (_ops.rws_losses, grad, grad, mean, logvar, statistics[:2], 1, "none"),
+            (_ops.importance_weighted_sum, grad, mean, logvar, grad, statistics[:2], 1, 2.0),
+        ):
+            everything, some = (arguments[0].backward(*arguments[1:], n) for n in (3, needed))
+            for i, (one, other) in enumerate(zip(some, everything, strict=True)):
+                assert torch.equal(one, other) if needed >> i & 1 else one.shape == (0,)
         rng_state = torch.tensor([3, 4], device=device)
         sample = (rng_state, -1, 0, "logvar", -INF, INF)
         everything = _ops.sample_gaussian.backward(mean, mean, logvar, *sample, 3)

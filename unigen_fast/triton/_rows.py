@@ -173,6 +173,17 @@ class Geometry:
 
         return self._plan(("whole", budget, dtype), make)
 
+    def unsplit(self, budget: int, dtype: Any) -> Plan:
+        """Whole rows in every program: in one tile or, where they are too long for it, in several."""
+
+        def make() -> Plan:
+            block_r, block_c = self._tile(_halved(budget, dtype))
+            counts = (self.rows, self.cols, 1, max(ceil_div(self.cols, block_c), 1) * block_c)
+            blocks = max(ceil_div(self.rows, block_r), 1)
+            return Plan(blocks, counts, block_r, block_c, _warps(2 * block_r * block_c, dtype))
+
+        return self.whole_rows(budget, dtype) or self._plan(("unsplit", budget, dtype), make)
+
 
 class Spans(NamedTuple):
     """A launch over several tensors, each a single row: its programs take a span of every one of them."""
@@ -409,8 +420,9 @@ def store(operand, row, col, shape, mask, value):
 
 
 @triton.jit
-def load_rows(operand, row, shape, counts, DTYPE: tl.constexpr):
-    address = operand[0] + offsets(row, shape[0], operand[1])
+def load_rows(operand, row, shape, counts, DTYPE: tl.constexpr, plane=0):
+    """`plane`: as in `store_rows`."""
+    address = operand[0] + offsets(row, shape[0], operand[1]) + tl.full((), plane, tl.int64) * counts[0]
     return tl.load(address, mask=row < counts[0], other=0.0).to(DTYPE)
 
 
@@ -548,7 +560,7 @@ def divide(a, b):
 
 @triton.jit
 def log1p_unit(u):
-    """log(1 + u) for 0 <= u <= 1 to full relative accuracy: 2 artanh(z), z = u / (2 + u) <= 1/3."""
+    """log(1 + u) for -1/2 <= u <= 1 to full relative accuracy: 2 artanh(z), z = u / (2 + u), |z| <= 1/3."""
     TERMS: tl.constexpr = 16 if u.dtype == tl.float64 else 8
     z = u / (2 + u)
     square = z * z
@@ -556,6 +568,12 @@ def log1p_unit(u):
     for n in tl.static_range(TERMS - 2, -1, -1):
         series = series * square + 1.0 / (2 * n + 1)
     return 2 * z * series
+
+
+@triton.jit
+def log1p(u):
+    near = (u >= -0.5) & (u <= 1)
+    return tl.where(near, log1p_unit(tl.where(near, u, 0.0)), tl.log(1 + u))
 
 
 @triton.jit

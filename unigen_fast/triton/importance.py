@@ -1,6 +1,7 @@
 """Triton kernels of the importance weights: softmax rows, read once where a row fits a tile or is being reduced."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from unigen_fast.triton._rows import (
     close_total,
     columns_at,
     divide,
+    expm1,
     finite_base,
     load,
     load_rows,
     load_splits,
+    log1p,
+    log1p_unit,
     program,
     sigmoid,
     softmax_weights,
@@ -33,12 +37,25 @@ __all__ = [
     "effective_sample_size",
     "importance_weighted_generator_loss",
     "importance_weighted_generator_loss_backward",
+    "importance_weighted_sum",
+    "importance_weighted_sum_backward",
     "importance_weights",
     "importance_weights_backward",
     "iwae_loss",
     "iwae_loss_backward",
     "log_mean_exp",
     "log_mean_exp_backward",
+    "log_variance_loss",
+    "log_variance_loss_backward",
+    "power_bound_loss",
+    "power_bound_loss_backward",
+    "rws_losses",
+    "rws_losses_backward",
+    "tvo_loss",
+    "tvo_loss_backward",
+    "vimco_loss",
+    "vimco_loss_backward",
+    "weight_diagnostics",
 ]
 
 # ---- forward: (maximum, sum of exponentials, a weighted sum) of every row --------------------------------------------
@@ -351,3 +368,503 @@ def importance_weighted_generator_loss_backward(
         DETACH=detach, DTYPE=dtype, INDEX=g.index, **plan.constants,
     )  # fmt: skip
     return out
+
+
+# ---- estimators: rows of several sums --------------------------------------------------------------------------------
+#
+# A program owns whole rows, and sweeps over their columns as often as the estimator needs: for the largest log-weight,
+# for sums relative to it, and some for sums relative to those. Rows that fit one tile are read once. KIND names the
+# estimator; that of powers is "mean" at power 0, "extreme" at an infinite one, and otherwise "power" or, where 1/power
+# would magnify the rounding of a logarithm, "small power". A NaN or +inf lives on in the sums.
+
+
+@triton.jit
+def _inverse(total):
+    """1 / total, 0 where it is 0: then every weight is 0."""
+    empty = total == 0
+    return tl.where(empty, 0.0, divide(tl.full(total.shape, 1.0, total.dtype), tl.where(empty, 1.0, total)))
+
+
+@triton.jit
+def _power_weight(log_w, base, power, KIND: tl.constexpr):
+    if KIND == "mean":
+        weight = tl.full(log_w.shape, 1.0, log_w.dtype)
+    elif KIND == "extreme":
+        weight = tl.where(log_w == base[:, None], 1.0, 0.0).to(log_w.dtype)
+    else:
+        weight = tl.exp((log_w - base[:, None]) * value_of(power, log_w.dtype))
+    return tl.where(log_w == log_w, weight, log_w)
+
+
+@triton.jit
+def _tempered(distance, beta):
+    """exp(beta · distance); all 1 at 0, that of -inf too."""
+    return tl.where(beta == 0, 1.0, tl.exp(beta * distance))
+
+
+@triton.jit
+def _vimco_signal(log_w, base, inverse, drop, missing, best, inverse_others):
+    """What a sample adds to the bound, given `vimco_signal`'s statistics in the reference, the sum inverted."""
+    impossible = log_w == float("-inf")
+    distance = log_w - base[:, None]
+    baseline = (drop[:, None] - tl.where(impossible, 0.0, distance)) * inverse_others
+    others_missing = missing[:, None] - tl.where(impossible, 1.0, 0.0)
+    baseline = tl.where(others_missing > 0, float("-inf"), baseline)
+    gap = tl.where(distance == baseline, 0.0, distance - baseline)
+    change = tl.exp(tl.where(distance < baseline, baseline, distance)) * expm1(-tl.abs(gap)) * inverse[:, None]
+    # from -1/2 to 1 but for a sole best, which has half of the weight and more
+    signal = -log1p_unit(tl.where(gap < 0, -change, change))
+    sole = tl.where(best == best, base, best)
+    return tl.where(log_w == sole[:, None], best[:, None], signal)
+
+
+@triton.jit
+def _log_weights(x, y, parameters, KIND: tl.constexpr):
+    if KIND == "rws":
+        return x - y
+    elif KIND == "weighted sum":
+        return x * value_of(parameters, x.dtype)
+    else:
+        return x
+
+
+@triton.jit
+def _tile_at(start, place, DTYPE: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(first operand, second one if there is one, which elements exist)."""
+    inputs, row, shape, counts = place
+    col, mask = columns_at(start, row, counts, BLOCK_C)
+    x = load(inputs[0], row, col, shape, mask, DTYPE)
+    y = x
+    if inputs[1] is not None:
+        y = load(inputs[1], row, col, shape, mask, DTYPE)
+    return x, y, mask
+
+
+@triton.jit
+def _add_largest(largest, second, tile, parameters, KIND: tl.constexpr):
+    x, y, mask = tile
+    key = _log_weights(x, y, parameters, KIND)
+    if (KIND == "power") | (KIND == "small power") | (KIND == "extreme"):
+        key *= value_of(parameters[2], x.dtype)
+    key = tl.where(mask, key, float("-inf"))
+    top = tl.max(key, 1)
+    if KIND == "vimco":
+        is_top = key == top[:, None]
+        below = tl.max(tl.where(is_top, float("-inf"), key), 1)
+        below = tl.where(tl.sum(is_top.to(tl.int32), 1) > 1, top, below)
+        second = tl.maximum(tl.maximum(second, below), tl.minimum(largest, top))
+    return tl.maximum(largest, top), second
+
+
+@triton.jit
+def _total(term, mask):
+    return tl.sum(tl.where(mask, term, 0.0), 1)
+
+
+@triton.jit
+def _add_terms(a, b, c, tile, kept, parameters, KIND: tl.constexpr):
+    """One more tile into up to three sums of a row."""
+    x, y, mask = tile
+    if KIND == "vimco":
+        base, second_base, sole = kept
+        impossible = x == float("-inf")
+        a += _total(tl.where(x == sole[:, None], 0.0, tl.exp(x - second_base[:, None])), mask)
+        b += _total(tl.where(impossible, 0.0, x - base[:, None]), mask)
+        c += _total(tl.where(impossible, 1.0, 0.0).to(x.dtype), mask)
+    elif KIND == "signals":
+        base, inverse, drop, missing, best, inverse_others = kept
+        a += _total(_dot(y, _vimco_signal(x, base, inverse, drop, missing, best, inverse_others)), mask)
+    elif KIND == "variance":
+        a += _total(x - kept[0][:, None], mask)
+    elif KIND == "squares":
+        deviation = (x - kept[0][:, None]) - kept[1][:, None]
+        a += _total(deviation * deviation, mask)
+    elif KIND == "tvo":
+        distance = x - kept[0][:, None]
+        e = _tempered(distance, kept[1])
+        a += _total(e, mask)
+        b += _total(_dot(distance, e), mask)
+    elif (KIND == "rws") | (KIND == "weighted sum"):
+        e = tl.exp(_log_weights(x, y, parameters, KIND) - kept[0][:, None])
+        a += _total(e, mask)
+        b += _total(_dot(y, e), mask)
+    elif KIND == "diagnostics":
+        distance = x - kept[0][:, None]
+        e = tl.exp(distance)
+        a += _total(e, mask)
+        b += _total(e * e, mask)
+        c += _total(_dot(distance, e), mask)
+    else:
+        log_w = tl.where(x == float("inf"), float("nan"), x)
+        distance = log_w - kept[0][:, None]
+        a += _total(_power_weight(log_w, kept[0], parameters[0], KIND), mask)
+        if (KIND == "mean") | (parameters[3] is not None):
+            b += _total(distance, mask)
+        if KIND == "small power":
+            c += _total(expm1(distance * value_of(parameters[0], x.dtype)), mask)
+    return a, b, c
+
+
+@triton.jit
+def _largest(
+    tile, place, first, last, parameters,
+    KIND: tl.constexpr, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """What a row's sums are relative to, and (vimco) the second-largest log-weight."""
+    largest = tl.full([BLOCK_R], float("-inf"), DTYPE)
+    second = tl.full([BLOCK_R], float("-inf"), DTYPE)
+    if tile is None:
+        for start in range(first, last, BLOCK_C):
+            loaded = _tile_at(start, place, DTYPE, BLOCK_C)
+            largest, second = _add_largest(largest, second, loaded, parameters, KIND)
+    else:
+        largest, second = _add_largest(largest, second, tile, parameters, KIND)
+    return largest, second
+
+
+@triton.jit
+def _sums(
+    tile, place, first, last, kept, parameters,
+    KIND: tl.constexpr, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Sums over `tile` or, without it, over every tile of the row."""
+    a = tl.zeros([BLOCK_R], DTYPE)
+    b = tl.zeros([BLOCK_R], DTYPE)
+    c = tl.zeros([BLOCK_R], DTYPE)
+    if tile is None:
+        for start in range(first, last, BLOCK_C):
+            a, b, c = _add_terms(a, b, c, _tile_at(start, place, DTYPE, BLOCK_C), kept, parameters, KIND)
+    else:
+        a, b, c = _add_terms(a, b, c, tile, kept, parameters, KIND)
+    return a, b, c
+
+
+@triton.jit
+def _close_value(value, row, out, partial, factor, shape, counts, STAGE: tl.constexpr, DTYPE: tl.constexpr):
+    value = tl.where(row < counts[0], value, 0.0)
+    if STAGE == "rows":
+        store_rows(out, row, shape, counts, value * value_of(factor, DTYPE))
+    else:
+        close_total(value, partial, out, factor, STAGE, DTYPE)
+
+
+@triton.jit
+def _estimators_kernel(
+    inputs, parameters, count, statistics, out, partial, factor, shape, counts,
+    KIND: tl.constexpr, WHOLE: tl.constexpr, STAGE: tl.constexpr,
+    DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`count`: 1 / K, log K and 1 / (K - 1). Diagnostics leave nothing but statistics."""
+    row, _, first, last = program(counts, BLOCK_R, INDEX)
+    place = (inputs, row, shape, counts)
+    inverse_count = value_of(count[0], DTYPE)
+    log_count = value_of(count[1], DTYPE)
+    inverse_others = value_of(count[2], DTYPE)
+    if WHOLE:
+        tile = _tile_at(first, place, DTYPE, BLOCK_C)
+    else:
+        tile = None
+    largest, second = _largest(tile, place, first, last, parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+    base = finite_base(largest)
+    if KIND == "vimco":
+        # the sum over all but a sole best is relative to the second: it does not vanish beside the best
+        only = second < largest
+        second_base = finite_base(second)
+        kept = (base, second_base, tl.where(only, largest, float("nan")))
+        others, drop, missing = _sums(tile, place, first, last, kept, parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+        total = tl.where(only, 1 + others * tl.exp(second - base), others) + (base - base)
+        mean = tl.where(missing > 0, float("-inf"), drop * inverse_others)
+        change = divide(expm1(mean), total)
+        step = base - second_base
+        direct = step + tl.log(total) - tl.log(others + tl.exp(mean + step))
+        best = tl.where(change < -0.75, direct, -log1p(change))
+        best = tl.where(only, best, float("nan"))
+        store_rows(statistics, row, shape, counts, total, 1)
+        store_rows(statistics, row, shape, counts, drop, 2)
+        store_rows(statistics, row, shape, counts, missing, 3)
+        store_rows(statistics, row, shape, counts, best, 4)
+        kept = (base, _inverse(total), drop, missing, best, inverse_others)
+        signals, _, _ = _sums(tile, place, first, last, kept, parameters, "signals", DTYPE, BLOCK_R, BLOCK_C)
+        value = (base + tl.log(total) - log_count) + signals
+    elif KIND == "tvo":
+        empty = largest == float("-inf")
+        value = largest
+        for sweep in range(parameters[1]):
+            at = parameters[0] + sweep
+            beta = tl.load(at)
+            kept = (base, beta.to(DTYPE))
+            sums = _sums(tile, place, first, last, kept, parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+            total = sums[0]
+            nothing = tl.where(sums[1] == sums[1], 0.0, sums[1])  # a NaN stays
+            mean = tl.where(empty, nothing, divide(sums[1], total))
+            store_rows(statistics, row, shape, counts, tl.where(empty, nothing, total), 2 * sweep + 1)
+            store_rows(statistics, row, shape, counts, mean, 2 * sweep + 2)
+            value += (tl.load(at + 1) - beta).to(DTYPE) * mean
+    elif KIND == "variance":
+        total, _, _ = _sums(tile, place, first, last, (base,), parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+        mean = total * inverse_count
+        store_rows(statistics, row, shape, counts, mean, 1)
+        value, _, _ = _sums(tile, place, first, last, (base, mean), parameters, "squares", DTYPE, BLOCK_R, BLOCK_C)
+    elif KIND == "rws" or KIND == "weighted sum":
+        total, extra, _ = _sums(tile, place, first, last, (base,), parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+        store_rows(statistics, row, shape, counts, total, 1)
+        value = extra * _inverse(total)
+        if KIND == "rws":
+            _close_value(value, row, out[1], partial[1], factor, shape, counts, STAGE, DTYPE)
+            value = base + tl.log(total) - log_count
+    elif KIND == "diagnostics":
+        total, squares, extra = _sums(tile, place, first, last, (base,), parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+        empty = total == 0
+        inverse = _inverse(total)
+        ess = tl.where(empty, 0.0, divide(total * total, tl.where(empty, 1.0, squares)))
+        store_rows(statistics, row, shape, counts, ess, 1)
+        store_rows(statistics, row, shape, counts, inverse, 2)
+        log_total = tl.log(total)
+        store_rows(statistics, row, shape, counts, tl.where(empty, 0.0, log_total - extra * inverse), 3)
+        base = base + log_total - log_count
+    else:
+        if KIND != "mean":
+            largest *= value_of(parameters[2], DTYPE)
+        base = finite_base(largest)
+        empty = largest == float("-inf")
+        total, mean, excess = _sums(tile, place, first, last, (base,), parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
+        mean *= inverse_count
+        if KIND == "mean":
+            value = mean
+        elif KIND == "extreme":
+            value = total - total
+        else:
+            value = tl.log(total) - log_count
+            if KIND == "small power":
+                excess *= inverse_count
+                value = tl.where(excess > -0.5, log1p_unit(excess), value)
+            value *= value_of(parameters[1], DTYPE)
+        if parameters[3] is not None:
+            value += value_of(parameters[3], DTYPE) * (mean - value)
+        total = tl.where(empty & (total == total), 0.0, total)
+        value = tl.where(total == 0, largest, base + value)
+        store_rows(statistics, row, shape, counts, total, 1)
+    store_rows(statistics, row, shape, counts, base)
+    if KIND != "diagnostics":
+        _close_value(value, row, out[0], partial[0], factor, shape, counts, STAGE, DTYPE)
+
+
+def _inverse_others(columns: int) -> float:
+    return 1 / (columns - 1) if columns > 1 else math.nan
+
+
+def _counts(columns: int) -> tuple[Any, ...]:
+    numbers = (1 / max(columns, 1), math.log(max(columns, 1)), _inverse_others(columns))
+    return tuple(map(_rows.scalar, numbers))
+
+
+def _estimate(
+    kind: str, x: Tensor, other: Tensor | None, dim: int, parameters: Any = None, *,
+    planes: int = 2, values: int = 1, reduction: str = "none", factor: float = 1.0,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """(rows or their reduction, `values` of them, statistics `[planes, rows]`)."""
+    columns = (dim % x.dim(),)
+    dtype = _rows.result_dtype(x)
+    row_shape = _row_shape(x, columns)
+    out = [x.new_empty(row_shape if reduction == "none" else (), dtype=dtype) for _ in range(values)]
+    statistics = x.new_empty((planes, *row_shape), dtype=dtype)
+    g, inputs, rows = _rows.operands(columns, (x, other), (statistics[0], *out))
+    number = _rows.arithmetic(x)
+    plan = g.unsplit(2048, number)
+    stage, _ = _rows.stages(plan, reduction)
+    partial = tuple(_rows.partials(x, stage, g.rows, plan) for _ in out)
+    scale = _rows.scalar(_rows.reduction_factor(factor, g.rows, reduction))
+    common: dict[str, Any] = {"DTYPE": number, "INDEX": g.index}
+    _rows.launch(
+        _estimators_kernel, (plan.programs,), x.device, inputs, parameters, _counts(g.cols), rows[0], rows[1:], partial,
+        scale, g.shape, plan.counts, KIND=kind, WHOLE=plan.block_c >= g.cols, STAGE=stage, **common, **plan.constants,
+    )  # fmt: skip
+    for share, total in zip(partial, out, strict=True):
+        if share is not None:
+            _rows.finish_total(share, total, scale, common)
+    return *out, statistics
+
+
+@triton.jit
+def _slopes_kernel(
+    inputs, out, given, statistics, parameters, count, factor, shape, counts, KIND: tl.constexpr,
+    DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`given`: the gradient, and a second one (rws) or the value (weighted sum)."""
+    row, col, mask = tile_of(counts, BLOCK_R, BLOCK_C, INDEX)
+    x = load(inputs[0], row, col, shape, mask, DTYPE)
+    g = load_rows(given[0], row, shape, counts, DTYPE) * value_of(factor, DTYPE)
+    base = load_rows(statistics, row, shape, counts, DTYPE)
+    if KIND == "vimco":
+        inverse = _inverse(load_rows(statistics, row, shape, counts, DTYPE, 1))
+        if out[0] is not None:
+            store(out[0], row, col, shape, mask, (g * inverse)[:, None] * tl.exp(x - base[:, None]))
+        if out[1] is not None:
+            drop = load_rows(statistics, row, shape, counts, DTYPE, 2)
+            missing = load_rows(statistics, row, shape, counts, DTYPE, 3)
+            best = load_rows(statistics, row, shape, counts, DTYPE, 4)
+            inverse_others = value_of(count[2], DTYPE)
+            signal = _vimco_signal(x, base, inverse, drop, missing, best, inverse_others)
+            store(out[1], row, col, shape, mask, g[:, None] * signal)
+    elif KIND == "tvo":
+        distance = x - base[:, None]
+        slope = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+        for sweep in range(parameters[1]):
+            at = parameters[0] + sweep
+            beta = tl.load(at)
+            width = (tl.load(at + 1) - beta).to(DTYPE)
+            beta = beta.to(DTYPE)
+            inverse = _inverse(load_rows(statistics, row, shape, counts, DTYPE, 2 * sweep + 1))
+            mean = load_rows(statistics, row, shape, counts, DTYPE, 2 * sweep + 2)
+            weight = _tempered(distance, beta) * (width * inverse)[:, None]
+            slope += _dot(tl.where(beta == 0, 1.0, 1 + beta * (distance - mean[:, None])), weight)
+        store(out[0], row, col, shape, mask, g[:, None] * slope)
+    elif KIND == "variance":
+        mean = load_rows(statistics, row, shape, counts, DTYPE, 1)
+        store(out[0], row, col, shape, mask, g[:, None] * ((x - base[:, None]) - mean[:, None]))
+    elif KIND == "rws" or KIND == "weighted sum":
+        y = load(inputs[1], row, col, shape, mask, DTYPE)
+        other = load_rows(given[1], row, shape, counts, DTYPE)
+        inverse = _inverse(load_rows(statistics, row, shape, counts, DTYPE, 1))
+        weight = tl.exp(_log_weights(x, y, parameters, KIND) - base[:, None]) * inverse[:, None]
+        if KIND == "rws":
+            first = g[:, None] * weight
+            second = (other * value_of(factor, DTYPE))[:, None] * weight
+        else:
+            second = g[:, None] * weight
+            first = _dot((y - other[:, None]) * value_of(parameters, DTYPE), second)
+        if out[0] is not None:
+            store(out[0], row, col, shape, mask, first)
+        if out[1] is not None:
+            store(out[1], row, col, shape, mask, second)
+    else:
+        total = load_rows(statistics, row, shape, counts, DTYPE, 1)
+        bound, each = g, tl.zeros([BLOCK_R], DTYPE)
+        if parameters[3] is not None:
+            elbo = value_of(parameters[3], DTYPE)
+            bound = g * (1 - elbo)
+            each = tl.where(total == 0, 0.0, g * elbo * value_of(count[0], DTYPE))
+        weight = (bound * _inverse(total))[:, None]
+        slope = _dot(_power_weight(x, base, parameters[0], KIND), weight) + each[:, None]
+        store(out[0], row, col, shape, mask, slope)
+
+
+def _slopes(
+    kind: str, given: Sequence[Tensor], x: Tensor, other: Tensor | None, statistics: Tensor, dim: int,
+    parameters: Any = None, *, reduction: str = "none", factor: float = 1.0, needed: int = 1,
+) -> Any:  # fmt: skip
+    """(gradient of `x`, gradient of `other`), empty where not needed."""
+    columns = (dim % x.dim(),)
+    inputs = (x,) if other is None else (x, other)
+    out = [torch.empty_like(t) if needed >> i & 1 else None for i, t in enumerate(inputs)]
+    g, full, rows = _rows.operands(columns, (*inputs, *out), (statistics.contiguous()[0], *given))
+    number = _rows.arithmetic(x)
+    plan = g.map(1024, number)
+    scale = _rows.scalar(_rows.reduction_factor(factor, g.rows, reduction))
+    _rows.launch(
+        _slopes_kernel, (plan.programs,), x.device, full[: len(inputs)], full[len(inputs) :], rows[1:], rows[0],
+        parameters, _counts(g.cols), scale, g.shape, plan.counts,
+        KIND=kind, DTYPE=number, INDEX=g.index, **plan.constants,
+    )  # fmt: skip
+    return _rows.present(out, x)
+
+
+def _power(power: float, elbo_weight: float) -> tuple[str, Any]:
+    """(kind, (power, its inverse, the sign of the log-weights of which the largest is wanted, elbo_weight if any))."""
+    kind = "mean" if power == 0 else "extreme" if math.isinf(power) else "small power" if abs(power) < 0.5 else "power"
+    numbers = (power, 1 / power if power else 0.0, math.copysign(1.0, power))
+    return kind, (*map(_rows.scalar, numbers), _rows.scalar(elbo_weight) if elbo_weight else None)
+
+
+def power_bound_loss(
+    log_w: Tensor, dim: int, power: float, elbo_weight: float, scale: float, reduction: str
+) -> tuple[Tensor, ...]:
+    kind, parameters = _power(power, elbo_weight)
+    return _estimate(kind, log_w, None, dim, parameters, reduction=reduction, factor=scale)
+
+
+def power_bound_loss_backward(
+    grad: Tensor, log_w: Tensor, statistics: Tensor, dim: int, power: float, elbo_weight: float, scale: float,
+    reduction: str,
+) -> Tensor:  # fmt: skip
+    kind, parameters = _power(power, elbo_weight)
+    return _slopes(kind, (grad,), log_w, None, statistics, dim, parameters, reduction=reduction, factor=scale)[0]
+
+
+POINTS = tl.constexpr(16)  # that a launch takes along
+
+
+@triton.jit
+def _partition_kernel(out, points, count):
+    for i in tl.static_range(len(points)):
+        tl.store(out + i, value_of(points[i], tl.float64), mask=i < count)
+
+
+def _partition(partition: Sequence[float], like: Tensor) -> tuple[Tensor, int]:
+    """(the points on the device: no copy from the host, which would wait for it; the number of sweeps)."""
+    points = like.new_empty((len(partition),), dtype=torch.float64)
+    for first in range(0, len(partition), POINTS.value):
+        some = [_rows.scalar(point) for point in partition[first : first + POINTS.value]]
+        padded = (*some, *[_rows.scalar(0.0)] * (POINTS.value - len(some)))
+        _rows.launch(_partition_kernel, (1,), like.device, points[first:], padded, len(some), num_warps=1)
+    return points, len(partition) - 1
+
+
+def tvo_loss(log_w: Tensor, dim: int, partition: Sequence[float], reduction: str) -> tuple[Tensor, ...]:
+    planes, points = 2 * len(partition) - 1, _partition(partition, log_w)
+    return _estimate("tvo", log_w, None, dim, points, planes=planes, reduction=reduction, factor=-1.0)
+
+
+def tvo_loss_backward(
+    grad: Tensor, log_w: Tensor, statistics: Tensor, dim: int, partition: Sequence[float], reduction: str
+) -> Tensor:
+    points = _partition(partition, log_w)
+    return _slopes("tvo", (grad,), log_w, None, statistics, dim, points, reduction=reduction, factor=-1.0)[0]
+
+
+def vimco_loss(log_w: Tensor, log_q: Tensor, dim: int, reduction: str) -> tuple[Tensor, ...]:
+    return _estimate("vimco", log_w, log_q, dim, planes=5, reduction=reduction, factor=-1.0)
+
+
+def vimco_loss_backward(
+    grad: Tensor, log_w: Tensor, log_q: Tensor, statistics: Tensor, dim: int, reduction: str, needed: int
+) -> tuple[Tensor, Tensor]:
+    return _slopes("vimco", (grad,), log_w, log_q, statistics, dim, reduction=reduction, factor=-1.0, needed=needed)
+
+
+def rws_losses(log_p: Tensor, log_q: Tensor, dim: int, reduction: str) -> tuple[Tensor, ...]:
+    return _estimate("rws", log_p, log_q, dim, values=2, reduction=reduction, factor=-1.0)
+
+
+def rws_losses_backward(
+    grad_theta: Tensor, grad_phi: Tensor, log_p: Tensor, log_q: Tensor, statistics: Tensor, dim: int, reduction: str,
+    needed: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    given = (grad_theta, grad_phi)
+    return _slopes("rws", given, log_p, log_q, statistics, dim, reduction=reduction, factor=-1.0, needed=needed)
+
+
+def log_variance_loss(log_w: Tensor, dim: int, reduction: str) -> tuple[Tensor, ...]:
+    factor = 0.5 * _inverse_others(log_w.size(dim))
+    return _estimate("variance", log_w, None, dim, reduction=reduction, factor=factor)
+
+
+def log_variance_loss_backward(grad: Tensor, log_w: Tensor, statistics: Tensor, dim: int, reduction: str) -> Tensor:
+    factor = _inverse_others(log_w.size(dim))
+    return _slopes("variance", (grad,), log_w, None, statistics, dim, reduction=reduction, factor=factor)[0]
+
+
+def importance_weighted_sum(log_w: Tensor, payload: Tensor, dim: int, temperature: float) -> tuple[Tensor, ...]:
+    return _estimate("weighted sum", log_w, payload, dim, _rows.scalar(1 / temperature))
+
+
+def importance_weighted_sum_backward(
+    grad: Tensor, log_w: Tensor, payload: Tensor, value: Tensor, statistics: Tensor, dim: int, temperature: float,
+    needed: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inverse = _rows.scalar(1 / temperature)
+    return _slopes("weighted sum", (grad, value), log_w, payload, statistics, dim, inverse, needed=needed)
+
+
+def weight_diagnostics(log_w: Tensor, dim: int) -> Tensor:
+    return _estimate("diagnostics", log_w, None, dim, planes=4, values=0)[-1]
