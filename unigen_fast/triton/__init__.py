@@ -36,7 +36,7 @@ def _laid_out_as(grads: Any, like: tuple[Tensor | None, ...]) -> Any:
 def _any_strides(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
     """`op`, on contiguous copies where the operands have more dimensions than its kernels resolve."""
     # where the inputs stand among a backward op's arguments: behind the gradients of the outputs
-    first = 2 if name == "sample_gaussian_with_kl_backward" else 1
+    first = 2 if name in ("sample_gaussian_with_kl_backward", "rws_losses_backward") else 1
 
     @functools.wraps(op)
     def call(*args: Any) -> Any:
