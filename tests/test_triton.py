@@ -579,6 +579,13 @@ def test_more_dimensions_than_kernels_resolve(event: int, device: torch.device) 
     check(kl("5-D", "nn---", options), [*tensors, None, None, None], transposed)
     check(Case("5-D", _ops.logit_loss, "n", (1, 0, 0, "mean", 1.0, True), lists=[shape]), tensors[:1])
     check(Case("5-D", _ops.log_mean_exp, "n", (2,)), tensors[:1])
+    check(Case("5-D", _ops.tvo_loss, "n", (2, [0.0, 0.3, 1.0], "mean")), tensors[:1])
+    for op, options in (
+        (_ops.vimco_loss, ("mean",)),
+        (_ops.rws_losses, ("mean",)),
+        (_ops.importance_weighted_sum, (2.0,)),
+    ):
+        check(Case("5-D", op, "nn", (2, *options)), tensors)
 
 
 @kernels
