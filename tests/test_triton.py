@@ -49,7 +49,7 @@ def test_in_a_process_of_its_own() -> None:
     chosen = {"UNIGEN_FAST_DISABLE": "cuda"}  # and not what this process goes without: that may be Triton
     if not torch.cuda.is_available():
         chosen["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "2", __file__]
     run = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-4000:]
     assert " passed" in run.stdout
