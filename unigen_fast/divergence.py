@@ -383,20 +383,11 @@ def categorical_kl(
     )
     event_ndims = _checks.site_event("logits_q", logits_q, event_ndims)
     class_dim = _checks.dimension("class_dim", logits_q, class_dim)
-    if weights is None:
-        if normalize_weights:
-            raise ValueError("normalize_weights: got True without weights")
-    else:
-        weights = _row_weights(weights, logits_q.movedim(class_dim, -1), event_ndims + 1)
-        if normalize_weights:
-            total = weights.sum()
-            weights = weights / torch.where(total == 0, torch.ones_like(total), total)
-            reduction = "none" if reduction == "none" else "sum"
-    options = (class_dim, event_ndims, unimix, scale)
-    if weights is not None and weights.requires_grad:  # rows are cheap; the kernel takes weights as constants
-        rows = _ops.categorical_kl((logits_q, logits_p, None), *options, "none") * weights
-        return rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
-    return _ops.categorical_kl((logits_q, logits_p, weights), *options, reduction)
+    # the rows are what is left of the dimensions but that of the classes
+    rows_of = logits_q.movedim(class_dim, -1)
+    weights, reduction = _weighting(weights, normalize_weights, reduction, rows_of, event_ndims + 1)
+    options = (class_dim, event_ndims, unimix)
+    return _weighted(_ops.categorical_kl, (logits_q, logits_p), weights, options, scale, reduction)
 
 
 def balanced_categorical_kl(
