@@ -16,7 +16,7 @@ $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
 	touch $@
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -n auto --dist loadfile tests
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests
 
 # against the packages that ours stands in for, in an environment of their own
 test-third-party: $(VENV)/ready
