@@ -37,9 +37,10 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 # every CUDA and Triton kernel, compiled for GPUs that need not be here
+TRITON_TARGETS ?= sm_80 sm_90 gfx942
 kernels: $(VENV)/ready
 	$(BIN)/python benches/compile_cuda.py
-	$(BIN)/python benches/compile_triton.py
+	$(BIN)/python benches/compile_triton.py $(TRITON_TARGETS:%=--target %)
 
 # the module built here, under another torch, in an environment of its own
 OTHER_TORCH ?= 2.10.0

@@ -3,8 +3,8 @@
     python benches/compile_triton.py [--target sm_90] [--kernel NAME] [--processes 2]
 
 The variants are those that the ops launch: each op runs on CPU tensors with its launches recorded instead of made;
-every option in fp32, the main ones in the other dtypes. fp32 is compiled for every target, fp64 for NVIDIA's, bf16 for
-sm_90 and fp16 for sm_80: a 16-bit number is an fp32 one after its load. Prints the most registers of each kernel and
+every option in fp32, the main ones in the other dtypes. fp32 is compiled for every target, fp64 and bf16 for sm_90 and
+fp16 for sm_80: a 16-bit number is an fp32 one after its load. Prints the most registers of each kernel and
 every spill to memory; exits with 1 if a kernel does not compile, or spills.
 """
 
@@ -40,7 +40,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # dtypes of tensors that are not compiled for a target
-LEFT_OUT = {"sm_80": ("bf16",), "sm_90": ("fp16",), "gfx942": ("bf16", "fp16", "fp64")}
+LEFT_OUT = {"sm_80": ("bf16", "fp64"), "sm_90": ("fp16",), "gfx942": ("bf16", "fp16", "fp64")}
 INF = math.inf
 
 
