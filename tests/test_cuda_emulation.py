@@ -324,27 +324,33 @@ class TotalCorrelationBackward(ctypes.Structure):
     ]
 
 
-_MMD = [
-    ("dtype", INT),
-    ("x_rows", LONG),
-    ("y_rows", LONG),
-    ("cols", LONG),
-    ("x", Matrix),
-    ("y", Matrix),
-    ("kernel", INT),
-    ("scales", INT),
-    ("widths", DOUBLE * 16),
-    ("unbiased", ctypes.c_bool),
-    ("value", POINTER),
-]
-
-
 class Mmd(ctypes.Structure):
-    _fields_ = _MMD
+    _fields_ = [
+        ("dtype", INT),
+        ("x_rows", LONG),
+        ("y_rows", LONG),
+        ("cols", LONG),
+        ("x", Matrix),
+        ("y", Matrix),
+        ("kernel", INT),
+        ("scales", INT),
+        ("parameters", DOUBLE * 16),
+        ("unbiased", ctypes.c_bool),
+        ("value", POINTER),
+        ("grad_x", Matrix),
+        ("grad_y", Matrix),
+    ]
 
 
 class MmdBackward(ctypes.Structure):
-    _fields_ = [*_MMD, ("grad", POINTER), ("grad_x", Matrix), ("grad_y", Matrix)]
+    _fields_ = [
+        ("dtype", INT),
+        ("rows", LONG * 2),
+        ("cols", LONG),
+        ("grad", POINTER),
+        ("gradients", POINTER * 2),
+        ("targets", Matrix * 2),
+    ]
 
 
 FORMULA_INPUTS = 5
@@ -1149,23 +1155,34 @@ def test_mmd(emulated: ctypes.CDLL, points: Any, dtype: torch.dtype, kernel: str
     cols = 35 if n == 40 else 4
     layout = LAYOUTS[DTYPES.index(dtype)]
     x, y = layout(normal((n, cols), dtype)), layout(normal((m, cols), dtype, 1) + 1)
-    scales = (0.1, 1.0, 5.0)
-    widths = (DOUBLE * 16)(*(2 * cols * s for s in scales))
+    scales = [0.1, 1.0, 5.0]
+    widths = [2 * cols * s for s in scales]
+    parameters = (DOUBLE * 16)(*(w if kernel == "imq" else 1 / w for w in widths))
     value = torch.full((), 77, dtype=arithmetic(dtype))
-    shared = (
-        DTYPES.index(dtype), n, m, cols, matrix(x), matrix(y),
-        ("imq", "rbf").index(kernel), len(scales), widths, unbiased, value.data_ptr(),
+    made = [torch.full(t.shape, 77, dtype=arithmetic(dtype)) for t in (x, y)]
+    a = Mmd(
+        DTYPES.index(dtype), n, m, cols, matrix(x), matrix(y), ("imq", "rbf").index(kernel), len(scales), parameters,
+        unbiased, value.data_ptr(), *map(matrix, made),
     )  # fmt: skip
-    call(emulated, "mmd", Mmd(*shared), 1)
+    call(emulated, "mmd", a, 1)
     wide = [t.double().requires_grad_() for t in (x, y)]
-    expected = pairwise.mmd(*wide, kernel, ",".join(map(str, scales)), unbiased)
+    expected, _ = pairwise.mmd(*wide, kernel, scales, unbiased, 0)
     close(value, expected, arithmetic(dtype))
+    wanted = torch.autograd.grad(expected, wide)
+    for got, want in zip(made, wanted, strict=True):
+        close(got / want.abs().max(), want / want.abs().max(), dtype)
+
     grad = torch.tensor(1.7, dtype=arithmetic(dtype))
     found = [empty_like(x), empty_like(y)]
-    b = MmdBackward(*shared, grad.data_ptr(), *map(matrix, found))
+    pointers = (POINTER * 2)(*(t.data_ptr() for t in made))
+    b = MmdBackward(
+        DTYPES.index(dtype), (LONG * 2)(n, m), cols, grad.data_ptr(), pointers, (Matrix * 2)(*map(matrix, found))
+    )
     call(emulated, "mmd_backward", b, 1)
-    for got, want in zip(found, torch.autograd.grad(expected, wide, grad.double()), strict=True):
-        close(got / want.abs().max(), want / want.abs().max(), dtype)
+    for got, want in zip(found, wanted, strict=True):
+        close(got / want.abs().max(), 1.7 * want / want.abs().max(), dtype)
+
+
 def counts(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return (normal(shape, torch.float64, 3).abs() * 2).floor().to(dtype)
 

@@ -289,7 +289,9 @@ def categorical_cases() -> Iterator[Case]:
 
 def mmd_cases() -> Iterator[Case]:
     for kernel, unbiased, shape in (("imq", True, (40, 3)), ("rbf", False, (70, 2))):
-        yield Case(f"mmd[{kernel},{unbiased}]", _ops.mmd, "nu", (kernel, "0.3,1.0,5.0", unbiased), shape)
+        for gradients in (0, 1, 3):
+            options = (kernel, [0.3, 1.0, 5.0], unbiased, gradients)
+            yield Case(f"mmd[{kernel},{unbiased},{gradients}]", _ops.mmd, "nu", options, shape)
 
 
 def formula_kl_cases() -> Iterator[Case]:
@@ -483,7 +485,7 @@ def test_total_correlation(
 @pytest.mark.parametrize("points", [(2, 33), (70, 5)], ids=str)
 def test_sets_of_different_sizes(points: tuple[int, int], device: torch.device) -> None:
     x, y = (draw(letter, (n, 3), torch.float32, device) for letter, n in zip("nu", points, strict=True))
-    check(Case("mmd", _ops.mmd, "nu", ("imq", "0.3,1.0", True)), [x, y])
+    check(Case("mmd", _ops.mmd, "nu", ("imq", [0.3, 1.0], True, 2)), [x, y])
 
 
 @kernels
@@ -494,7 +496,7 @@ def test_pairs_of_nothing_and_of_low_precision(
 ) -> None:
     for case in (
         Case("tc", _ops.total_correlation, "nnn", (100, "mss")),
-        Case("mmd", _ops.mmd, "nu", ("imq", "0.3,1.0", True)),
+        Case("mmd", _ops.mmd, "nu", ("imq", [0.3, 1.0], True, 2)),
     ):
         check(case, case.tensors(dtype, device, shape))
 

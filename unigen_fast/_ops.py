@@ -285,9 +285,12 @@ total_correlation = FusedOp(
     saved=(6,),
 )
 mmd = FusedOp(
-    "mmd(Tensor x, Tensor y, str kernel, str scales, bool unbiased) -> Tensor",
+    "mmd(Tensor x, Tensor y, str kernel, float[] scales, bool unbiased, int gradients)"
+    " -> (Tensor value, Tensor gradients)",
     pairwise.mmd,
-    backward="(Tensor grad, Tensor x, Tensor y, str kernel, str scales, bool unbiased, int needed) -> (Tensor, Tensor)",
+    backward="(Tensor grad, Tensor x, Tensor y, Tensor saved, str kernel, float[] scales, bool unbiased, int gradients,"
+    " int needed) -> (Tensor, Tensor)",
     tensors=2,
     differentiable=(0, 1),
+    saved=(1,),
 )

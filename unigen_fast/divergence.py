@@ -504,7 +504,8 @@ def mmd(
     """The squared maximum mean discrepancy of two sets of points: mean k(x, x') + mean k(y, y') - 2 mean k(x, y).
 
     With d² the squared distance and C = 2 D s for each scale s: "imq" is sum_s C / (C + d²), "rbf" sum_s e^{-d²/C}.
-    Distances are those of differences: nothing cancels where points are close, or far from 0.
+    Distances are those of differences: nothing cancels where points are close, or far from 0. The gradients are made in
+    the forward pass, where one is wanted, and kept: as much memory as the points.
 
     Args:
         x: `[N, D]`, say latent codes.
@@ -541,4 +542,6 @@ def mmd(
             f"unbiased: got True with {x.size(0)} points x and {y.size(0)} points y, expected at least 2 of each"
         )
     x, y = _checks.promoted([x, y])
-    return _ops.mmd((x, y), kernel, ",".join(map(repr, numbers)), unbiased)
+    # made along with the value: alone they would take all of its work once more
+    gradients = (x.requires_grad | y.requires_grad << 1) if torch.is_grad_enabled() else 0
+    return _ops.mmd((x, y), kernel, numbers, unbiased, gradients)

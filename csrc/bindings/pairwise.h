@@ -1,8 +1,6 @@
 // The ops of unigen_fast/reference/pairwise.py.
 #pragma once
 
-#include <cstdlib>
-
 #include "common.h"
 
 namespace unigen {
@@ -84,9 +82,28 @@ tuple<Tensor, Tensor, Tensor> total_correlation_backward(const Tensor& g0, const
   return {grad_z, grad_mean, grad_logvar};
 }
 
-inline void describe_mmd(Mmd& a, const Tensor& x, const Tensor& y, const string& kernel, const string& scales,
-                         bool unbiased) {
+// the gradients of the points of x and of y that `wanted` names, one matrix below the other
+struct MmdGradients {
+  int64_t rows[2], cols;
+  int64_t wanted;
+
+  MmdGradients(const Tensor& x, const Tensor& y, int64_t wanted) : rows{x.size(0), y.size(0)}, cols(x.size(1)), wanted(wanted) {}
+
+  bool has(int side) const { return wanted >> side & 1; }
+  int64_t total() const { return (has(0) ? rows[0] : 0) + (has(1) ? rows[1] : 0); }
+  void* of(int side, const Tensor& gradients) const {
+    const int64_t element = gradients.scalar_type() == ScalarType::Double ? 8 : 4;
+    return static_cast<char*>(gradients.data_ptr()) + (side == 1 && has(0) ? rows[0] * cols * element : 0);
+  }
+};
+
+template <class Backend>
+tuple<Tensor, Tensor> mmd(const Tensor& x, const Tensor& y, const string& kernel, vector<double> scales, bool unbiased,
+                          int64_t gradients) {
   STD_TORCH_CHECK(kernel == "imq" || kernel == "rbf", "unigen_fast: unknown kernel ", kernel);
+  STD_TORCH_CHECK(!scales.empty() && scales.size() <= kMaxScales, "unigen_fast: expected 1 to ", kMaxScales, " scales, got ",
+                  scales.size());
+  Mmd a;
   a.dtype = dtype_of(x);
   a.x = matrix_of(x, x);
   a.y = matrix_of(y, x);
@@ -96,39 +113,46 @@ inline void describe_mmd(Mmd& a, const Tensor& x, const Tensor& y, const string&
   STD_TORCH_CHECK(y.size(1) == a.cols, "unigen_fast: expected points of one dimension");
   a.kernel = kernel == "rbf" ? PairKernel::rbf : PairKernel::imq;
   a.unbiased = unbiased;
-  for (const char* at = scales.c_str(); *at;) {
-    char* end;
-    const double scale = std::strtod(at, &end);
-    STD_TORCH_CHECK(end != at && a.scales < kMaxScales, "unigen_fast: expected 1 to ", kMaxScales, " scales, got ", scales);
-    a.widths[a.scales++] = 2.0 * double(a.cols) * scale;
-    at = *end == ',' ? end + 1 : end;
+  for (double scale : scales) {
+    const double width = 2.0 * double(a.cols) * scale;
+    a.parameters[a.scales++] = a.kernel == PairKernel::rbf ? 1 / width : width;
   }
-}
-
-template <class Backend>
-Tensor mmd(const Tensor& x, const Tensor& y, const string& kernel, const string& scales, bool unbiased) {
-  Mmd a;
-  describe_mmd(a, x, y, kernel, scales, unbiased);
-  Tensor value = empty_contiguous(x, Dims{}, arithmetic_type(x.scalar_type()));
+  const auto dtype = arithmetic_type(x.scalar_type());
+  const MmdGradients layout(x, y, gradients);
+  Tensor value = empty_contiguous(x, Dims{}, dtype);
+  Tensor found = gradients ? empty_contiguous(x, {layout.total(), a.cols}, dtype) : empty_contiguous(x, {0}, dtype);
   a.value = value.data_ptr();
+  if (layout.has(0)) a.grad_x = {layout.of(0, found), a.cols, 1};
+  if (layout.has(1)) a.grad_y = {layout.of(1, found), a.cols, 1};
   Backend::mmd(a, x);
-  return value;
+  return {value, found};
 }
 
 template <class Backend>
-tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const string& kernel,
-                                   const string& scales, bool unbiased, int64_t needed) {
+tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& gradients,
+                                   const string& kernel, vector<double> scales, bool unbiased, int64_t saved, int64_t needed) {
+  const auto dtype = arithmetic_type(x.scalar_type());
+  STD_TORCH_CHECK(grad.scalar_type() == dtype && grad.numel() == 1, "unigen_fast: expected the gradient of one number");
+  const bool complete = (needed & ~saved) == 0;
+  const Tensor found = complete ? gradients : std::get<1>(mmd<Backend>(x, y, kernel, scales, unbiased, needed));
+  const MmdGradients layout(x, y, complete ? saved : needed);
+  STD_TORCH_CHECK(found.scalar_type() == dtype && found.is_contiguous() && found.numel() == layout.total() * layout.cols,
+                  "unigen_fast: the gradients have the wrong shape or dtype");
   MmdBackward a;
-  describe_mmd(a, x, y, kernel, scales, unbiased);
-  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(x.scalar_type()) && grad.numel() == 1,
-                  "unigen_fast: expected the gradient of one number");
+  a.dtype = dtype_of(x);
+  a.cols = layout.cols;
   a.grad = grad.data_ptr();
-  Tensor grad_x = needed & 1 ? empty_gradient(x) : empty_absent(x);
-  Tensor grad_y = needed & 2 ? empty_gradient(y) : empty_absent(x);
-  if (needed & 1) a.grad_x = matrix_of(grad_x, x);
-  if (needed & 2) a.grad_y = matrix_of(grad_y, x);
+  Tensor targets[2];
+  for (int side = 0; side < 2; ++side) {
+    const bool wanted = needed >> side & 1;
+    targets[side] = wanted ? empty_gradient(side ? y : x) : empty_absent(x);
+    if (!wanted) continue;
+    a.rows[side] = layout.rows[side];
+    a.gradients[side] = layout.of(side, found);
+    a.targets[side] = matrix_of(targets[side], x);
+  }
   Backend::mmd_backward(a, x);
-  return {grad_x, grad_y};
+  return {targets[0], targets[1]};
 }
 
 #define UNIGEN_PAIRWISE_OPS(X)  \

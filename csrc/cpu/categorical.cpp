@@ -28,7 +28,24 @@ UNIGEN_INLINE Vec<T> tile_maximum(const T* tile, int64_t count) {
 
 // ---- KL ------------------------------------------------------------------------------------------------------------
 
-// A tile of sites: the softmaxes of q and p, and of each class log(q / p).
+// log(q / p), and p times r log r - r + 1, r = q / p. With r = 1 + f near 1 the latter is f² + r (log r - f), of which
+// nothing cancels: the terms of a class as kl_term has them, from the parts of the logarithm.
+template <class T>
+struct RatioTerms {
+  Vec<T> ratio, log_ratio, kl;
+
+  // p > 0, and q > 0 or NaN
+  UNIGEN_INLINE RatioTerms(Vec<T> q, Vec<T> p) : ratio(q * reciprocal(p)) {
+    using V = Vec<T>;
+    const LogParts<T> parts(ratio);
+    const V f = parts.f, correction = log_correction(f);
+    log_ratio = log_from_parts(f, correction, parts.n) + ratio * constant<V>(0);
+    const V near = p * (f * f + ratio * correction), far = q * log_ratio - (q - p);
+    kl = select(parts.n == constant<V>(0), near, far);
+  }
+};
+
+// A tile of sites: the exponentials that the softmaxes of q and p are made of, and of each class log(q / p).
 template <class T, bool kPrior, bool kMixed>
 class KlTile {
   using V = Vec<T>;
@@ -41,9 +58,9 @@ class KlTile {
         logits_q_(a, a.logits_q, a.classes),
         logits_p_(a, a.logits_p, a.classes),
         room_(4 * a.classes) {
-    softmax_q = room_.data();
-    softmax_p = softmax_q + classes * V::size;
-    log_ratio = softmax_p + classes * V::size;
+    exp_q = room_.data();
+    exp_p = exp_q + classes * V::size;
+    log_ratio = exp_p + classes * V::size;
     ratio = log_ratio + classes * V::size;
   }
 
@@ -56,61 +73,68 @@ class KlTile {
     const V max_q = tile_maximum(log_ratio, classes);
     V max_p = zero, sums[2] = {zero, zero};
     if constexpr (kPrior) {
-      logits_p_.read(first, n, softmax_p);
-      max_p = tile_maximum(softmax_p, classes);
+      logits_p_.read(first, n, exp_p);
+      max_p = tile_maximum(exp_p, classes);
     }
     sum_numbers<T>(classes, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
-      const V a = load(log_ratio + i), e = exp(a - max_q);
-      store(softmax_q + i, e);
+      const V a = load(log_ratio + i), e = exponential(a - max_q);
+      store(exp_q + i, e);
       sum[0] = sum[0] + e;
       if constexpr (kPrior) {
-        const V b = load(softmax_p + i), f = exp(b - max_p);
-        store(softmax_p + i, f);
+        const V b = load(exp_p + i), f = exponential(b - max_p);
+        store(exp_p + i, f);
         sum[1] = sum[1] + f;
         if constexpr (!kMixed) store(log_ratio + i, a - b);
       }
     });
-    const V one = constant<V>(1), inverse_q = one / sums[0], inverse_p = one / sums[1];
+    const V one = constant<V>(1);
+    inverse_q = one / sums[0];
+    inverse_p = one / sums[1];
+    const V keep = constant<V>(unimix.keep), keep_q = inverse_q * keep, keep_p = inverse_p * keep;
+    const V floor = constant<V>(unimix.floor);
     const V uniform = constant<V>(1.0 / double(classes));
     V shift = (max_q - max_p) + log(sums[0]);
     if constexpr (!kMixed) shift = shift - (kPrior ? log(sums[1]) : constant<V>(::log(double(classes))));
 
     V terms[3] = {zero, zero, zero};
     sum_numbers<T>(classes, terms, [&](int64_t i, V* sum) UNIGEN_FORCED {
-      const V sigma_q = load(softmax_q + i) * inverse_q;
-      const V sigma_p = kPrior ? load(softmax_p + i) * inverse_p : uniform;
-      V q = sigma_q, p = sigma_p, d, r = zero;
+      const V e = load(exp_q + i), f = kPrior ? load(exp_p + i) : zero;
+      V d, r = zero;
       if constexpr (kMixed) {
-        q = unimix(sigma_q);
-        if (kPrior) p = unimix(sigma_p);
-        r = q / p;
-        d = log_normal(r) + r * zero;  // r is never 0, and may be NaN
+        const RatioTerms<T> terms(e * keep_q + floor, kPrior ? f * keep_p + floor : uniform);
+        d = terms.log_ratio;
+        r = terms.ratio;
+        sum[0] = sum[0] + terms.kl;
       } else {
         d = load(log_ratio + i) - shift;
+        sum[0] = sum[0] + kl_term(e * inverse_q, kPrior ? f * inverse_p : uniform, d);
       }
-      sum[0] = sum[0] + kl_term(q, p, d);
       if constexpr (kKeep) {
-        store(softmax_q + i, sigma_q);
         store(log_ratio + i, d);
-        sum[1] = sum[1] + (kMixed ? sigma_q * d : weighted(sigma_q, d));
-        if constexpr (kPrior) store(softmax_p + i, sigma_p);
+        sum[1] = sum[1] + (kMixed ? e * d : weighted(e, d));
         if constexpr (kPrior && kMixed) {
           store(ratio + i, r);
-          sum[2] = sum[2] + sigma_p * r;
+          sum[2] = sum[2] + f * r;
         }
       }
     });
-    mean_log_ratio = terms[1];
-    mean_ratio = terms[2];
+    mean_log_ratio = terms[1] * inverse_q;
+    mean_ratio = terms[2] * inverse_p;
     return terms[0];
   }
 
   const int64_t classes;
   const Unimix unimix;
-  T *softmax_q, *softmax_p, *log_ratio, *ratio;
-  V mean_log_ratio, mean_ratio;
+  T *exp_q, *exp_p, *log_ratio, *ratio;
+  V inverse_q, inverse_p, mean_log_ratio, mean_ratio;
 
  private:
+  // Where all classes have a share of uniform ones, the last digit of a small one does not count.
+  static UNIGEN_INLINE V exponential(V x) {
+    if constexpr (kMixed) return exp2_bounded(x * constant<V>(1.44269504088896340736));
+    else return exp(x);
+  }
+
   SiteStream<T> logits_q_, logits_p_;
   TileRoom<T> room_;
 };
@@ -193,21 +217,24 @@ void categorical_kl_backward_as(const CategoricalKlBackward& a, const Parallel& 
       const V keep = constant<V>(a.unimix.keep);
       const V by_q = (common * constant<V>(a.factor_q) + of_row(own_q, 3)) * share * keep;
       const V by_p = (common * constant<V>(a.factor_p) + of_row(own_p, 4)) * share * keep;
+      const V scale_q = by_q * tile.inverse_q, scale_p = by_p * tile.inverse_p;
       const int64_t end = a.classes * V::size;
       if (kPrior && grad_p.present()) {
         for (int64_t i = 0; i < end; i += V::size) {
-          const V sigma = load(tile.softmax_p + i);
-          const V slope = kMixed ? sigma * (tile.mean_ratio - load(tile.ratio + i)) : sigma - load(tile.softmax_q + i);
-          store(tile.softmax_p + i, by_p * slope);
+          const V f = load(tile.exp_p + i);
+          V slope;
+          if constexpr (kMixed) slope = f * (tile.mean_ratio - load(tile.ratio + i)) * scale_p;
+          else slope = by_p * (f * tile.inverse_p - load(tile.exp_q + i) * tile.inverse_q);
+          store(tile.exp_p + i, slope);
         }
-        grad_p.write(first, n, tile.softmax_p);
+        grad_p.write(first, n, tile.exp_p);
       }
       if (grad_q.present()) {
         for (int64_t i = 0; i < end; i += V::size) {
-          const V slope = weighted(load(tile.softmax_q + i), load(tile.log_ratio + i) - tile.mean_log_ratio);
-          store(tile.softmax_q + i, by_q * slope);
+          const V slope = weighted(load(tile.exp_q + i), load(tile.log_ratio + i) - tile.mean_log_ratio);
+          store(tile.exp_q + i, slope * scale_q);
         }
-        grad_q.write(first, n, tile.softmax_q);
+        grad_q.write(first, n, tile.exp_q);
       }
     });
   });

@@ -302,36 +302,6 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
 
 // ---- maximum mean discrepancy ----------------------------------------------------------------------------------------
 
-template <class T>
-struct PairSets {
-  Staged<T> x, y;
-  int64_t x_blocks, y_blocks;
-
-  PairSets(const Mmd& a, const Parallel& parallel)
-      : x(a.x_rows, a.cols), y(a.y_rows, a.cols), x_blocks(ceil_div(a.x_rows, kPairRows)),
-        y_blocks(ceil_div(a.y_rows, kPairRows)) {
-    stage_points(x, a.x, a.dtype, parallel);
-    stage_points(y, a.y, a.dtype, parallel);
-    x.pad_with_last();
-    y.pad_with_last();
-  }
-
-  // body(rows, columns, which of the three sums, first row of the block) for the blocks of a unit: every so manyth, as the
-  // blocks of a triangle differ in size
-  template <class Body>
-  UNIGEN_INLINE void blocks_of(int64_t unit, int64_t units, const Body& body) const {
-    for (int64_t b = unit; b < x_blocks; b += units) body(x, x, 0, b * kPairRows);
-    for (int64_t b = unit; b < y_blocks; b += units) body(y, y, 1, b * kPairRows);
-    for (int64_t b = unit; b < x_blocks; b += units) body(x, y, 2, b * kPairRows);
-  }
-
-  // steps that a unit takes, about
-  int64_t steps(int64_t units) const {
-    const int64_t n = x.points + y.points;
-    return n * n / units * larger(1, x.cols) / 4;
-  }
-};
-
 // lanes of point j … that make a pair with row i: i < j < points within one set, j < points between two
 template <class T>
 UNIGEN_INLINE Vec<T> counted(Vec<T> x, int64_t i, int64_t j, bool within, int64_t points) {
@@ -340,114 +310,167 @@ UNIGEN_INLINE Vec<T> counted(Vec<T> x, int64_t i, int64_t j, bool within, int64_
   return x;
 }
 
-UNIGEN_INLINE double mmd_factor(const Mmd& a, int which) {
-  return which == 0 ? a.within(a.x_rows) : which == 1 ? a.within(a.y_rows) : a.across();
+constexpr int kSlopes = 4 * kStretch;  // points j whose slopes are kept at a time
+constexpr int64_t kMaxUnits = 8;       // each with gradients of its own
+
+// The sums over pairs of two sets, or within one, and the gradients of those points that `of_*` has room for.
+template <class T, class Kernel>
+class PairSums {
+  using V = Vec<T>;
+
+ public:
+  PairSums(const Mmd& a, const Staged<T>& x, const Staged<T>& y) : x_(x), y_(y), within_(&x == &y), scales_(a.scales) {
+    const double factor = within_ ? a.within(x.points) : a.across();
+    factor_ = V(T(2 * factor));
+    for (int s = 0; s < scales_; ++s) parameters_[s] = V(T(a.parameters[s]));
+  }
+
+  // over the pairs of kPairRows points x from `i` on
+  double of_block(int64_t i, const Staged<T>* of_x, const Staged<T>* of_y) const {
+    alignas(kVectorBytes) T squares[kPairRows][kStretch], slopes[kPairRows][kSlopes];
+    const int64_t end = round_up(y_.points, V::size);
+    double total = 0;
+    for (int64_t first = within_ ? i / V::size * V::size : 0; first < end; first += kSlopes) {
+      const int n = int(smaller(kSlopes, end - first));
+      for (int piece = 0; piece < n; piece += kStretch) {
+        const int size = int(smaller(kStretch, n - piece));
+        square_distances<T, false>(x_, i, y_, nullptr, first + piece, size, squares);
+        for (int k = 0; k < kPairRows; ++k) {
+          const bool with_slopes = of_x || of_y;
+          total += with_slopes ? kernel_of<true>(squares[k], i + k, first + piece, size, slopes[k] + piece)
+                               : kernel_of<false>(squares[k], i + k, first + piece, size, nullptr);
+        }
+      }
+      if (of_x && of_y) add_slopes<true, true>(i, first, n, slopes, of_x, of_y);
+      else if (of_x) add_slopes<true, false>(i, first, n, slopes, of_x, of_y);
+      else if (of_y) add_slopes<false, true>(i, first, n, slopes, of_x, of_y);
+    }
+    return total;
+  }
+
+ private:
+  // the sum over a stretch of points j of pairs with row i, and the slopes
+  template <bool with_slopes>
+  UNIGEN_INLINE double kernel_of(const T* squares, int64_t i, int64_t j, int n, T* slopes) const {
+    V sum(T(0));
+    const bool present = i < x_.points;  // a row beyond the last has no pairs
+    for (int at = 0; at < n; at += V::size) {
+      const V square = load(squares + at);
+      V value(T(0)), slope(T(0));
+      for (int s = 0; s < scales_; ++s) {
+        const KernelTerm<V> term(square, Kernel::value, parameters_[s]);
+        value = value + term.value;
+        if constexpr (with_slopes) slope = slope + term.slope;
+      }
+      if (present) sum = sum + counted(value, i, j + at, within_, y_.points);
+      if constexpr (with_slopes)
+        store(slopes + at, present ? counted(slope * factor_, i, j + at, within_, y_.points) : V(T(0)));
+    }
+    return lane_sum(sum);
+  }
+
+  template <bool with_x, bool with_y>
+  UNIGEN_NOINLINE void add_slopes(int64_t i, int64_t j, int n, const T (*slopes)[kSlopes], const Staged<T>* of_x,
+                                  const Staged<T>* of_y) const {
+    const int valid = int(smaller(kPairRows, x_.points - i));
+    for (int64_t d = 0; d < x_.cols; ++d) {
+      const T *points = x_.at(d, i), *others = y_.at(d, j);
+      T* const of_others = with_y ? of_y->at(d, j) : nullptr;
+      V of_points[kPairRows];
+      for (int k = 0; k < kPairRows; ++k) of_points[k] = V(T(0));
+      for (int at = 0; at < n; at += V::size) {
+        const V other = load(others + at);
+        V sum(T(0));
+        for (int k = 0; k < kPairRows; ++k) {
+          const V slope = load(slopes[k] + at), difference = V(points[k]) - other;
+          if constexpr (with_x) of_points[k] = of_points[k] + slope * difference;
+          if constexpr (with_y) sum = sum + slope * difference;
+        }
+        if constexpr (with_y) store(of_others + at, load(of_others + at) - sum);
+      }
+      if constexpr (with_x)
+        for (int k = 0; k < valid; ++k) of_x->at(d, i)[k] += T(lane_sum(of_points[k]));
+    }
+  }
+
+  const Staged<T>&x_, &y_;
+  bool within_;
+  int scales_;
+  V factor_, parameters_[kMaxScales];
+};
+
+template <class Body>
+UNIGEN_INLINE void with_pair_kernel(PairKernel kernel, const Body& body) {
+  if (kernel == PairKernel::rbf) body(std::integral_constant<PairKernel, PairKernel::rbf>{});
+  else body(std::integral_constant<PairKernel, PairKernel::imq>{});
 }
 
-template <class T>
-void mmd_in(const Mmd& a, const Parallel& parallel) {
-  using V = Vec<T>;
-  const PairSets<T> sets(a, parallel);
-  const int64_t units = larger(1, smaller(kMaxPairUnits, larger(sets.x_blocks, sets.y_blocks)));
-  double partial[kMaxPairUnits][3] = {};
-  in_parallel(parallel, units, grain_of(sets.steps(units)), [&](int64_t begin, int64_t end) {
-    alignas(kVectorBytes) double squares[kPairRows][kStretch];
+template <class T, class Kernel>
+void mmd_in(const Mmd& a, const Parallel& parallel, Kernel) {
+  const Staged<T> x(a.x_rows, a.cols), y(a.y_rows, a.cols);
+  stage_points(x, a.x, a.dtype, parallel);
+  stage_points(y, a.y, a.dtype, parallel);
+  x.pad_with_last();
+  y.pad_with_last();
+  const PairSums<T, Kernel> sums[3] = {{a, x, x}, {a, y, y}, {a, x, y}};
+  const bool with_x = a.grad_x.data, with_y = a.grad_y.data;
+  const int64_t x_blocks = ceil_div(a.x_rows, kPairRows), y_blocks = ceil_div(a.y_rows, kPairRows);
+  const int64_t accumulated = (x.stride + y.stride) * a.cols;
+  const int64_t units = smaller(pair_units<T>(larger(x_blocks, y_blocks), accumulated), kMaxUnits);
+  const int64_t points = a.x_rows + a.y_rows, steps = points * points / units * larger(1, a.cols) / 4;
+
+  double partial[kMaxUnits][3] = {};
+  std::vector<Staged<T>> of_x(units), of_y(units);
+  in_parallel(parallel, units, grain_of(steps), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      sets.blocks_of(unit, units, [&](const Staged<T>& rows, const Staged<T>& cols, int which, int64_t i) {
-        const int valid = int(smaller(kPairRows, rows.points - i));
-        const int64_t end_j = round_up(cols.points, V::size);
-        for (int64_t j = which < 2 ? i / V::size * V::size : 0; j < end_j; j += kStretch) {
-          const int n = int(smaller(kStretch, end_j - j));
-          square_distances<T, false>(rows, i, cols, nullptr, j, n, squares);
-          for (int k = 0; k < valid; ++k) {
-            V sum(T(0));
-            for (int at = 0; at < n; at += V::size) {
-              const V square = narrowed(squares[k] + at, T());
-              V value(T(0));
-              for (int s = 0; s < a.scales; ++s) value = value + KernelTerm<V>(square, a.kernel, a.widths[s]).value;
-              sum = sum + counted(value, i + k, j + at, which < 2, cols.points);
-            }
-            partial[unit][which] += lane_sum(sum);
-          }
-        }
-      });
+      const auto room = [](bool wanted, const Staged<T>& points, Staged<T>& gradients) {
+        if (!wanted) return static_cast<Staged<T>*>(nullptr);
+        gradients = Staged<T>(points.points, points.cols);
+        gradients.zero();
+        return &gradients;
+      };
+      const Staged<T>*to_x = room(with_x, x, of_x[unit]), *to_y = room(with_y, y, of_y[unit]);
+      // every so manyth block, as those of a triangle differ in size
+      for (int64_t b = unit; b < x_blocks; b += units) partial[unit][0] += sums[0].of_block(b * kPairRows, to_x, to_x);
+      for (int64_t b = unit; b < y_blocks; b += units) partial[unit][1] += sums[1].of_block(b * kPairRows, to_y, to_y);
+      for (int64_t b = unit; b < x_blocks; b += units) partial[unit][2] += sums[2].of_block(b * kPairRows, to_x, to_y);
     }
   });
+  const double factors[3] = {a.within(a.x_rows), a.within(a.y_rows), a.across()};
   double value = a.diagonal(a.x_rows) + a.diagonal(a.y_rows);
   for (int which = 0; which < 3; ++which) {
     double sum = 0;
     for (int64_t unit = 0; unit < units; ++unit) sum += partial[unit][which];
-    value += sum * mmd_factor(a, which);
+    value += sum * factors[which];
   }
   *static_cast<T*>(a.value) = T(value);
+  constexpr DType dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
+  const auto finish = [&](bool wanted, const std::vector<Staged<T>>& gradients, const Matrix& target) {
+    if (!wanted) return;
+    sum_units(gradients, parallel);
+    unstage_points(gradients[0], target, dtype, parallel);
+  };
+  finish(with_x, of_x, a.grad_x);
+  finish(with_y, of_y, a.grad_y);
 }
 
-constexpr int kSlopes = 4 * kStretch;  // points j whose slopes are kept at a time
-
+// the gradients times that of the loss
 template <class T>
 void mmd_backward_in(const MmdBackward& a, const Parallel& parallel) {
-  using V = Vec<T>;
-  const PairSets<T> sets(a, parallel);
-  const double grad = double(*static_cast<const T*>(a.grad));
-  const int64_t blocks = larger(sets.x_blocks, sets.y_blocks);
-  const int64_t units = larger(1, smaller(pair_units<T>(blocks, (sets.x.stride + sets.y.stride) * a.cols), 8));
-  std::vector<Staged<T>> of_x(units), of_y(units);
-  in_parallel(parallel, units, grain_of(sets.steps(units)), [&](int64_t begin, int64_t end) {
-    alignas(kVectorBytes) double squares[kPairRows][kStretch];
-    alignas(kVectorBytes) T slopes[kPairRows][kSlopes];
-    for (int64_t unit = begin; unit < end; ++unit) {
-      of_x[unit] = Staged<T>(a.x_rows, a.cols);
-      of_y[unit] = Staged<T>(a.y_rows, a.cols);
-      of_x[unit].zero();
-      of_y[unit].zero();
-      sets.blocks_of(unit, units, [&](const Staged<T>& rows, const Staged<T>& cols, int which, int64_t i) {
-        const Staged<T>& of_rows = which == 1 ? of_y[unit] : of_x[unit];
-        const Staged<T>& of_cols = which == 0 ? of_x[unit] : of_y[unit];
-        const int valid = int(smaller(kPairRows, rows.points - i));
-        const V factor = constant<V>(2 * grad * mmd_factor(a, which));
-        const int64_t end_j = round_up(cols.points, V::size);
-        for (int64_t j = which < 2 ? i / V::size * V::size : 0; j < end_j; j += kSlopes) {
-          const int n = int(smaller(kSlopes, end_j - j));
-          for (int piece = 0; piece < n; piece += kStretch) {
-            const int size = int(smaller(kStretch, n - piece));
-            square_distances<T, false>(rows, i, cols, nullptr, j + piece, size, squares);
-            for (int k = 0; k < kPairRows; ++k) {
-              for (int at = 0; at < size; at += V::size) {
-                const V square = narrowed(squares[k] + at, T());
-                V slope(T(0));
-                if (k < valid) {
-                  for (int s = 0; s < a.scales; ++s) slope = slope + KernelTerm<V>(square, a.kernel, a.widths[s]).slope;
-                  slope = counted(slope * factor, i + k, j + piece + at, which < 2, cols.points);
-                }
-                store(slopes[k] + piece + at, slope);
-              }
-            }
-          }
-          for (int64_t d = 0; d < a.cols; ++d) {
-            const T *points = rows.at(d, i), *others = cols.at(d, j);
-            T* of_others = of_cols.at(d, j);
-            V of_point[kPairRows];
-            for (int k = 0; k < kPairRows; ++k) of_point[k] = V(T(0));
-            for (int at = 0; at < n; at += V::size) {
-              const V other = load(others + at);
-              V sum = load(of_others + at);
-              for (int k = 0; k < kPairRows; ++k) {
-                const V slope = load(slopes[k] + at), difference = V(points[k]) - other;
-                of_point[k] = of_point[k] + slope * difference;
-                sum = sum - slope * difference;
-              }
-              store(of_others + at, sum);
-            }
-            for (int k = 0; k < valid; ++k) of_rows.at(d, i)[k] += T(lane_sum(of_point[k]));
-          }
-        }
-      });
-    }
-  });
-  sum_units(of_x, parallel);
-  sum_units(of_y, parallel);
-  unstage_points(of_x[0], a.grad_x, a.dtype, parallel);
-  unstage_points(of_y[0], a.grad_y, a.dtype, parallel);
+  const T grad = *static_cast<const T*>(a.grad);
+  for (int side = 0; side < 2; ++side) {
+    const T* const gradients = static_cast<const T*>(a.gradients[side]);
+    const Matrix& target = a.targets[side];
+    if (!target.data) continue;
+    in_parallel(parallel, a.rows[side], grain_of(a.cols / 4), [&](int64_t begin, int64_t end) {
+      const Numbers<T> scaled = numbers<T>(a.cols);
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t d = 0; d < a.cols; ++d) scaled[d] = grad * gradients[row * a.cols + d];
+        with_storage<T>(a.dtype, target.data,
+                        [&](auto* to) { scatter(scaled.get(), to + row * target.row, target.col, a.cols); });
+      }
+    });
+  }
 }
 
 }  // namespace
@@ -459,7 +482,9 @@ void total_correlation_backward(const TotalCorrelationBackward& a, const Paralle
   with_arithmetic(a.dtype, [&](auto t) { total_correlation_backward_in<decltype(t)>(a, parallel); });
 }
 void mmd(const Mmd& a, const Parallel& parallel) {
-  with_arithmetic(a.dtype, [&](auto t) { mmd_in<decltype(t)>(a, parallel); });
+  with_arithmetic(a.dtype, [&](auto t) {
+    with_pair_kernel(a.kernel, [&](auto kernel) { mmd_in<decltype(t)>(a, parallel, kernel); });
+  });
 }
 void mmd_backward(const MmdBackward& a, const Parallel& parallel) {
   with_arithmetic(a.dtype, [&](auto t) { mmd_backward_in<decltype(t)>(a, parallel); });

@@ -135,21 +135,18 @@ void sum_units(const std::vector<Staged<T>>& units, const Parallel& parallel) {
   });
 }
 
-UNIGEN_INLINE void add_widened(double* target, Vec<double> x) { store(target, load(target) + x); }
-UNIGEN_INLINE void add_widened(double* target, Vec<float> x) {
-  const Halves halves = widen(x);
-  add_widened(target, halves.low);
-  add_widened(target + Vec<double>::size, halves.high);
-}
+UNIGEN_INLINE void add_to(float* target, Vec<float> x) { store(target, load(target) + x); }
+UNIGEN_INLINE void add_to(double* target, Vec<double> x) { store(target, load(target) + x); }
+UNIGEN_INLINE void add_to(double* target, Vec<float> x) { add_lanes(target, x); }
 
 // squares[k][·] = sum over the coordinates of ((x_k - y_j) rate_j)², k < kPairRows, j of a stretch of n (whole vectors).
-// x: points from `i` on, y: from `j` on; `rates` null: all 1. Sums in double every so many coordinates.
-template <class T, bool rated>
+// x: points from `i` on, y: from `j` on; `rates` null: all 1. Every so many coordinates are added up by themselves.
+template <class T, bool rated, class Sum>
 UNIGEN_INLINE void square_distances(const Staged<T>& x, int64_t i, const Staged<T>& y, const Staged<T>* rates, int64_t j,
-                                    int n, double (*squares)[kStretch]) {
+                                    int n, Sum (*squares)[kStretch]) {
   using V = Vec<T>;
   constexpr int64_t kFlushed = 32;
-  for (int k = 0; k < kPairRows; ++k) std::fill(squares[k], squares[k] + n, 0.0);
+  for (int k = 0; k < kPairRows; ++k) std::fill(squares[k], squares[k] + n, Sum(0));
   for (int64_t first = 0; first < x.cols; first += kFlushed) {
     const int64_t last = smaller(x.cols, first + kFlushed);
     for (int at = 0; at < n; at += V::size) {
@@ -167,7 +164,7 @@ UNIGEN_INLINE void square_distances(const Staged<T>& x, int64_t i, const Staged<
         b += y.stride;
         if constexpr (rated) rate += rates->stride;
       }
-      for (int k = 0; k < kPairRows; ++k) add_widened(squares[k] + at, sum[k]);
+      for (int k = 0; k < kPairRows; ++k) add_to(squares[k] + at, sum[k]);
     }
   }
 }

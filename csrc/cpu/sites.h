@@ -90,13 +90,21 @@ class SiteStream {
       return;
     }
     const S* source[V::size];
+    const int64_t ahead = V::size * numbers_;  // the next tile, where sites are contiguous: no tile is long enough to run into it
     for (int l = 0; l < V::size; ++l) source[l] = data + sites_.offset(first + (l < n ? l : n - 1));
     for (int64_t c = 0; c < numbers_; c += V::size) {
       const int count = int(smaller(V::size, numbers_ - c));
       V x[V::size];
-      if (same && step_ == 1 && count == V::size) {
-        for (int l = 0; l < V::size; ++l) x[l] = load(reinterpret_cast<const T*>(source[l] + c));
-      } else if (same && step_ == 1) {
+      if (same && step_ == 1 && count == V::size) {  // with constant bounds, all of it is in registers
+        for (int l = 0; l < V::size; ++l) {
+          x[l] = load(reinterpret_cast<const T*>(source[l] + c));
+          __builtin_prefetch(source[l] + c + ahead);
+        }
+        transpose(x);
+        for (int i = 0; i < V::size; ++i) store(tile + (c + i) * V::size, x[i]);
+        continue;
+      }
+      if (same && step_ == 1) {
         for (int l = 0; l < V::size; ++l) x[l] = load(reinterpret_cast<const T*>(source[l] + c), First<T>{count});
       } else {
         for (int l = 0; l < V::size; ++l) {
@@ -124,16 +132,21 @@ class SiteStream {
     for (int64_t c = 0; c < numbers_; c += V::size) {
       const int count = int(smaller(V::size, numbers_ - c));
       V x[V::size];
+      if (same && step_ == 1 && count == V::size && n == V::size) {
+        for (int i = 0; i < V::size; ++i) x[i] = load(tile + (c + i) * V::size);
+        transpose(x);
+        for (int l = 0; l < V::size; ++l) {
+          store(reinterpret_cast<T*>(target[l] + c), x[l]);
+          __builtin_prefetch(target[l] + c + V::size * numbers_, 1);
+        }
+        continue;
+      }
       for (int i = 0; i < V::size; ++i) x[i] = load(tile + (c + (i < count ? i : 0)) * V::size);
       transpose(x);
-      if (same && step_ == 1 && count == V::size) {
-        for (int l = 0; l < n; ++l) store(reinterpret_cast<T*>(target[l] + c), x[l]);
-      } else {
-        for (int l = 0; l < n; ++l) {
-          alignas(kVectorBytes) T room[V::size];
-          store(room, x[l]);
-          scatter(room, target[l] + c * step_, step_, count);
-        }
+      for (int l = 0; l < n; ++l) {
+        alignas(kVectorBytes) T room[V::size];
+        store(room, x[l]);
+        scatter(room, target[l] + c * step_, step_, count);
       }
     }
   }

@@ -430,9 +430,9 @@ UNIGEN_INLINE Vec<T> reciprocal(Vec<T> x) {
   return constant<Vec<T>>(1) / x;
 }
 
-// log(1 + f) + n log(2), 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.
+// log(1 + f) - f, 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.
 template <class T>
-UNIGEN_INLINE Vec<T> log_from_parts(Vec<T> f, Vec<T> n) {
+UNIGEN_INLINE Vec<T> log_correction(Vec<T> f) {
   using V = Vec<T>;
   const V half_square = constant<V>(0.5) * f * f;
   if constexpr (sizeof(T) == 8) {
@@ -440,27 +440,44 @@ UNIGEN_INLINE Vec<T> log_from_parts(Vec<T> f, Vec<T> n) {
     const V r = z * horner(z, constant<V>(1.479819860511658591e-01), 1.531383769920937332e-01, 1.818357216161805012e-01,
                            2.222219843214978396e-01, 2.857142874366239149e-01, 3.999999999940941908e-01,
                            6.666666666666735130e-01);
-    const V low = n * constant<V>(1.90821492927058770002e-10);
-    return n * constant<V>(6.93147180369123816490e-01) - ((half_square - (s * (half_square + r) + low)) - f);
+    return s * (half_square + r) - half_square;
   } else {
     const V p = horner(f, constant<V>(7.0376836292e-2), -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
                        1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
-    const V correction = p * f * (f * f) + n * constant<V>(-2.12194440e-4) - half_square;
-    return f + correction + n * constant<V>(0.693359375);
+    return p * f * (f * f) - half_square;
   }
 }
+
+// log(1 + f) + n log(2)
+template <class T>
+UNIGEN_INLINE Vec<T> log_from_parts(Vec<T> f, Vec<T> correction, Vec<T> n) {
+  using V = Vec<T>;
+  constexpr bool wide = sizeof(T) == 8;
+  const V low = n * constant<V>(wide ? 1.90821492927058770002e-10 : -2.12194440e-4) + correction;
+  return n * constant<V>(wide ? 6.93147180369123816490e-01 : 0.693359375) + (f + low);
+}
+
+// x = (1 + f) 2^n, 1 + f in [sqrt(1/2), sqrt(2)], of a positive, finite number that is not denormal
+template <class T>
+struct LogParts {
+  Vec<T> f, n;
+
+  UNIGEN_INLINE explicit LogParts(Vec<T> x) {
+    using Bits = typename RawVec<T>::bits;
+    using UBits = typename RawVec<T>::ubits;
+    const Bits shifted = bits_of(x) + (Format<T>::one - Format<T>::root_half);
+    const Bits exponent = (Bits)((UBits)shifted >> Format<T>::mantissa_bits);
+    const Vec<T> shifter = constant<Vec<T>>(Format<T>::shifter);
+    n = from_bits<T>(exponent + bits_of(shifter)) - (shifter + constant<Vec<T>>(Format<T>::bias));
+    f = from_bits<T>((shifted & Format<T>::mantissa) + Format<T>::root_half) - constant<Vec<T>>(1);
+  }
+};
 
 // log of a positive, finite number that is not denormal
 template <class T>
 UNIGEN_INLINE Vec<T> log_normal(Vec<T> x, Vec<T> scale_exponent = constant<Vec<T>>(0)) {
-  using Bits = typename RawVec<T>::bits;
-  using UBits = typename RawVec<T>::ubits;
-  const Bits shifted = bits_of(x) + (Format<T>::one - Format<T>::root_half);
-  const Bits exponent = (Bits)((UBits)shifted >> Format<T>::mantissa_bits);
-  const Vec<T> shifter = constant<Vec<T>>(Format<T>::shifter);
-  const Vec<T> n = from_bits<T>(exponent + bits_of(shifter)) - (shifter + constant<Vec<T>>(Format<T>::bias));
-  const Vec<T> m = from_bits<T>((shifted & Format<T>::mantissa) + Format<T>::root_half);
-  return log_from_parts(m - constant<Vec<T>>(1), n + scale_exponent);
+  const LogParts<T> parts(x);
+  return log_from_parts(parts.f, log_correction(parts.f), parts.n + scale_exponent);
 }
 
 template <class T>
@@ -496,7 +513,8 @@ UNIGEN_INLINE Vec<T> log1p_unit(Vec<T> x) {
   } else {
     const V zero = constant<V>(0), one = constant<V>(1);
     const Mask<T> upper = constant<V>(0.41421356237309504880) < x;
-    return log_from_parts(select(upper, constant<V>(0.5) * (x - one), x), select(upper, one, zero));
+    const V f = select(upper, constant<V>(0.5) * (x - one), x);
+    return log_from_parts(f, log_correction(f), select(upper, one, zero));
   }
 }
 

@@ -386,7 +386,7 @@ __global__ void __launch_bounds__(kThreads, kResident) mmd_kernel(const __grid_c
           const int64_t i = first + lane, j = from + other + k;
           if (i >= own_rows || j >= rows || (!across && i == j)) continue;
           T value = 0;
-          for (int s = 0; s < a.scales; ++s) value += KernelTerm<T>(T(found[k]), a.kernel, a.widths[s]).value;
+          for (int s = 0; s < a.scales; ++s) value += KernelTerm<T>(T(found[k]), a.kernel, T(a.parameters[s])).value;
           total += factor * double(value);
         }
       }
@@ -411,7 +411,7 @@ __global__ void __launch_bounds__(kThreads, kResident) mmd_total_kernel(const __
 
 // A block owns a tile of points, of x or of y, and one of columns.
 template <class E>
-__global__ void __launch_bounds__(kThreads, kResident) mmd_slopes_kernel(const __grid_constant__ MmdBackward a) {
+__global__ void __launch_bounds__(kThreads, kResident) mmd_slopes_kernel(const __grid_constant__ Mmd a) {
   using T = Arithmetic<E>;
   __shared__ Tile<T> tile, others, slopes;  // slopes: [other point][own point]
   const int64_t x_blocks = (a.x_rows + kTile - 1) / kTile, block = blockIdx.x;
@@ -420,13 +420,12 @@ __global__ void __launch_bounds__(kThreads, kResident) mmd_slopes_kernel(const _
   const int64_t own_rows = of_x ? a.x_rows : a.y_rows, first = (of_x ? block : block - x_blocks) * kTile;
   if (!grad_own.data) return;
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const double grad = double(*static_cast<const T*>(a.grad));
   for (int64_t d = int64_t(blockIdx.y) * kTile; d < a.cols; d += int64_t(gridDim.y) * kTile) {
     double sum[kPerThread] = {};
     for (int across = 0; across < 2; ++across) {
       const Matrix& set = (across != 0) == of_x ? a.y : a.x;
       const int64_t rows = (across != 0) == of_x ? a.y_rows : a.x_rows;
-      const T factor = T(2 * grad * (across ? a.across() : a.within(own_rows)));
+      const T factor = T(2 * (across ? a.across() : a.within(own_rows)));
       for (int64_t from = 0; from < rows; from += kTile) {
         double found[kPerThread];
         square_distances<E>(own, own_rows, first, set, rows, from, a.cols, tile, others, found);
@@ -435,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, kResident) mmd_slopes_kernel(const _
           const int other = warp * kPerThread + k;
           T slope = 0;
           if (first + lane < own_rows && from + other < rows && (across || first + lane != from + other)) {
-            for (int s = 0; s < a.scales; ++s) slope += KernelTerm<T>(T(found[k]), a.kernel, a.widths[s]).slope;
+            for (int s = 0; s < a.scales; ++s) slope += KernelTerm<T>(T(found[k]), a.kernel, T(a.parameters[s])).slope;
           }
           slopes[other][lane] = slope * factor;
         }
@@ -459,8 +458,21 @@ __global__ void __launch_bounds__(kThreads, kResident) mmd_slopes_kernel(const _
 #pragma unroll
     for (int k = 0; k < kPerThread; ++k) {
       const int64_t col = d + warp * kPerThread + k;
-      if (first + lane < own_rows && col < a.cols) put<E>(grad_own, first + lane, col, T(sum[k]));
+      if (first + lane < own_rows && col < a.cols) put<T>(grad_own, first + lane, col, T(sum[k]));
     }
+  }
+}
+
+template <class E>
+__global__ void __launch_bounds__(kThreads, kResident) mmd_scale_kernel(const __grid_constant__ MmdBackward a) {
+  using T = Arithmetic<E>;
+  const T grad = *static_cast<const T*>(a.grad);
+  for (int side = 0; side < 2; ++side) {
+    if (!a.targets[side].data) continue;
+    const T* const gradients = static_cast<const T*>(a.gradients[side]);
+    const int64_t size = a.rows[side] * a.cols, step = int64_t(gridDim.x) * kThreads;
+    for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < size; i += step)
+      put<E>(a.targets[side], i / a.cols, i % a.cols, grad * gradients[i]);
   }
 }
 
@@ -490,20 +502,22 @@ const char* total_correlation_backward(const TotalCorrelationBackward& a, const 
 }
 
 const char* mmd(const Mmd& a, const Launch& launch) {
-  return dispatch(a.dtype, [&](auto e) {
+  return dispatch(a.dtype, [&](auto e) -> const char* {
     using E = decltype(e);
     double* partial = static_cast<double*>(launch.workspace);
-    const int64_t blocks = clamp(divide_up(a.x_rows, kTile) + divide_up(a.y_rows, kTile), 1, kValueBlocks);
+    const int64_t tiles = divide_up(a.x_rows, kTile) + divide_up(a.y_rows, kTile), blocks = clamp(tiles, 1, kValueBlocks);
     const char* error = start(mmd_kernel<E>, blocks, 1, launch, a, partial);
-    return error ? error : start(mmd_total_kernel<E>, 1, 1, launch, a, partial, int(blocks));
+    if (!error) error = start(mmd_total_kernel<E>, 1, 1, launch, a, partial, int(blocks));
+    if (error || !(a.grad_x.data || a.grad_y.data) || tiles == 0 || a.cols == 0) return error;
+    return start(mmd_slopes_kernel<E>, tiles, column_tiles(a.cols), launch, a);
   });
 }
 
 const char* mmd_backward(const MmdBackward& a, const Launch& launch) {
-  const int64_t blocks = divide_up(a.x_rows, kTile) + divide_up(a.y_rows, kTile);
-  if (blocks == 0 || a.cols == 0) return nullptr;
+  const int64_t size = (a.rows[0] > a.rows[1] ? a.rows[0] : a.rows[1]) * a.cols;
+  if (size == 0) return nullptr;
   return dispatch(a.dtype, [&](auto e) {
-    return start(mmd_slopes_kernel<decltype(e)>, blocks, column_tiles(a.cols), launch, a);
+    return start(mmd_scale_kernel<decltype(e)>, clamp(divide_up(size, kThreads), 1, 65535), 1, launch, a);
   });
 }
 

@@ -45,20 +45,19 @@ struct RowSlopes {
 
 enum class PairKernel : int { imq, rbf };
 
-// C/(C + d²) or e^{-d²/C}, and its derivative with respect to d²
+// C/(C + d²) or e^{-d²/C}, and its derivative with respect to d². `parameter`: C, or 1/C.
 template <class N>
 struct KernelTerm {
   N value, slope;
 
-  UNIGEN_INLINE KernelTerm(N square_distance, PairKernel kernel, double width) {
+  UNIGEN_INLINE KernelTerm(N square_distance, PairKernel kernel, N parameter) {
     if (kernel == PairKernel::imq) {
-      const N inverse = reciprocal(constant<N>(width) + square_distance);
-      value = constant<N>(width) * inverse;
+      const N inverse = reciprocal(parameter + square_distance);
+      value = parameter * inverse;
       slope = -value * inverse;
     } else {
-      const N rate = constant<N>(1) / constant<N>(width);
-      value = exp(-square_distance * rate);
-      slope = -rate * value;
+      value = exp(-square_distance * parameter);
+      slope = -parameter * value;
     }
   }
 };

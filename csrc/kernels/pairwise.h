@@ -45,15 +45,17 @@ struct TotalCorrelationBackward {
 
 constexpr int kMaxScales = 16;
 
+// The gradients are those of the value: contiguous, of the arithmetic type.
 struct Mmd {
   DType dtype = DType::float32;
   int64_t x_rows = 0, y_rows = 0, cols = 0;
   Matrix x, y;
   PairKernel kernel = PairKernel::imq;
   int scales = 0;
-  double widths[kMaxScales] = {};  // 2 · cols · scale
+  double parameters[kMaxScales] = {};  // of KernelTerm, C = 2 · cols · scale
   bool unbiased = true;
   void* value = nullptr;  // arithmetic type
+  Matrix grad_x, grad_y;  // each may be absent
 
   // what the sum over pairs i < j of one set counts, and the constant that the diagonal adds
   UNIGEN_INLINE double within(int64_t n) const { return 2 / (double(n) * double(unbiased ? n - 1 : n)); }
@@ -61,9 +63,13 @@ struct Mmd {
   UNIGEN_INLINE double diagonal(int64_t n) const { return unbiased ? 0 : scales / double(n); }
 };
 
-struct MmdBackward : Mmd {
-  const void* grad = nullptr;  // one number
-  Matrix grad_x, grad_y;       // each may be absent
+// targets = grad · gradients, of x and of y
+struct MmdBackward {
+  DType dtype = DType::float32;  // of the targets
+  int64_t rows[2] = {}, cols = 0;
+  const void* grad = nullptr;          // one number, arithmetic type
+  const void* gradients[2] = {};       // as Mmd's
+  Matrix targets[2];                   // each may be absent
 };
 
 #define UNIGEN_PAIRWISE_KERNELS(X)                        \

@@ -99,25 +99,40 @@ def total_correlation(
 # ---- maximum mean discrepancy ----------------------------------------------------------------------------------------
 
 
+def _widths(dims: int, scales: list[float], like: Tensor) -> list[Tensor]:
+    return [torch.full((), 2.0 * dims * scale, dtype=like.dtype, device=like.device) for scale in scales]
+
+
 def kernel_sum(square_distance: Tensor, kernel: str, dims: int, scales: list[float]) -> Tensor:
     """sum over the scales s of C/(C + d²) ("imq") or e^{-d²/C} ("rbf"), C = 2 D s."""
     total = torch.zeros_like(square_distance)
-    for scale in scales:
-        width = torch.full((), 2.0 * dims * scale, dtype=total.dtype, device=total.device)
+    for width in _widths(dims, scales, total):
         total = total + (width / (width + square_distance) if kernel == "imq" else (-square_distance / width).exp())
     return total
 
 
-def mmd(x: Tensor, y: Tensor, kernel: str, scales: str, unbiased: bool) -> Tensor:
-    """`scales`: numbers separated by commas."""
+def kernel_slope(square_distance: Tensor, kernel: str, dims: int, scales: list[float]) -> Tensor:
+    """d kernel_sum / d d²."""
+    total = torch.zeros_like(square_distance)
+    for width in _widths(dims, scales, total):
+        if kernel == "imq":
+            total = total - width / (width + square_distance).square()
+        else:
+            total = total - (-square_distance / width).exp() / width
+    return total
+
+
+def mmd(
+    x: Tensor, y: Tensor, kernel: str, scales: list[float], unbiased: bool, gradients: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the value, and its gradients for x (bit 0 of `gradients`) and y (bit 1), one below the other."""
     x, y = upcast(x), upcast(y)
     dims = x.size(1)
-    numbers = [float(scale) for scale in scales.split(",")]
 
     def total(a: Tensor, b: Tensor, without_diagonal: bool) -> Tensor:
         def block(first: int, last: int, a: Tensor, b: Tensor) -> tuple[Tensor]:
             square_distance = (a[first:last, None, :] - b).square().sum(-1)
-            values = kernel_sum(square_distance, kernel, dims, numbers)
+            values = kernel_sum(square_distance, kernel, dims, scales)
             if without_diagonal:
                 i = torch.arange(first, last, device=a.device)[:, None]
                 values = torch.where(i == torch.arange(b.size(0), device=a.device), 0.0, values)
@@ -130,4 +145,20 @@ def mmd(x: Tensor, y: Tensor, kernel: str, scales: str, unbiased: bool) -> Tenso
         count = a.size(0) * (b.size(0) - 1 if without_diagonal else b.size(0))
         return total(a, b, without_diagonal) / count
 
-    return mean(x, x, unbiased) + mean(y, y, unbiased) - 2 * mean(x, y)
+    def gradient(of: Tensor, others: Tensor) -> Tensor:
+        def block(first: int, last: int, of: Tensor, others: Tensor) -> tuple[Tensor]:
+            found = torch.zeros_like(of[first:last])
+            for b, factor in ((of, 4 / (n * (n - 1 if unbiased else n))), (others, -4 / (n * others.size(0)))):
+                difference = of[first:last, None, :] - b
+                slope = kernel_slope(difference.square().sum(-1), kernel, dims, scales)
+                found = found + factor * (slope[..., None] * difference).sum(1)
+            return (found,)
+
+        n = of.size(0)
+        return torch.cat([part for (part,) in _over_blocks(block, n, (n + others.size(0)) * dims, of, others)])
+
+    value = mean(x, x, unbiased) + mean(y, y, unbiased) - 2 * mean(x, y)
+    sides = [(a.detach(), b.detach()) for bit, (a, b) in enumerate(((x, y), (y, x))) if gradients >> bit & 1]
+    # no rows, no mean
+    found = [gradient(a, b) if a.numel() and b.numel() else torch.zeros_like(a) for a, b in sides]
+    return value, torch.cat(found) if found else x.new_empty(0)

@@ -330,12 +330,12 @@ def _mmd_kernel(
 
 @triton.jit
 def _mmd_slopes_kernel(
-    x, y, grad, factor, sums, x_points, y_points, cols, SAME: tl.constexpr, WIDTHS: tl.constexpr, RBF: tl.constexpr,
+    x, y, factor, sums, x_points, y_points, cols, SAME: tl.constexpr, WIDTHS: tl.constexpr, RBF: tl.constexpr,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Adds d / d x to `sums` [columns, points], of which the program owns its points."""
     i = _points(tl.program_id(0), BLOCK_I, INDEX)
-    scale = tl.load(grad) * _rows.value_of(factor, DTYPE)
+    scale = _rows.value_of(factor, DTYPE)
     for first in range(0, y_points, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J).to(INDEX)
         slope = _pair_kernel(x, y, i, j, x_points, y_points, cols, SAME, WIDTHS, RBF, True, DTYPE, BLOCK_I, BLOCK_J)
@@ -347,8 +347,8 @@ def _mmd_slopes_kernel(
         tl.debug_barrier()  # a number may be read by another thread than the one that wrote it
 
 
-def _widths(cols: int, scales: str) -> tuple[float, ...]:
-    return tuple(2.0 * cols * float(scale) for scale in scales.split(","))
+def _widths(cols: int, scales: list[float]) -> tuple[float, ...]:
+    return tuple(2.0 * cols * scale for scale in scales)
 
 
 def _mean_factor(n: int, m: int, same: bool, unbiased: bool) -> float:
@@ -357,11 +357,15 @@ def _mean_factor(n: int, m: int, same: bool, unbiased: bool) -> float:
     return (1.0 if same else -2.0) / count if count else 0.0
 
 
-def mmd(x: Tensor, y: Tensor, kernel: str, scales: str, unbiased: bool) -> Tensor:
+def mmd(
+    x: Tensor, y: Tensor, kernel: str, scales: list[float], unbiased: bool, gradients: int
+) -> tuple[Tensor, Tensor]:
     n, m, cols = x.size(0), y.size(0), x.size(1)
     dtype = _rows.result_dtype(x)
+    sides = [_mmd_gradient(a, b, kernel, scales, unbiased, dtype) for a, b in _wanted(x, y, gradients)]
+    found = torch.cat(sides) if sides else torch.empty(0, dtype=dtype, device=x.device)
     if n == 0 or m == 0 or cols == 0:  # no points, no mean; no columns, no distance
-        return torch.full((), float("nan"), dtype=dtype, device=x.device)
+        return torch.full((), float("nan"), dtype=dtype, device=x.device), found
     block_i, block_j = _tile(x, n, m)
     pairs = ((x, x, True), (y, y, True), (x, y, False))
     blocks = [_rows.ceil_div(a.size(0), block_i) for a, _, _ in pairs]
@@ -376,29 +380,51 @@ def mmd(x: Tensor, y: Tensor, kernel: str, scales: str, unbiased: bool) -> Tenso
         factor = _mean_factor(a.size(0), b.size(0), same, unbiased)
         value += partial[place : place + count].sum() * factor
         if same and not unbiased:
-            value += scales.count(",") / a.size(0) + 1 / a.size(0)
+            value += len(scales) / a.size(0)
         place += count
-    return value.to(dtype)
+    return value.to(dtype), found
+
+
+def _wanted(x: Tensor, y: Tensor, mask: int) -> list[tuple[Tensor, Tensor]]:
+    """For each side that the mask names: its points and the other's."""
+    return [pair for bit, pair in enumerate(((x, y), (y, x))) if mask >> bit & 1]
+
+
+def _mmd_gradient(x: Tensor, y: Tensor, kernel: str, scales: list[float], unbiased: bool, dtype: torch.dtype) -> Tensor:
+    """d mmd / d x"""
+    cols = x.size(1)
+    total = torch.zeros((cols, x.size(0)), dtype=dtype, device=x.device)
+    if total.numel():
+        for other, same in ((x, True), (y, False)):
+            block_i, block_j = _tile(x, x.size(0), max(other.size(0), 1))
+            factor = _rows.scalar((4.0 if same else 2.0) * _mean_factor(x.size(0), y.size(0), same, unbiased))
+            blocks = _rows.ceil_div(x.size(0), block_i)
+            _launch(
+                _mmd_slopes_kernel, (blocks,), x, _matrix(x), _matrix(other), factor, total, x.size(0),
+                other.size(0), cols, SAME=same, WIDTHS=_widths(cols, scales), RBF=kernel == "rbf",
+                BLOCK_I=block_i, BLOCK_J=block_j, num_warps=4,
+            )  # fmt: skip
+    return total.t().contiguous()
 
 
 def mmd_backward(
-    grad: Tensor, x: Tensor, y: Tensor, kernel: str, scales: str, unbiased: bool, needed: int
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    saved: Tensor,
+    kernel: str,
+    scales: list[float],
+    unbiased: bool,
+    gradients: int,
+    needed: int,
 ) -> tuple[Tensor, Tensor]:
-    cols = x.size(1)
+    if needed & ~gradients:
+        saved, gradients = mmd(x, y, kernel, scales, unbiased, needed)[1], needed
     found: list[Tensor | None] = [None, None]
-    for place, (a, b) in enumerate(((x, y), (y, x))):
-        if not needed >> place & 1:
-            continue
-        total = torch.zeros((cols, a.size(0)), dtype=grad.dtype, device=x.device)
-        if total.numel():
-            for other, same in ((a, True), (b, False)):
-                block_i, block_j = _tile(x, a.size(0), max(other.size(0), 1))
-                factor = _rows.scalar((4.0 if same else 2.0) * _mean_factor(a.size(0), b.size(0), same, unbiased))
-                blocks = _rows.ceil_div(a.size(0), block_i)
-                _launch(
-                    _mmd_slopes_kernel, (blocks,), a, _matrix(a), _matrix(other), grad, factor, total, a.size(0),
-                    other.size(0), cols, SAME=same, WIDTHS=_widths(cols, scales), RBF=kernel == "rbf",
-                    BLOCK_I=block_i, BLOCK_J=block_j, num_warps=4,
-                )  # fmt: skip
-        found[place] = torch.empty_like(a).copy_(total.t())
+    place = 0
+    for bit, a in enumerate((x, y)):
+        if needed >> bit & 1:
+            found[bit] = torch.empty_like(a).copy_(grad * saved[place : place + a.size(0)])
+        if gradients >> bit & 1:
+            place += a.size(0)
     return _rows.present(found, x)
