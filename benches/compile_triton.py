@@ -103,6 +103,8 @@ def estimator_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         for needed in (2, 3):
             yield "importance_weighted_sum_backward", row_grad, x, y, row_grad, two, dim, 2.0, needed
         yield "weight_diagnostics", x, dim
+    if dtype in (torch.float32, torch.float64):
+        yield "pareto_shape", tensors(dtype, 4096, 14)
 
 
 def adversarial_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

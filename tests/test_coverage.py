@@ -10,6 +10,24 @@ from helpers import NATIVE, OPS
 import unigen_fast as uf
 from unigen_fast import _coverage
 
+# of both losses; the generator's have the two of the original GAN in place of the logistic one
+_KINDS = (
+    "least_squares",
+    "hinge",
+    "wasserstein",
+    "relativistic",
+    "relativistic_average",
+    "relativistic_average_least_squares",
+    "relativistic_average_hinge",
+    "kl_wgan",
+    "fgan_kl",
+    "fgan_reverse_kl",
+    "fgan_pearson",
+    "fgan_neyman",
+    "fgan_hellinger",
+    "fgan_js",
+)
+
 # family -> function -> named options
 CONTRACT: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "importance": {
@@ -33,45 +51,8 @@ CONTRACT: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "memorization_score": {},
     },
     "adversarial": {
-        "discriminator_loss": {
-            "kind": (
-                "logistic",
-                "least_squares",
-                "hinge",
-                "wasserstein",
-                "relativistic",
-                "relativistic_average",
-                "relativistic_average_least_squares",
-                "relativistic_average_hinge",
-                "kl_wgan",
-                "fgan_kl",
-                "fgan_reverse_kl",
-                "fgan_pearson",
-                "fgan_neyman",
-                "fgan_hellinger",
-                "fgan_js",
-            )
-        },
-        "generator_loss": {
-            "kind": (
-                "non_saturating",
-                "saturating",
-                "least_squares",
-                "hinge",
-                "wasserstein",
-                "relativistic",
-                "relativistic_average",
-                "relativistic_average_least_squares",
-                "relativistic_average_hinge",
-                "kl_wgan",
-                "fgan_kl",
-                "fgan_reverse_kl",
-                "fgan_pearson",
-                "fgan_neyman",
-                "fgan_hellinger",
-                "fgan_js",
-            )
-        },
+        "discriminator_loss": {"kind": ("logistic", *_KINDS)},
+        "generator_loss": {"kind": ("non_saturating", "saturating", *_KINDS)},
         "r1_penalty": {},
         "gradient_penalty": {},
         "importance_weighted_generator_loss": {},

@@ -324,6 +324,10 @@ class TotalCorrelationBackward(ctypes.Structure):
     ]
 
 
+class ParetoShape(ctypes.Structure):
+    _fields_ = [("dtype", INT), ("rows", LONG), ("count", LONG), ("values", POINTER), ("shapes", POINTER)]
+
+
 class Mmd(ctypes.Structure):
     _fields_ = [
         ("dtype", INT),
@@ -1145,6 +1149,18 @@ def test_total_correlation(emulated: ctypes.CDLL, turn: int, shape: Any, dtype: 
     wanted = torch.autograd.grad(expected, wide, [g.double() for g in grads])
     for got, want in zip(found, wanted, strict=True):
         close(got / want.abs().max(), want / want.abs().max(), dtype)
+
+
+@pytest.mark.parametrize("length", [2, 7, 40, 300])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_pareto_shape(emulated: ctypes.CDLL, dtype: torch.dtype, length: int) -> None:
+    tail = normal((19, length), dtype).sort(-1, descending=True).values
+    tail[0], tail[1, 0], tail[2, 1:] = -INF, float("nan"), -INF
+    tail[3, -3:] = tail[3, -3:].max()
+    found = torch.full((19,), 77, dtype=dtype)
+    a = ParetoShape(DTYPES.index(dtype), 19, length - 1, tail.data_ptr(), found.data_ptr())
+    call(emulated, "pareto_shape", a, 1)
+    close(found, importance.pareto_shape(tail.double()), dtype)
 
 
 @pytest.mark.parametrize("kernel,unbiased", [("imq", True), ("rbf", False)])

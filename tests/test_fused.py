@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -470,6 +471,31 @@ def test_results_alias_nothing(case: Case, device: torch.device) -> None:
     held = [x.untyped_storage().data_ptr() for x in [*tensors, *(c for c in cotangents if c is not None)]]
     for result in [*outputs, *gradients]:
         assert result.untyped_storage().data_ptr() not in held
+
+
+@pytest.mark.skipif(not NATIVE["cpu"], reason="PyTorch's own time")
+@pytest.mark.parametrize("value", [-95.0, -1e4, -math.inf])
+def test_no_time_is_lost_in_denormal_numbers(value: float) -> None:
+    """A processor takes a hundred times as long where a result is denormal: masked log-weights, saturated logits."""
+    ordinary = torch.randn(256, 512)
+    extreme = torch.where(torch.rand(256, 512) < 0.5, ordinary, value)
+    calls: dict[str, Callable[[Tensor], Any]] = {
+        "log_mean_exp": lambda x: uf.log_mean_exp(x, dim=1),
+        "importance_weights": lambda x: uf.importance_weights(x, dim=1),
+        "weighted sum": lambda x: uf.importance_weighted_sum(x, ordinary, dim=1),
+        "generator_loss": lambda x: uf.generator_loss(fake=x),
+        "bernoulli_log_prob": lambda x: uf.bernoulli_log_prob(x, ordinary.sigmoid()),
+        "categorical_kl": lambda x: uf.categorical_kl(x, ordinary, unimix=0.01),
+        "categorical_log_prob": lambda x: uf.categorical_log_prob(x, torch.arange(256)),
+    }
+    for name, call in calls.items():
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(30):
+            for usual, x in ((True, ordinary), (False, extreme)):
+                start = time.perf_counter()
+                call(x)
+                times[usual].append(time.perf_counter() - start)
+        assert min(times[False]) < 3 * min(times[True]), name
 
 
 @both_nodes

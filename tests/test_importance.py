@@ -633,6 +633,8 @@ def test_rws_gradients_stay_apart(device: torch.device) -> None:
     assert_close(dq, -2 * weights, 1e-12)
     assert_close(theta, uf.iwae_loss(p - q, dim=1, reduction="sum"), 1e-13)
     assert_close(phi, -(weights * q).sum(), 1e-13)
+    for loss, other in ((theta, q), (phi, p)):  # which a caller can tell from zeros
+        assert torch.autograd.grad(loss, other, retain_graph=True, allow_unused=True) == (None,)
 
 
 # ---- DReG ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
     calls = {
         "log_mean_exp": lambda: uf.log_mean_exp(x, dim=1).sum(),
         "importance_weights": lambda: (uf.importance_weights(x, dim=0, detach=False) * y).sum(),
+        "diagnostics": lambda: torch.stack(uf.weight_diagnostics(x, dim=1)).double().sum() + 0 * x.sum(),
         "effective_sample_size": lambda: uf.effective_sample_size(x, dim=1).sum() + 0 * x.sum(),
         "iwae_loss": lambda: uf.iwae_loss(x, dim=0),
         "discriminator_loss": lambda: uf.discriminator_loss(real=x, fake=y),

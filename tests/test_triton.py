@@ -482,6 +482,18 @@ def test_total_correlation(
 
 
 @kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("length", [2, 7, 40])
+def test_shape_of_a_tail(length: int, dtype: torch.dtype, device: torch.device) -> None:
+    tail = torch.randn(2, 4, length, dtype=dtype, device=device).sort(-1, descending=True).values
+    tail[0, 0], tail[0, 1, 0], tail[0, 2, 1:] = -INF, math.nan, -INF
+    tail[1, 0, -3:] = tail[1, 0, -3]  # ties with what follows are outside
+    found = _ops.pareto_shape((tail,))
+    assert found.dtype == dtype
+    close(found, _ops.pareto_shape.reference(tail.double()))
+
+
+@kernels
 @pytest.mark.parametrize("points", [(2, 33), (70, 5)], ids=str)
 def test_sets_of_different_sizes(points: tuple[int, int], device: torch.device) -> None:
     x, y = (draw(letter, (n, 3), torch.float32, device) for letter, n in zip("nu", points, strict=True))

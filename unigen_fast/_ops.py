@@ -89,6 +89,7 @@ rws_losses = FusedOp(
     tensors=2,
     differentiable=(0, 1),
     differentiable_outputs=2,
+    reaches=((0,), (1,)),
     saved=(2,),
 )
 log_variance_loss = FusedOp(
@@ -111,6 +112,8 @@ weight_diagnostics = FusedOp(
     "weight_diagnostics(Tensor log_w, int dim) -> Tensor",
     importance.weight_diagnostics,
 )
+# tail: the largest log-weights `[…, M + 1]`, descending and contiguous, fp32 or fp64
+pareto_shape = FusedOp("pareto_shape(Tensor tail) -> Tensor", importance.pareto_shape)
 
 # ---- adversarial -----------------------------------------------------------------------------------------------------
 

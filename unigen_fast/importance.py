@@ -4,6 +4,7 @@ Conventions: `log_w = log p(x, z) - log q(z | x)`; fp16 and bf16 are computed an
 has bound `-inf`, weights 0 and gradient 0; a NaN or `+inf` makes its row NaN, and that row alone.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,7 +90,7 @@ class WeightDiagnostics(NamedTuple):
 
 
 def weight_diagnostics(log_w: Tensor, *, dim: int) -> WeightDiagnostics:
-    """How far the self-normalised weights w~ can be trusted. Detached. All but `pareto_k` come from one pass.
+    """How far the self-normalised weights w~ can be trusted. Detached. `pareto_k` takes a pass of its own.
 
     Args:
         log_w: log-weights in nats, K >= 1 samples along `dim`, any strides.
@@ -101,7 +102,7 @@ def weight_diagnostics(log_w: Tensor, *, dim: int) -> WeightDiagnostics:
         max_weight: the largest w~_k, in [1/K, 1]; 0 for a row of all `-inf`.
         entropy: -sum_k w~_k log w~_k, in [0, log K] nats; 0 for a row of all `-inf`.
         pareto_k: shape of the generalised Pareto distribution fitted to the largest ceil(min(K/5, 3 sqrt(K))) weights,
-            in float64, by PyTorch operations. Above 0.7 the estimate is unreliable, above 1 the weights have no mean.
+            in float64. Above 0.7 the estimate is unreliable, above 1 the weights have no mean.
             `+inf`, as in ArviZ and loo, where fewer than 5 weights stand above the tail's cutoff: K <= 20, many
             ties, or a row of all `-inf`.
 
@@ -115,7 +116,18 @@ def weight_diagnostics(log_w: Tensor, *, dim: int) -> WeightDiagnostics:
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     log_w = log_w.detach()
     bound, ess, largest, entropy = _ops.weight_diagnostics((log_w,), dim).unbind(0)
-    return WeightDiagnostics(bound, ess, largest, entropy, reference.pareto_k(log_w, dim))
+    return WeightDiagnostics(bound, ess, largest, entropy, _pareto_k(log_w, dim))
+
+
+def _pareto_k(log_w: Tensor, dim: int) -> Tensor:
+    log_w = upcast(log_w)
+    count = log_w.size(dim)
+    most = math.ceil(min(count / 5, 3 * math.sqrt(count)))
+    if most < 5:
+        missing = torch.full_like(log_w.select(dim, 0), math.inf)
+        return torch.where(log_w.isnan().any(dim), torch.full_like(missing, math.nan), missing)
+    tail = log_w.movedim(dim, -1).topk(most + 1, dim=-1).values  # NaN first
+    return _ops.pareto_shape((tail.contiguous(),))
 
 
 def importance_weighted_sum(

@@ -52,6 +52,8 @@ class Dims {
     items_[place] = item;
   }
 
+  void pop_back() { --size_; }
+
   int64_t size() const { return size_; }
   const int64_t* data() const { return items_; }
   int64_t operator[](int64_t i) const { return items_[i]; }

@@ -273,6 +273,25 @@ Tensor weight_diagnostics(const Tensor& log_w, int64_t dim) {
   return estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::diagnostics}, 0, 4, "none").statistics;
 }
 
+template <class Backend>
+Tensor pareto_shape(const Tensor& tail) {
+  STD_TORCH_CHECK(tail.dim() >= 1 && tail.size(-1) > 1 && tail.is_contiguous() &&
+                      tail.scalar_type() == arithmetic_type(tail.scalar_type()),
+                  "unigen_fast: expected contiguous rows of float32 or float64");
+  ParetoShape a;
+  a.dtype = dtype_of(tail);
+  a.count = tail.size(-1) - 1;
+  a.rows = tail.numel() / (a.count + 1);
+  STD_TORCH_CHECK(ParetoTail::points(a.count) <= kMaxParetoPoints, "unigen_fast: a tail of ", a.count, " weights is too long");
+  Dims sizes(tail.sizes());
+  sizes.pop_back();
+  Tensor shapes = empty_contiguous(tail, sizes, tail.scalar_type());
+  a.values = tail.data_ptr();
+  a.shapes = shapes.data_ptr();
+  Backend::pareto_shape(a, tail);
+  return shapes;
+}
+
 #define UNIGEN_IMPORTANCE_OPS(X) \
   X(log_mean_exp)                \
   X(log_mean_exp_backward)       \
@@ -293,6 +312,7 @@ Tensor weight_diagnostics(const Tensor& log_w, int64_t dim) {
   X(log_variance_loss_backward)  \
   X(importance_weighted_sum)     \
   X(importance_weighted_sum_backward) \
-  X(weight_diagnostics)
+  X(weight_diagnostics)          \
+  X(pareto_shape)
 
 }  // namespace unigen

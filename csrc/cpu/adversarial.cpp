@@ -147,15 +147,6 @@ struct Logit {
   }
 };
 
-// what RowExponentials sums beside the exponentials: nothing
-struct ExponentialsAlone {
-  static constexpr bool kExtra = false, kSquares = false, kNormalize = false;
-  template <class V>
-  UNIGEN_INLINE V extra(V, V e) const {
-    return e;
-  }
-};
-
 // others: slope; with kStatistics on the right side, logit and probability as well
 template <class T, bool kStatistics>
 struct CoupledValue {
@@ -192,7 +183,7 @@ void summarize(const CoupledLogitLoss& a, const Parallel& parallel) {
     T* own = &summary(i);
     own[0] = own[1] = 0;  // all -inf: the ratios are 0, not NaN
     if (i < a.reals) continue;
-    const RowExponentials<T, ExponentialsAlone> exponentials(a.items[i].grid, {a.items[i].logits, a.dtype}, 1);
+    const RowExponentials<T, NoExtra> exponentials(a.items[i].grid, {a.items[i].logits, a.dtype}, 1);
     exponentials.run(parallel, [&](int64_t, int64_t, int, const T* shift, const double* sum, const double*) {
       own[0] = shift[0];
       own[1] = T(inverse_sum(sum[0]) * numel(a.items[i]));
@@ -328,7 +319,7 @@ void grouped_weights_in(const GroupedWeights& a) {
     const T* l = logits.read(0, first, some, room);
     for (int i = 0; i < some; ++i) scaled[i] = peak[group[first + i]];
     for_vectors<T>(some, [&](int i, auto lanes) UNIGEN_FORCED {
-      const V x = load(l + i, lanes), e = exp(x / temperature - finite_shift(load(scaled + i, lanes)));
+      const V x = load(l + i, lanes), e = exp_of_distance(x / temperature - finite_shift(load(scaled + i, lanes)));
       store(weights + first + i, e, lanes);
       store(terms + i, weighted(e, softplus(-x)), lanes);
     });

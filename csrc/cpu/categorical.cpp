@@ -132,7 +132,7 @@ class KlTile {
   // Where all classes have a share of uniform ones, the last digit of a small one does not count.
   static UNIGEN_INLINE V exponential(V x) {
     if constexpr (kMixed) return exp2_bounded(x * constant<V>(1.44269504088896340736));
-    else return exp(x);
+    else return exp_of_distance(x);
   }
 
   SiteStream<T> logits_q_, logits_p_;
@@ -163,25 +163,11 @@ struct KlValue {
 template <class T>
 void categorical_kl_in(const CategoricalKl& a, const Parallel& parallel) {
   const SiteSum<T> sum(a.grid, a.classes);
-  RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
-  const Stream<T> rows(a.grid, arithmetic(a.rows, a), Axis::none, Axis::rows);
-  const Stream<T> weights(a.grid, arithmetic(a.weights, a), Axis::none, Axis::rows);
+  FlooredResults<T> results(a, sum.units());
   with_form(a, [&](auto prior, auto mixed) {
     sum.run(
         parallel, [&] { return KlValue<T, prior.value, mixed.value>(a); },
-        [&](int64_t unit, int64_t row, int n, const double* totals) {
-          alignas(kVectorBytes) T values[kChunk<T>], room[kChunk<T>];
-          for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
-          if (a.rows.data) rows.write(0, row, n, values);
-          if (a.row_floor > -HUGE_VAL) {
-            for (int i = 0; i < n; ++i) values[i] = values[i] < T(a.row_floor) ? T(a.row_floor) : values[i];
-          }
-          if (a.weights.data) {
-            const T* weight = weights.read(0, row, n, room);
-            for (int i = 0; i < n; ++i) values[i] *= weight[i];
-          }
-          results.take(unit, row, n, values);
-        });
+        [&](int64_t unit, int64_t row, int n, const double* totals) { results.take_totals(unit, row, n, totals); });
   });
   results.close();
   if (!a.copy) return;
@@ -242,6 +228,14 @@ void categorical_kl_backward_as(const CategoricalKlBackward& a, const Parallel& 
 
 // ---- log-probabilities ---------------------------------------------------------------------------------------------
 
+// own, others: exponentials of the class itself and of the others, relative to the largest
+template <class T>
+UNIGEN_INLINE Vec<T> chosen_log_prob(Vec<T> above, Vec<T> own, Vec<T> others) {
+  using V = Vec<T>;
+  const V total = others + (own - constant<V>(1));  // others + own >= 1, as the maximum is among them
+  return above - select(total < constant<V>(HUGE_VAL), log1p(total), total);
+}
+
 // The class of each lane, its logit, and the sum of the others' exponentials apart from its own: neither log p nor 1 - p
 // cancels where p is almost 1.
 template <class T>
@@ -276,7 +270,7 @@ class ChosenTile {
     own = exp(above);
     V sums[1] = {constant<V>(0)};
     sum_numbers<T>(classes, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
-      const V e = exp(load(tile + i) - maximum);
+      const V e = exp_of_distance(load(tile + i) - maximum);
       store(tile + i, e);
       sum[0] = sum[0] + e;
     });
@@ -285,9 +279,7 @@ class ChosenTile {
 
   UNIGEN_INLINE V value(int64_t first, int n) {
     read(first, n);
-    // others + own >= 1, as the maximum is among them
-    const V total = others + (own - constant<V>(1));
-    return above - select(total < constant<V>(HUGE_VAL), log1p(total), total);
+    return chosen_log_prob(above, own, others);
   }
 
   const int64_t classes;
@@ -302,17 +294,94 @@ class ChosenTile {
   TileRoom<T> room_;
 };
 
+// The same where classes are adjacent and many: lanes are classes. A group of sites at a time: the maxima of all, then the
+// exponentials, so that none waits for the maximum of its own row.
+template <class T>
+class ChosenRows {
+  using V = Vec<T>;
+  static constexpr int64_t kGroup = 16384 / sizeof(T);  // numbers that the nearest cache has room for
+
+ public:
+  template <class Arguments>
+  explicit ChosenRows(const Arguments& a)
+      : classes(a.classes),
+        group(int(larger(1, smaller(V::size, kGroup / a.classes)))),
+        logits_(a, a.logits, a.classes),
+        x_(static_cast<const int64_t*>(a.x.data)),
+        sites_(strided(a.grid, a.x, Axis::rows_cols)),
+        stride_(round_up(a.classes, V::size)),
+        room_(group * stride_ / V::size) {}
+
+  T* exponentials(int l) { return room_.data() + l * stride_; }
+
+  // n <= group sites. With kKeep their exponentials are left, that of the class itself being 0.
+  template <bool kKeep>
+  UNIGEN_INLINE void read(int64_t first, int n, T* above, T* others) {
+    alignas(kVectorBytes) T maxima[V::size];
+    for (int l = 0; l < n; ++l) {
+      T* const row = exponentials(l);
+      const T* const logits = logits_.read_site(first + l, row);
+      V top(T(-HUGE_VAL));
+      for_vectors<T>(int(classes), [&](int i, auto lanes) UNIGEN_FORCED {
+        const V x = load(logits + i, lanes);
+        top = keep(lanes, max(x, top), top);
+        store(row + i, x, lanes);
+        __builtin_prefetch(logits + group * classes + i);
+      });
+      maxima[l] = lane_max(top);
+      const int64_t x = x_[sites_.offset(first + l)];
+      place[l] = x < classes ? x : -1;
+      above[l] = x < 0 || x >= classes ? T(NAN) : logits[x] - maxima[l];  // NaN: there is no such class
+    }
+    for (int l = 0; l < n; ++l)
+      if (place[l] >= 0) exponentials(l)[place[l]] = T(-HUGE_VAL);
+    for (int l = 0; l < n; ++l) {
+      T* const row = exponentials(l);
+      const V maximum(maxima[l]);
+      double total = 0;
+      for (int64_t begin = 0; begin < classes; begin += kFlush * V::size) {
+        V sum(T(0));
+        for_vectors<T>(int(smaller(kFlush * V::size, classes - begin)), [&](int i, auto lanes) UNIGEN_FORCED {
+          const V e = exp_of_distance(load(row + begin + i, lanes) - maximum);
+          if constexpr (kKeep) store(row + begin + i, e, lanes);
+          sum = keep(lanes, sum + e, sum);
+        });
+        total += lane_sum(sum);
+      }
+      others[l] = T(total);
+    }
+  }
+
+  UNIGEN_INLINE V value(int64_t first, int n) {
+    alignas(kVectorBytes) T above[V::size] = {}, others[V::size] = {};
+    for (int l = 0; l < n; l += group) read<false>(first + l, int(smaller(group, n - l)), above + l, others + l);
+    return chosen_log_prob(load(above), exp(load(above)), load(others));
+  }
+
+  const int64_t classes;
+  const int group;
+  int64_t place[V::size];
+
+ private:
+  SiteStream<T> logits_;
+  const int64_t* x_;
+  Strided sites_;
+  int64_t stride_;
+  TileRoom<T> room_;
+};
+
 template <class T>
 void categorical_log_prob_in(const CategoricalLogProb& a, const Parallel& parallel) {
   const SiteSum<T> sum(a.grid, a.classes);
   RowResults<T> results(a.grid, arithmetic(a.value, a), {}, sum.units());
-  sum.run(
-      parallel, [&] { return ChosenTile<T>(a); },
-      [&](int64_t unit, int64_t row, int n, const double* totals) {
-        alignas(kVectorBytes) T values[kChunk<T>];
-        for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
-        results.take(unit, row, n, values);
-      });
+  const auto finish = [&](int64_t unit, int64_t row, int n, const double* totals) {
+    results.take_totals(unit, row, n, totals);
+  };
+  if (SiteStream<T>(a, a.logits, a.classes).long_sites()) {
+    sum.run(parallel, [&] { return ChosenRows<T>(a); }, finish);
+  } else {
+    sum.run(parallel, [&] { return ChosenTile<T>(a); }, finish);
+  }
 }
 
 template <class T>
@@ -321,6 +390,30 @@ void categorical_log_prob_backward_in(const CategoricalLogProbBackward& a, const
   const Stream<T> grad(a.grid, arithmetic(a.grad, a), Axis::none, Axis::rows_cols);
   const SiteStream<T> grad_logits(a, a.grad_logits, a.classes);
   const Partition partition = site_partition<T>(a.grid, a.classes);
+  if (grad_logits.long_sites() && SiteStream<T>(a, a.logits, a.classes).long_sites()) {
+    return partition.run(parallel, [&](int64_t u) {
+      ChosenRows<T> chosen(a);
+      for_tiles<T>(partition, u, [&](int64_t first, int n) {
+        alignas(kVectorBytes) T room[V::size], above[V::size] = {}, others[V::size] = {}, shares[V::size];
+        const T* g = grad.read(0, first, n, room);
+        for (int done = 0; done < n; done += chosen.group) {
+          const int count = int(smaller(chosen.group, n - done));
+          chosen.template read<true>(first + done, count, above, others);
+          store(shares, constant<V>(1) / (load(others) + exp(load(above))));
+          for (int l = 0; l < count; ++l) {
+            T* const e = chosen.exponentials(l);
+            T* const target = grad_logits.target_site(first + done + l, e);
+            const T share = g[done + l] * shares[l];
+            for_vectors<T>(int(a.classes), [&](int i, auto lanes) UNIGEN_FORCED {
+              store(target + i, V(-share) * load(e + i, lanes), lanes);
+            });
+            if (chosen.place[l] >= 0) target[chosen.place[l]] = share * others[l];
+            grad_logits.written_site(first + done + l, target);
+          }
+        }
+      });
+    });
+  }
   partition.run(parallel, [&](int64_t u) {
     ChosenTile<T> chosen(a);
     for_tiles<T>(partition, u, [&](int64_t first, int n) {
@@ -382,7 +475,7 @@ class MixtureTile {
     const V max_logit = tile_maximum(params, mixtures), max_joint = tile_maximum(joint, mixtures);
     V sums[2] = {constant<V>(0), constant<V>(0)};
     sum_numbers<T>(mixtures, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
-      const V e = exp(load(params + i) - max_logit), f = exp(load(joint + i) - max_joint);
+      const V e = exp_of_distance(load(params + i) - max_logit), f = exp_of_distance(load(joint + i) - max_joint);
       if constexpr (kKeep) {
         store(params + i, e);
         store(joint + i, f);
@@ -420,11 +513,7 @@ void logistic_mixture_in(const LogisticMixture& a, const Parallel& parallel) {
   with_channels(a, [&](auto channels) {
     sum.run(
         parallel, [&] { return MixtureTile<T, channels.value>(a); },
-        [&](int64_t unit, int64_t row, int n, const double* totals) {
-          alignas(kVectorBytes) T values[kChunk<T>];
-          for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
-          results.take(unit, row, n, values);
-        });
+        [&](int64_t unit, int64_t row, int n, const double* totals) { results.take_totals(unit, row, n, totals); });
   });
 }
 

@@ -79,21 +79,9 @@ void gaussian_kl_in(const GaussianKl& a, const Parallel& parallel) {
   with_formula<KlSum>(a, [&](auto formula) {
     using Formula = decltype(formula);
     const RowSum<T, Formula::kInputs, Formula> sum(a.grid, in, formula);
-    RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
-    const Stream<T> rows(a.grid, arithmetic(a.rows, a), Axis::none, Axis::rows);
-    const Stream<T> weights(a.grid, arithmetic(a.weights, a), Axis::none, Axis::rows);
+    FlooredResults<T> results(a, sum.units());
     sum.run(parallel, [&](int64_t unit, int64_t row, int n, const double* totals) {
-      alignas(kVectorBytes) T values[kChunk<T>], room[kChunk<T>];
-      for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
-      if (a.rows.data) rows.write(0, row, n, values);
-      if (a.row_floor > -HUGE_VAL) {
-        for (int i = 0; i < n; ++i) values[i] = values[i] < T(a.row_floor) ? T(a.row_floor) : values[i];
-      }
-      if (a.weights.data) {
-        const T* weight = weights.read(0, row, n, room);
-        for (int i = 0; i < n; ++i) values[i] *= weight[i];
-      }
-      results.take(unit, row, n, values);
+      results.take_totals(unit, row, n, totals);
     });
     results.close();
   });

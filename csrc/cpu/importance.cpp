@@ -1,19 +1,13 @@
 // Kernels of log-weights: bounds, self-normalised weights, and their gradients. Columns are the K samples.
 #include "../formulas/importance.h"
 
+#include <vector>
+
 #include "rows.h"
 
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
 
-// what RowExponentials sums beside the exponentials
-struct NoExtra {
-  static constexpr bool kExtra = false, kSquares = false, kNormalize = false;
-  template <class V>
-  UNIGEN_INLINE V extra(V, V e) const {
-    return e;
-  }
-};
 struct Normalize : NoExtra {
   static constexpr bool kNormalize = true;
 };
@@ -107,7 +101,7 @@ struct WeightSlope {
     row[1] = operands[1];
   }
   UNIGEN_INLINE Vec<T> exponential(const Vec<T>* row, Vec<T> log_w) const {
-    return exp((scaled ? log_w / Vec<T>(temperature) : log_w) - row[1]);
+    return exp_of_distance((scaled ? log_w / Vec<T>(temperature) : log_w) - row[1]);
   }
   UNIGEN_INLINE void operator()(const Vec<T>* row, const Vec<T>* in, Vec<T>* out) const {
     out[0] = exponential(row, in[0]) * row[0];
@@ -286,6 +280,83 @@ void estimators_backward_in(const EstimatorsBackward& a, const Parallel& paralle
   with_slope(a.options, double(a.grid.cols), factor, [&](auto f) { estimator_slope<T>(a, parallel, f); });
 }
 
+// Zhang and Stephens' fit: the mean of b over a grid of points, each weighed by its likelihood. Lanes are points, or, for
+// the mean, elements.
+class ParetoFit {
+  using V = Vec<double>;
+  static constexpr int64_t kRoom = kMaxParetoPoints + V::size;
+
+ public:
+  explicit ParetoFit(int64_t count) : excess_(size_t(round_up(count, V::size))) {}
+
+  template <class T>
+  double shape(const T* values, int64_t count) {
+    const ParetoTail tail(values[0], values[count]);
+    if (tail.top != tail.top) return tail.top;
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; ++i) n += tail.counts(values[i]);
+    if (n < kLeastTail) return HUGE_VAL;
+    for (int64_t i = 0; i < n; i += V::size) {  // they are the first n
+      alignas(kVectorBytes) double x[V::size] = {};
+      for (int64_t l = 0; l < smaller(V::size, n - i); ++l) x[l] = double(values[i + l]) - tail.top;
+      store(excess_.data() + i, exp(load(x)) - V(tail.least));
+    }
+    if (n != placed_) place(n);
+    const double scale = 1 / (3 * excess_[size_t(ParetoTail::quartile(n))]), inverse = 1 / excess_[0];
+
+    const int64_t points = ParetoTail::points(n);
+    V top(-HUGE_VAL);
+    for (int64_t g = 0; g < points; g += V::size) {
+      const V b = load(places_ + g) * V(scale) + V(inverse);
+      V sum(0.0);
+      for (int64_t i = 0; i < n; ++i) sum = sum + log1p(-b * V(excess_[size_t(i)]));
+      const V found = ParetoTail::log_likelihood(b, sum * V(1 / double(n)), double(n));
+      const V likelihood = g + V::size <= points ? found : select(lanes(First<double>{int(points - g)}), found, V(-HUGE_VAL));
+      store(b_ + g, b);
+      store(likelihood_ + g, likelihood);
+      top = max(likelihood, top);
+    }
+    const V highest(lane_max(top));
+    double total = 0, kept = 0, sum = 0;
+    for (int64_t g = 0; g < points; g += V::size) {
+      const V e = exp(load(likelihood_ + g) - highest);
+      store(likelihood_ + g, e);
+      total += lane_sum(e);
+    }
+    for (int64_t g = 0; g < points; ++g) {
+      if (likelihood_[g] < ParetoTail::least_share() * total) continue;
+      kept += likelihood_[g];
+      sum += likelihood_[g] * b_[g];
+    }
+    const double best = sum / kept;
+    V logarithms(0.0);
+    for_vectors<double>(int(n), [&](int i, auto l) UNIGEN_FORCED {
+      logarithms = keep(l, logarithms + log1p(V(-best) * load(excess_.data() + i, l)), logarithms);
+    });
+    return ParetoTail::with_prior(lane_sum(logarithms) / double(n), double(n));
+  }
+
+ private:
+  void place(int64_t n) {
+    const int64_t points = ParetoTail::points(n);
+    for (int64_t g = 0; g < round_up(points, V::size); ++g) places_[g] = ParetoTail::place(smaller(g, points - 1), points);
+    placed_ = n;
+  }
+
+  std::vector<double> excess_;
+  alignas(kVectorBytes) double places_[kRoom], b_[kRoom], likelihood_[kRoom];
+  int64_t placed_ = 0;
+};
+
+template <class T>
+void pareto_shape_in(const ParetoShape& a, const Parallel& parallel) {
+  in_parallel(parallel, a.rows, grain_of(16 * ParetoTail::points(a.count) * a.count), [&](int64_t begin, int64_t end) {
+    ParetoFit fit(a.count);
+    for (int64_t row = begin; row < end; ++row)
+      static_cast<T*>(a.shapes)[row] = T(fit.shape(static_cast<const T*>(a.values) + row * (a.count + 1), a.count));
+  });
+}
+
 }  // namespace
 
 void weight_rows(const WeightRows& a, const Parallel& parallel) {
@@ -305,6 +376,9 @@ void estimators(const Estimators& a, const Parallel& parallel) {
 }
 void estimators_backward(const EstimatorsBackward& a, const Parallel& parallel) {
   with_arithmetic(a.dtype, [&](auto t) { estimators_backward_in<decltype(t)>(a, parallel); });
+}
+void pareto_shape(const ParetoShape& a, const Parallel& parallel) {
+  with_arithmetic(a.dtype, [&](auto t) { pareto_shape_in<decltype(t)>(a, parallel); });
 }
 
 }  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

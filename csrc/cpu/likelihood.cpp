@@ -31,9 +31,7 @@ void bernoulli_log_prob_in(const BernoulliLogProb& a, const Parallel& parallel) 
   const RowSum<T, 2, BernoulliSum> sum(a.grid, in, {});
   RowResults<T> results(a.grid, arithmetic(a.value, a), {}, sum.units());
   sum.run(parallel, [&](int64_t unit, int64_t row, int n, const double* totals) {
-    alignas(kVectorBytes) T values[kChunk<T>];
-    for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
-    results.take(unit, row, n, values);
+    results.take_totals(unit, row, n, totals);
   });
 }
 
@@ -151,9 +149,7 @@ void row_formula_in(const RowFormula& a, const Parallel& parallel) {
     const RowSum<T, Sum::kInputs, Sum> sum(a.grid, in, {formula});
     RowResults<T> results(a.grid, arithmetic(a.value, a), a.reduction, sum.units());
     sum.run(parallel, [&](int64_t unit, int64_t row, int n, const double* totals) {
-      alignas(kVectorBytes) T values[kChunk<T>];
-      for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
-      results.take(unit, row, n, values);
+      results.take_totals(unit, row, n, totals);
     });
     results.close();
   });

@@ -311,7 +311,7 @@ UNIGEN_INLINE Vec<T> counted(Vec<T> x, int64_t i, int64_t j, bool within, int64_
 }
 
 constexpr int kSlopes = 4 * kStretch;  // points j whose slopes are kept at a time
-constexpr int64_t kMaxUnits = 8;       // each with gradients of its own
+constexpr int64_t kMmdUnits = 8;       // each with gradients of its own
 
 // The sums over pairs of two sets, or within one, and the gradients of those points that `of_*` has room for.
 template <class T, class Kernel>
@@ -416,10 +416,10 @@ void mmd_in(const Mmd& a, const Parallel& parallel, Kernel) {
   const bool with_x = a.grad_x.data, with_y = a.grad_y.data;
   const int64_t x_blocks = ceil_div(a.x_rows, kPairRows), y_blocks = ceil_div(a.y_rows, kPairRows);
   const int64_t accumulated = (x.stride + y.stride) * a.cols;
-  const int64_t units = smaller(pair_units<T>(larger(x_blocks, y_blocks), accumulated), kMaxUnits);
+  const int64_t units = smaller(pair_units<T>(larger(x_blocks, y_blocks), accumulated), kMmdUnits);
   const int64_t points = a.x_rows + a.y_rows, steps = points * points / units * larger(1, a.cols) / 4;
 
-  double partial[kMaxUnits][3] = {};
+  double partial[kMmdUnits][3] = {};
   std::vector<Staged<T>> of_x(units), of_y(units);
   in_parallel(parallel, units, grain_of(steps), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {

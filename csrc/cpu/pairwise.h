@@ -69,20 +69,6 @@ UNIGEN_INLINE void with_storage(DType dtype, void* data, const Body& body) {
 
 constexpr int64_t kTransposed = 64;  // points transposed at a time: their rows stay in the cache
 
-template <class Task>
-void in_parallel(const Parallel& parallel, int64_t count, int64_t grain, const Task& task) {
-  const auto range = [](void* context, int64_t begin, int64_t end) { (*static_cast<const Task*>(context))(begin, end); };
-  void* context = const_cast<void*>(static_cast<const void*>(&task));
-  if (count <= grain) {
-    if (count > 0) range(context, 0, count);
-  } else {
-    parallel.run(0, count, grain, range, context);
-  }
-}
-
-// how many tasks of so many steps are worth a thread
-UNIGEN_INLINE int64_t grain_of(int64_t steps) { return larger(1, (1 << 15) / larger(1, steps)); }
-
 template <class T>
 void stage_points(const Staged<T>& staged, const Matrix& matrix, DType dtype, const Parallel& parallel) {
   in_parallel(parallel, ceil_div(staged.points, kTransposed), grain_of(kTransposed * staged.cols),

@@ -28,6 +28,7 @@ constexpr int64_t kUnit = 8192;                // elements that are worth handin
 constexpr int64_t kBatch = 4096;               // elements to finish before the next ones are read
 constexpr int64_t kMaxUnits = 1024;
 constexpr int64_t kFewRows = 64;  // with fewer, long rows are split
+constexpr int kElementsAhead = 1024;  // how far operands are fetched ahead
 constexpr int kRowsAhead = 8;     // how far short rows are fetched ahead where memory is what they wait for
 constexpr int kFlush = 64;        // vectors added up in the arithmetic type before the sum goes on in double
 constexpr int kAxisDims = 2 * kMaxDims;
@@ -36,6 +37,23 @@ UNIGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 UNIGEN_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 UNIGEN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 UNIGEN_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// ---- tasks ---------------------------------------------------------------------------------------------------------
+
+// task(begin, end) for pieces of [0, count)
+template <class Task>
+void in_parallel(const Parallel& parallel, int64_t count, int64_t grain, const Task& task) {
+  const auto range = [](void* context, int64_t begin, int64_t end) { (*static_cast<const Task*>(context))(begin, end); };
+  void* context = const_cast<void*>(static_cast<const void*>(&task));
+  if (count <= grain) {
+    if (count > 0) range(context, 0, count);
+  } else {
+    parallel.run(0, count, grain, range, context);
+  }
+}
+
+// how many tasks of so many steps are worth a thread
+UNIGEN_INLINE int64_t grain_of(int64_t steps) { return larger(1, (1 << 15) / larger(1, steps)); }
 
 // ---- staging -------------------------------------------------------------------------------------------------------
 
@@ -396,6 +414,12 @@ class RowResults {
     }
   }
 
+  void take_totals(int64_t unit, int64_t row, int n, const double* totals) {
+    alignas(kVectorBytes) T values[kChunk<T>];
+    for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+    take(unit, row, n, values);
+  }
+
   void close() const {
     if (!reduction_.reduce) return;
     double sum = 0;
@@ -409,6 +433,42 @@ class RowResults {
   T* result_;
   int64_t units_;
   double partial_[kMaxUnits + kFewRows];
+};
+
+// The same for sums that have a floor, and weights; `rows`, where there is one, keeps the sums themselves.
+template <class T>
+class FlooredResults {
+ public:
+  template <class Arguments>
+  FlooredResults(const Arguments& a, int64_t units)
+      : results_(a.grid, arithmetic(a.value, a), a.reduction, units),
+        rows_(a.grid, arithmetic(a.rows, a), Axis::none, Axis::rows),
+        weights_(a.grid, arithmetic(a.weights, a), Axis::none, Axis::rows),
+        keeps_rows_(a.rows.data),
+        weighted_(a.weights.data),
+        floor_(a.row_floor) {}
+
+  void take_totals(int64_t unit, int64_t row, int n, const double* totals) {
+    alignas(kVectorBytes) T values[kChunk<T>], room[kChunk<T>];
+    for (int i = 0; i < n; ++i) values[i] = T(totals[i]);
+    if (keeps_rows_) rows_.write(0, row, n, values);
+    if (floor_ > -HUGE_VAL) {
+      for (int i = 0; i < n; ++i) values[i] = values[i] < T(floor_) ? T(floor_) : values[i];
+    }
+    if (weighted_) {
+      const T* weight = weights_.read(0, row, n, room);
+      for (int i = 0; i < n; ++i) values[i] *= weight[i];
+    }
+    results_.take(unit, row, n, values);
+  }
+
+  void close() const { results_.close(); }
+
+ private:
+  RowResults<T> results_;
+  Stream<T> rows_, weights_;
+  bool keeps_rows_, weighted_;
+  double floor_;
 };
 
 // ---- map: elements to elements -------------------------------------------------------------------------------------
@@ -578,9 +638,15 @@ class Map {
     for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
       V row[kKeptRoom<F>], x[kIn], y[kOut];
       set_row(i, row);
-      for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+      for (int k = 0; k < kIn; ++k) {
+        x[k] = load(source[k] + i, l);
+        __builtin_prefetch(source[k] + i + kElementsAhead);
+      }
       f(row, x, y);
-      for (int k = 0; k < kOut; ++k) store(target[k] + i, y[k], l);
+      for (int k = 0; k < kOut; ++k) {
+        store(target[k] + i, y[k], l);
+        __builtin_prefetch(target[k] + i + kElementsAhead, 1);
+      }
     });
     for (int k = 0; k < kOut; ++k) out_[k].written(origin[kIn + k], first, n, target[k]);
   }
@@ -591,6 +657,25 @@ class Map {
 };
 
 // ---- sums over each row --------------------------------------------------------------------------------------------
+
+// finish(0, row, n, totals) for rows without columns
+template <class Finish>
+void finish_empty_rows(const Partition& partition, const Finish& finish) {
+  const double totals[kFewRows] = {};
+  for (int64_t r = 0; r < partition.rows; r += kFewRows)
+    finish(0, r, int(smaller(kFewRows, partition.rows - r)), totals);
+}
+
+// the same for rows that were split, given the sums of their pieces
+template <class Finish>
+void finish_pieces(const Partition& partition, const double* partial, const Finish& finish) {
+  double totals[kFewRows];
+  for (int64_t r = 0; r < partition.rows; ++r) {
+    totals[r] = 0;
+    for (int64_t p = 0; p < partition.pieces; ++p) totals[r] += partial[r * partition.pieces + p];
+  }
+  finish(0, 0, int(partition.rows), totals);
+}
 
 // Sums over the columns. The function object has
 //   static constexpr int kStates; add(V* state, const V* in): one more element; close(const V* state): the sum so far.
@@ -615,17 +700,13 @@ class RowSum {
 
   template <class Finish>
   void run(const Parallel& parallel, const Finish& finish) const {
-    if (partition_.cols == 0) return empty_rows(finish);
+    if (partition_.cols == 0) return finish_empty_rows(partition_, finish);
     if (split()) {
-      double partial[kMaxUnits + kFewRows], totals[kFewRows];
+      double partial[kMaxUnits + kFewRows];
       partition_.run(parallel, [&](int64_t u) {
         partial[u] = row_piece(partition_.row_begin(u), partition_.col_begin(u), partition_.col_end(u));
       });
-      for (int64_t r = 0; r < partition_.rows; ++r) {
-        totals[r] = 0;
-        for (int64_t p = 0; p < partition_.pieces; ++p) totals[r] += partial[r * partition_.pieces + p];
-      }
-      return finish(0, 0, int(partition_.rows), totals);
+      return finish_pieces(partition_, partial, finish);
     }
     partition_.run(parallel, [&](int64_t u) {
       alignas(kVectorBytes) double totals[kChunk<T>];
@@ -643,14 +724,6 @@ class RowSum {
   }
 
  private:
-  template <class Finish>
-  void empty_rows(const Finish& finish) const {
-    double totals[kFewRows] = {};
-    for (int64_t r = 0; r < partition_.rows; r += kFewRows) {
-      finish(0, r, int(smaller(kFewRows, partition_.rows - r)), totals);
-    }
-  }
-
   UNIGEN_NOINLINE double row_piece(int64_t row, int64_t col_begin, int64_t col_end) const {
     const F f = f_;
     alignas(kVectorBytes) T room[kIn][kChunk<T>];
@@ -666,7 +739,10 @@ class RowSum {
       for (int s = 0; s < kStates; ++s) state[s] = V(T(0));
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
         V x[kIn], next[kStates];
-        for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+        for (int k = 0; k < kIn; ++k) {
+          x[k] = load(source[k] + i, l);
+          __builtin_prefetch(source[k] + i + kElementsAhead);
+        }
         for (int s = 0; s < kStates; ++s) next[s] = state[s];
         f.add(next, x);
         for (int s = 0; s < kStates; ++s) state[s] = keep(l, next[s], state[s]);
@@ -795,6 +871,14 @@ class RowSumMap {
 // of an extra: what f.extra(log_w, e) says, which scales as e does or as its square (F::kSquares). NaN and +inf end up in
 // the sum. finish(unit, row, n, shift, sum, extra). With F::kNormalize, where `normalizes()`, what is done instead is that each
 // e over its row's sum is written to `weights`.
+struct NoExtra {
+  static constexpr bool kExtra = false, kSquares = false, kNormalize = false;
+  template <class V>
+  UNIGEN_INLINE V extra(V, V e) const {
+    return e;
+  }
+};
+
 template <class T, class F>
 class RowExponentials {
   using V = Vec<T>;
@@ -896,7 +980,7 @@ class RowExponentials {
       const T* source = log_w_.read(origin, c, n, room);
       V sum(T(0)), extra(T(0));
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
-        const V x = load(source + i, l), e = exp(over_temperature(x) - shift);
+        const V x = load(source + i, l), e = exp_of_distance(over_temperature(x) - shift);
         sum = keep(l, sum + e, sum);
         extra = keep(l, extra + f_.extra(x, e), extra);
       });
@@ -932,7 +1016,7 @@ class RowExponentials {
       const V of_shift(shift[r]);
       V sum(T(0));
       for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
-        const V e = exp(over_temperature(load(source + i, l)) - of_shift);
+        const V e = exp_of_distance(over_temperature(load(source + i, l)) - of_shift);
         sum = keep(l, sum + e, sum);
         store(target + i, e, l);
         __builtin_prefetch(target + kRowsAhead * cols + i, 1);
@@ -991,13 +1075,13 @@ class RowExponentials {
         store(extra + i, V(T(0)));
         if (block == 0) continue;
         // nothing, or a NaN, was summed where all was -inf
-        const V factor = select(before == lowest, constant<V>(1), exp(before - now));
+        const V factor = select(before == lowest, constant<V>(1), exp_of_distance(before - now));
         scale_lanes(batch.sum + i, factor);
         if constexpr (F::kExtra) scale_lanes(batch.extra + i, F::kSquares ? factor * factor : factor);
       }
       for (int c = 0; c < cols; ++c) {
         for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
-          const V x = load(source[c] + i, l), e = exp(over_temperature(x) - load(batch.shift + i));
+          const V x = load(source[c] + i, l), e = exp_of_distance(over_temperature(x) - load(batch.shift + i));
           store(sum + i, load(sum + i) + e);
           if constexpr (F::kExtra) store(extra + i, load(extra + i) + f_.extra(x, e));
         });
@@ -1199,11 +1283,9 @@ class Flats {
   // numel(i) elements of tensor i
   template <class T, class Numel>
   Flats(T, int count, const Numel& numel) : count_(count) {
-    int64_t total = 0;
-    for (int i = 0; i < count; ++i) total += numel(i);
+    for (int i = 0; i < count; ++i) total_ += numel_[i] = numel(i);
     for (int i = 0; i < count; ++i) {
-      numel_[i] = numel(i);
-      const Partition partition(numel_[i], 1, false, lane_block<T>(numel_[i]), 1, larger(kUnit, ceil_div(total, kMaxUnits)));
+      const Partition partition(numel_[i], 1, false, lane_block<T>(numel_[i]), 1, larger(kUnit, ceil_div(total_, kMaxUnits)));
       unit_[i] = partition.block_rows;
       first_[i + 1] = first_[i] + partition.count;
     }
@@ -1215,16 +1297,20 @@ class Flats {
   // work(unit, tensor, its elements from, to), on as many threads as pay
   template <class Work>
   void run(const Parallel& parallel, const Work& work) const {
-    Partition::each(parallel, units(), [&](int64_t unit) {
+    const int64_t units_of_thread = ceil_div(kUnit * units(), larger(1, total_));  // small tensors are a unit each
+    in_parallel(parallel, units(), units_of_thread, [&](int64_t begin, int64_t end) {
       int i = 0;
-      while (first_[i + 1] <= unit) ++i;
-      const int64_t begin = (unit - first_[i]) * unit_[i];
-      work(unit, i, begin, smaller(numel_[i], begin + unit_[i]));
+      for (int64_t unit = begin; unit < end; ++unit) {
+        while (first_[i + 1] <= unit) ++i;
+        const int64_t from = (unit - first_[i]) * unit_[i];
+        work(unit, i, from, smaller(numel_[i], from + unit_[i]));
+      }
     });
   }
 
  private:
   int count_;
+  int64_t total_ = 0;
   int64_t numel_[kMost], unit_[kMost], first_[kMost + 1] = {};
 };
 

@@ -56,7 +56,6 @@ class SiteStream {
         numbers_(numbers),
         step_(vectors.step),
         sites_(strided(problem.grid, vectors.at, Axis::rows_cols)) {
-    item_ = dtype_ == DType::float64 ? 8 : dtype_ == DType::float32 ? 4 : 2;
     adjacent_ = sites_.dims == 0 || (sites_.dims == 1 && sites_.stride[0] == 1);
   }
 
@@ -64,26 +63,46 @@ class SiteStream {
 
   // sites [first, first + n) to tile[number · lanes + lane]; further lanes repeat the last site
   UNIGEN_NOINLINE void read(int64_t first, int n, T* tile) const {
-    if (item_ == int(sizeof(T))) return read_as<T>(first, n, tile);
-    if constexpr (sizeof(T) == 4) {
-      if (dtype_ == DType::bfloat16) return read_as<BFloat16>(first, n, tile);
-      read_as<Float16>(first, n, tile);
-    }
+    with_storage([&](const auto* data) { read_from(data, first, n, tile); });
+  }
+
+  // whether the numbers of a site are adjacent, and many: worth lanes of their own
+  bool long_sites() const { return step_ == 1 && numbers_ >= 4 * V::size; }
+
+  // one site's numbers: where they are, or in `room`
+  const T* read_site(int64_t site, T* room) const {
+    if (in_place()) return reinterpret_cast<const T*>(data_) + sites_.offset(site);
+    with_storage([&](const auto* data) { gather(data + sites_.offset(site), step_, numbers_, room); });
+    return room;
+  }
+  // where to put them, and what to call then
+  T* target_site(int64_t site, T* room) const {
+    return in_place() ? reinterpret_cast<T*>(data_) + sites_.offset(site) : room;
+  }
+  void written_site(int64_t site, const T* numbers) const {
+    if (in_place()) return;
+    with_storage([&](auto* data) { scatter(numbers, data + sites_.offset(site), step_, numbers_); });
   }
 
   UNIGEN_NOINLINE void write(int64_t first, int n, const T* tile) const {
-    if (item_ == int(sizeof(T))) return write_as<T>(first, n, tile);
-    if constexpr (sizeof(T) == 4) {
-      if (dtype_ == DType::bfloat16) return write_as<BFloat16>(first, n, tile);
-      write_as<Float16>(first, n, tile);
-    }
+    with_storage([&](auto* data) { write_to(data, first, n, tile); });
   }
 
  private:
+  bool in_place() const { return step_ == 1 && (dtype_ == DType::float32 || dtype_ == DType::float64); }
+
+  template <class Body>
+  void with_storage(const Body& body) const {
+    if constexpr (sizeof(T) == 4) {
+      if (dtype_ == DType::bfloat16) return body(reinterpret_cast<BFloat16*>(data_));
+      if (dtype_ == DType::float16) return body(reinterpret_cast<Float16*>(data_));
+    }
+    body(reinterpret_cast<T*>(data_));
+  }
+
   template <class S>
-  UNIGEN_INLINE void read_as(int64_t first, int n, T* tile) const {
+  UNIGEN_INLINE void read_from(const S* data, int64_t first, int n, T* tile) const {
     constexpr bool same = sizeof(S) == sizeof(T);
-    const S* data = reinterpret_cast<const S*>(data_);
     if (same && adjacent_ && step_ != 1 && n == V::size && sites_.dims) {
       const T* source = reinterpret_cast<const T*>(data) + first;
       for (int64_t c = 0; c < numbers_; ++c) store(tile + c * V::size, load(source + c * step_));
@@ -119,9 +138,8 @@ class SiteStream {
   }
 
   template <class S>
-  UNIGEN_INLINE void write_as(int64_t first, int n, const T* tile) const {
+  UNIGEN_INLINE void write_to(S* data, int64_t first, int n, const T* tile) const {
     constexpr bool same = sizeof(S) == sizeof(T);
-    S* data = reinterpret_cast<S*>(data_);
     if (same && adjacent_ && step_ != 1 && n == V::size && sites_.dims) {
       T* target = reinterpret_cast<T*>(data) + first;
       for (int64_t c = 0; c < numbers_; ++c) store(target + c * step_, load(tile + c * V::size));
@@ -153,7 +171,6 @@ class SiteStream {
 
   char* data_ = nullptr;
   DType dtype_ = DType::float32;
-  int item_ = 4;
   int64_t numbers_ = 0, step_ = 0;
   bool adjacent_ = false;
   Strided sites_;
@@ -187,7 +204,7 @@ class SiteSum {
 
   template <class Start, class Finish>
   void run(const Parallel& parallel, const Start& start, const Finish& finish) const {
-    if (partition_.cols == 0) return empty_rows(finish);
+    if (partition_.cols == 0) return finish_empty_rows(partition_, finish);
     const bool split = partition_.pieces > 1;
     double partial[kMaxUnits + kFewRows];
     partition_.run(parallel, [&](int64_t u) {
@@ -220,24 +237,10 @@ class SiteSum {
         finish(u, row, count, totals);
       }
     });
-    if (!split) return;
-    double totals[kFewRows];
-    for (int64_t r = 0; r < partition_.rows; ++r) {
-      totals[r] = 0;
-      for (int64_t p = 0; p < partition_.pieces; ++p) totals[r] += partial[r * partition_.pieces + p];
-    }
-    finish(0, 0, int(partition_.rows), totals);
+    if (split) finish_pieces(partition_, partial, finish);
   }
 
  private:
-  template <class Finish>
-  void empty_rows(const Finish& finish) const {
-    double totals[kFewRows] = {};
-    for (int64_t r = 0; r < partition_.rows; r += kFewRows) {
-      finish(0, r, int(smaller(kFewRows, partition_.rows - r)), totals);
-    }
-  }
-
   Partition partition_;
 };
 

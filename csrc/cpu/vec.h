@@ -396,6 +396,16 @@ UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
   return scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
 }
 
+// e^x for x <= 0, and 0 where that is no normal number: a denormal one costs a hundred times as much. NaN passes.
+template <class T>
+UNIGEN_INLINE Vec<T> exp_of_distance(Vec<T> x) {
+  constexpr bool wide = sizeof(T) == 8;
+  constexpr double low = wide ? -708 : -87;
+  const ReducedExp<T> e(x, low, wide ? 710 : 89);
+  const Vec<T> found = scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
+  return select(x < constant<Vec<T>>(low), constant<Vec<T>>(0), found);
+}
+
 // 2^x for x < 200, and 0 where that is so small that products of it would be denormal, which cost a hundred times as much.
 // A minimax polynomial for float (relative error 2e-9), 1 at 0; Taylor's for double.
 template <class T>

@@ -422,6 +422,56 @@ inline const char* copy_partition(const EstimatorOptions& options, Partition& pa
   return nullptr;
 }
 
+// A warp fits a row: lanes are points of the grid, or, for the mean, elements.
+template <class E>
+__global__ void __launch_bounds__(kThreads) pareto_kernel(const __grid_constant__ ParetoShape a) {
+  constexpr unsigned kAll = 0xffffffff;
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ double likelihoods[kWarps][kMaxParetoPoints];
+  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+  const auto sum_of = [](double x) {
+    for (int half = kWarp / 2; half; half /= 2) x += __shfl_xor_sync(kAll, x, half);
+    return x;
+  };
+  for (int64_t row = int64_t(blockIdx.x) * kWarps + warp; row < a.rows; row += int64_t(gridDim.x) * kWarps) {
+    const E* const values = static_cast<const E*>(a.values) + row * (a.count + 1);
+    E* const shape = static_cast<E*>(a.shapes) + row;
+    const ParetoTail tail(values[0], values[a.count]);
+    double counted = 0;
+    for (int64_t i = lane; i < a.count; i += kWarp) counted += tail.counts(values[i]);
+    const int64_t n = int64_t(sum_of(counted)), points = ParetoTail::points(n);
+    if (tail.top != tail.top || n < kLeastTail) {
+      if (lane == 0) *shape = E(tail.top != tail.top ? tail.top : double(HUGE_VAL));
+      continue;
+    }
+    const double scale = 1 / (3 * tail.excess(values[ParetoTail::quartile(n)])), inverse = 1 / tail.excess(values[0]);
+    double highest = -double(HUGE_VAL);
+    for (int64_t g = lane; g < points; g += kWarp) {
+      const double b = ParetoTail::place(g, points) * scale + inverse;
+      double sum = 0;
+      for (int64_t i = 0; i < n; ++i) sum += ::log1p(-b * tail.excess(values[i]));
+      likelihoods[warp][g] = ParetoTail::log_likelihood(b, sum / double(n), double(n));
+      highest = fmax(highest, likelihoods[warp][g]);
+    }
+    for (int half = kWarp / 2; half; half /= 2) highest = fmax(highest, __shfl_xor_sync(kAll, highest, half));
+    double total = 0, kept = 0, sum = 0;
+    for (int64_t g = lane; g < points; g += kWarp) total += ::exp(likelihoods[warp][g] - highest);
+    total = sum_of(total);
+    for (int64_t g = lane; g < points; g += kWarp) {
+      const double e = ::exp(likelihoods[warp][g] - highest);
+      if (e < ParetoTail::least_share() * total) continue;
+      kept += e;
+      sum += e * (ParetoTail::place(g, points) * scale + inverse);
+    }
+    kept = sum_of(kept);
+    const double best = sum_of(sum) / kept;
+    double logarithms = 0;
+    for (int64_t i = lane; i < n; i += kWarp) logarithms += ::log1p(-best * tail.excess(values[i]));
+    logarithms = sum_of(logarithms);
+    if (lane == 0) *shape = E(ParetoTail::with_prior(logarithms / double(n), double(n)));
+  }
+}
+
 }  // namespace
 
 const char* weight_rows(const WeightRows& arguments, const Launch& launch) {
@@ -494,6 +544,13 @@ const char* estimators_backward(const EstimatorsBackward& arguments, const Launc
                       {{&a.in[0], bytes}, {&a.in[1], bytes}, {&a.out[0], bytes, true}, {&a.out[1], bytes, true}}, launch);
     });
   });
+}
+
+const char* pareto_shape(const ParetoShape& a, const Launch& launch) {
+  if (a.rows == 0) return nullptr;
+  const int64_t blocks = clamp(divide_up(a.rows, kThreads / kWarp), 1, 65535);
+  if (a.dtype == DType::float64) return start(pareto_kernel<double>, blocks, 1, launch, a);
+  return start(pareto_kernel<float>, blocks, 1, launch, a);
 }
 
 }  // namespace unigen::cuda

@@ -152,7 +152,7 @@ struct Coupled {
   UNIGEN_INLINE Coupled(Coupling coupling, N l, N summary, N inverse) : logit(l), slope(constant<N>(1)) {
     if (coupling == Coupling::averages) logit = l - summary;
     if (coupling == Coupling::ratios) {
-      slope = exp(l - summary) * inverse;
+      slope = exp_of_distance(l - summary) * inverse;
       // a ratio of 0 silences an infinite logit
       logit = select(slope == constant<N>(0), constant<N>(0), slope * l);
     }

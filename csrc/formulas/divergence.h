@@ -164,7 +164,7 @@ struct BernoulliKl : FormulaBase {
   UNIGEN_INLINE N value(const N* in) const {
     const N zero = constant<N>(0), one = constant<N>(1);
     const N a = -abs(in[0]), b = select(zero < in[0], -prior(in), prior(in)), u = b - a;
-    const N tail = exp(a), p = tail / (one + tail);
+    const N tail = exp_of_distance(a), p = tail / (one + tail);
     const ExpTerms<N> e(u);
     const N near = p * e.minus_1_minus_x + log1p_minus(p * e.minus_1);
     const N far = softplus(b) - log1p_unit(tail) - select(p == zero, zero, p * u);

@@ -108,7 +108,7 @@ struct Power {
       const N one = select(log_w == base, constant<N>(1), constant<N>(0));
       return select(log_w == log_w, one, log_w);
     }
-    return exp((log_w - base) * constant<N>(power));
+    return exp_of_distance((log_w - base) * constant<N>(power));
   }
 };
 
@@ -189,7 +189,7 @@ struct Tvo : Estimator {
       t[0] = constant<N>(1);
       t[1] = distance;
     } else {
-      t[0] = exp(distance * constant<N>(partition[sweep]));
+      t[0] = exp_of_distance(distance * constant<N>(partition[sweep]));
       t[1] = weighted(t[0], distance);
     }
   }
@@ -209,7 +209,7 @@ struct Tvo : Estimator {
   UNIGEN_INLINE N slope(int sweep, N distance, N inverse, N mean) const {
     const double beta = partition[sweep];
     if (beta == 0) return constant<N>(-width(sweep)) * inverse;
-    const N weight = exp(distance * constant<N>(beta)) * inverse * constant<N>(-width(sweep));
+    const N weight = exp_of_distance(distance * constant<N>(beta)) * inverse * constant<N>(-width(sweep));
     return weighted(weight, constant<N>(1) + (distance - mean) * constant<N>(beta));
   }
 };
@@ -228,7 +228,7 @@ struct VimcoSignal {
     const N of_others = (drop - select(impossible, zero, distance)) * constant<N>(1 / (count - 1));
     const N baseline = select(zero < missing - select(impossible, constant<N>(1), zero), lowest, of_others);
     const N gap = select(distance == baseline, zero, distance - baseline);
-    const N change = exp(larger(distance, baseline)) * minus_1(-abs(gap)) * inverse;
+    const N change = exp_of_distance(larger(distance, baseline)) * minus_1(-abs(gap)) * inverse;
     const N rest = -log1p(select(gap < zero, -change, change));
     return select(log_w == base, select(best == best, best, rest), rest);
   }
@@ -258,7 +258,7 @@ struct Vimco : Estimator {
     t[1] = t[2] = zero;
     if (sweep == 0) {
       const auto impossible = x[0] == constant<N>(-HUGE_VAL);
-      t[0] = select(x[0] == kept[4], zero, exp(x[0] - kept[5]));
+      t[0] = select(x[0] == kept[4], zero, exp_of_distance(x[0] - kept[5]));
       t[1] = select(impossible, zero, x[0] - kept[0]);
       t[2] = select(impossible, constant<N>(1), zero);
     } else {
@@ -292,17 +292,14 @@ struct Vimco : Estimator {
   }
 };
 
-// in: log_p, log_q
-struct Rws : Estimator {
-  static constexpr int kIn = 2, kSums = 2, kKept = 3, kValues = 2;  // shift, sum, sum of e · log_q
+// The sum of the exponentials of what `Self` takes for the log-weight, and theirs with the second input.
+template <class Self>
+struct SumOfSecond : Estimator {
+  static constexpr int kIn = 2, kSums = 2, kKept = 3;  // shift, sum, sum of e · second input
 
   template <class N>
-  UNIGEN_INLINE N key(const N* x) const {
-    return x[0] - x[1];
-  }
-  template <class N>
   UNIGEN_INLINE void terms(int, const N* kept, const N* x, N* t) const {
-    t[0] = exp(key(x) - kept[0]);
+    t[0] = exp_of_distance(static_cast<const Self*>(this)->key(x) - kept[0]);
     t[1] = weighted(t[0], x[1]);
   }
   template <class N>
@@ -310,10 +307,34 @@ struct Rws : Estimator {
     kept[1] = sums[0];
     kept[2] = sums[1];
   }
+};
+
+// in: log_p, log_q
+struct Rws : SumOfSecond<Rws> {
+  static constexpr int kValues = 2;
+
+  template <class N>
+  UNIGEN_INLINE N key(const N* x) const {
+    return x[0] - x[1];
+  }
   template <class N>
   UNIGEN_INLINE void values(const N* kept, N* v) const {
     v[0] = -log_mean(kept[0], kept[1], count);
     v[1] = -(kept[2] * inverse_sum(kept[1]));
+  }
+};
+
+// in: log_w, payload
+struct WeightedSum : SumOfSecond<WeightedSum> {
+  double temperature;
+
+  template <class N>
+  UNIGEN_INLINE N key(const N* x) const {
+    return temperature == 1 ? x[0] : x[0] / constant<N>(temperature);
+  }
+  template <class N>
+  UNIGEN_INLINE void values(const N* kept, N* v) const {
+    v[0] = kept[2] * inverse_sum(kept[1]);
   }
 };
 
@@ -346,31 +367,6 @@ struct HalfVariance : Estimator {
   }
 };
 
-// in: log_w, payload
-struct WeightedSum : Estimator {
-  static constexpr int kIn = 2, kSums = 2, kKept = 3;  // shift, sum, sum of e · payload
-  double temperature;
-
-  template <class N>
-  UNIGEN_INLINE N key(const N* x) const {
-    return temperature == 1 ? x[0] : x[0] / constant<N>(temperature);
-  }
-  template <class N>
-  UNIGEN_INLINE void terms(int, const N* kept, const N* x, N* t) const {
-    t[0] = exp(key(x) - kept[0]);
-    t[1] = weighted(t[0], x[1]);
-  }
-  template <class N>
-  UNIGEN_INLINE void close(int, const N* sums, N* kept, N*) const {
-    kept[1] = sums[0];
-    kept[2] = sums[1];
-  }
-  template <class N>
-  UNIGEN_INLINE void values(const N* kept, N* v) const {
-    v[0] = kept[2] * inverse_sum(kept[1]);
-  }
-};
-
 // log-mean-exp, effective sample size, largest weight, entropy: saved, they are the result
 struct Diagnostics : Estimator {
   static constexpr int kSums = 3, kPlanes = 4, kKept = 4, kValues = 0;
@@ -378,7 +374,7 @@ struct Diagnostics : Estimator {
   template <class N>
   UNIGEN_INLINE void terms(int, const N* kept, const N* x, N* t) const {
     const N distance = x[0] - kept[0];
-    t[0] = exp(distance);
+    t[0] = exp_of_distance(distance);
     t[1] = t[0] * t[0];
     t[2] = weighted(t[0], distance);
   }
@@ -434,7 +430,7 @@ struct VimcoSlope : Slope {
   }
   template <class N>
   UNIGEN_INLINE void operator()(const N* row, const N* in, N* out) const {
-    out[0] = row[6] * exp(in[0] - row[0]);
+    out[0] = row[6] * exp_of_distance(in[0] - row[0]);
     const VimcoSignal<N> signal = {row[0], row[1], row[2], row[3], row[4]};
     out[1] = row[5] * signal(in[0], count);
   }
@@ -452,7 +448,7 @@ struct RwsSlope : Slope {
   }
   template <class N>
   UNIGEN_INLINE void operator()(const N* row, const N* in, N* out) const {
-    const N e = exp(in[0] - in[1] - row[2]);
+    const N e = exp_of_distance(in[0] - in[1] - row[2]);
     out[0] = row[0] * e;
     out[1] = row[1] * e;
   }
@@ -486,9 +482,40 @@ struct WeightedSumSlope : Slope {
   }
   template <class N>
   UNIGEN_INLINE void operator()(const N* row, const N* in, N* out) const {
-    out[1] = row[0] * exp(sum.key(in) - row[1]);
+    out[1] = row[0] * exp_of_distance(sum.key(in) - row[1]);
     out[0] = weighted(out[1], (in[1] - row[2]) * constant<N>(1 / sum.temperature));
   }
 };
+
+// ---- the generalised Pareto distribution of a tail ---------------------------------------------------------------------
+
+// The M largest log-weights, descending, and the one that follows: those above the latter make the tail, x = w - cutoff.
+struct ParetoTail {
+  double top, cutoff, least;
+
+  UNIGEN_INLINE ParetoTail(double largest, double following) : top(largest == -HUGE_VAL ? 0 : largest) {
+    const double lowest = -708.39641853226408;  // the logarithm of the smallest normal number
+    cutoff = following - top < lowest ? lowest : following - top;
+    least = exp(cutoff);
+  }
+  UNIGEN_INLINE bool counts(double log_w) const { return log_w - top > cutoff; }
+  UNIGEN_INLINE double excess(double log_w) const { return counts(log_w) ? exp(log_w - top) - least : 0; }
+
+  static UNIGEN_INLINE int64_t points(int64_t n) { return 30 + int64_t(::sqrt(double(n))); }
+  // of n descending numbers the one at the first quartile
+  static UNIGEN_INLINE int64_t quartile(int64_t n) { return n - larger_of(1, int64_t(double(n) / 4 + 0.5)); }
+  // where point g of them stands, between 1 - … and 0
+  static UNIGEN_INLINE double place(int64_t g, int64_t points) { return 1 - ::sqrt(double(points) / (double(g) + 0.5)); }
+  // with `shape` the mean of log(1 - b x)
+  template <class N>
+  static UNIGEN_INLINE N log_likelihood(N b, N shape, double n) {
+    return constant<N>(n) * (log(-b / shape) - shape - constant<N>(1));
+  }
+  // the weak prior of Vehtari et al.
+  static UNIGEN_INLINE double with_prior(double shape, double n) { return (n * shape + 5) / (n + 10); }
+  static UNIGEN_INLINE double least_share() { return 10 * 2.220446049250313e-16; }
+  static UNIGEN_INLINE int64_t larger_of(int64_t a, int64_t b) { return a < b ? b : a; }
+};
+constexpr int64_t kLeastTail = 5, kMaxParetoPoints = 512;
 
 }  // namespace unigen

@@ -18,7 +18,7 @@ struct BernoulliTerms {
     const N coefficient = select(zero < l, constant<N>(1) - x, -x);
     linear = select(coefficient == zero, zero, coefficient * l);  // an infinite logit on its own side costs nothing
     linear = select(l == l, linear, l);
-    tail = exp(-abs(l));
+    tail = exp_of_distance(-abs(l));
   }
 };
 
@@ -185,7 +185,7 @@ struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
     const N closed = log1p_unit(open.tail) + maximum(gate, zero);  // -log sigma(-g)
     const N larger = maximum(gate, count), apart = select(gate == count, zero, abs(gate - count));
     const N usual = log1p(maximum(rest, constant<N>(-0.5)));
-    const N both = select(rest < constant<N>(-0.5), larger + log1p_unit(exp(-apart)) - closed, usual);
+    const N both = select(rest < constant<N>(-0.5), larger + log1p_unit(exp_of_distance(-apart)) - closed, usual);
     return select(in[0] == zero, both, count - closed);
   }
 

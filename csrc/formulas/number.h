@@ -17,6 +17,9 @@ namespace unigen {
 
 UNIGEN_INLINE float exp(float x) { return ::expf(x); }
 UNIGEN_INLINE double exp(double x) { return ::exp(x); }
+// for x <= 0; may be 0 where the result is denormal
+UNIGEN_INLINE float exp_of_distance(float x) { return ::expf(x); }
+UNIGEN_INLINE double exp_of_distance(double x) { return ::exp(x); }
 UNIGEN_INLINE float expm1(float x) { return ::expm1f(x); }
 UNIGEN_INLINE double expm1(double x) { return ::expm1(x); }
 UNIGEN_INLINE float log(float x) { return ::logf(x); }
@@ -80,7 +83,7 @@ struct Logistic {
   decltype(N() < N()) positive;
 
   UNIGEN_INLINE explicit Logistic(N x)
-      : tail(exp(-abs(x))), reciprocal(constant<N>(1) / (constant<N>(1) + tail)), positive(constant<N>(0) < x) {}
+      : tail(exp_of_distance(-abs(x))), reciprocal(constant<N>(1) / (constant<N>(1) + tail)), positive(constant<N>(0) < x) {}
 
   UNIGEN_INLINE N sigmoid() const { return reciprocal * select(positive, constant<N>(1), tail); }       // sigma(x)
   UNIGEN_INLINE N sigmoid_of_minus() const { return reciprocal * select(positive, tail, constant<N>(1)); }  // sigma(-x)
@@ -89,7 +92,7 @@ struct Logistic {
 // log(1 + e^x) = max(x, 0) + log1p(e^{-|x|})
 template <class N>
 UNIGEN_INLINE N softplus(N x) {
-  return maximum(x, constant<N>(0)) + log1p_unit(exp(-abs(x)));
+  return maximum(x, constant<N>(0)) + log1p_unit(exp_of_distance(-abs(x)));
 }
 
 template <int n>

@@ -61,9 +61,9 @@ auto with_estimator(const EstimatorOptions& o, double count, const double* parti
   switch (o.kind) {
     case EstimatorKind::tvo: return body(Tvo{{count}, partition, o.points});
     case EstimatorKind::vimco: return body(Vimco{{count}});
-    case EstimatorKind::rws: return body(Rws{{count}});
+    case EstimatorKind::rws: return body(Rws{{{count}}});
     case EstimatorKind::log_variance: return body(HalfVariance{{count}});
-    case EstimatorKind::weighted_sum: return body(WeightedSum{{count}, o.temperature});
+    case EstimatorKind::weighted_sum: return body(WeightedSum{{{count}}, o.temperature});
     case EstimatorKind::diagnostics: return body(Diagnostics{{count}});
     default: return body(PowerBound{{count}, {o.power}, o.elbo_weight});
   }
@@ -76,7 +76,7 @@ auto with_slope(const EstimatorOptions& o, double count, double factor, const Bo
     case EstimatorKind::vimco: return body(VimcoSlope{{factor}, count});
     case EstimatorKind::rws: return body(RwsSlope{{factor}});
     case EstimatorKind::log_variance: return body(VarianceSlope{{factor}, count});
-    case EstimatorKind::weighted_sum: return body(WeightedSumSlope{{factor}, {{count}, o.temperature}});
+    case EstimatorKind::weighted_sum: return body(WeightedSumSlope{{factor}, {{{count}}, o.temperature}});
     default: return body(PowerSlope{{factor}, {o.power}, o.elbo_weight, count});
   }
 }
@@ -101,12 +101,21 @@ struct EstimatorsBackward : Problem {
   Reduction reduction;
 };
 
+// The shape of each row's tail: `values` [rows, count + 1] descending, contiguous like `shapes`, both of the arithmetic type.
+struct ParetoShape {
+  DType dtype = DType::float32;
+  int64_t rows = 0, count = 0;
+  const void* values = nullptr;
+  void* shapes = nullptr;
+};
+
 #define UNIGEN_IMPORTANCE_KERNELS(X)          \
   X(weight_rows, WeightRows)                  \
   X(weight_rows_backward, WeightRowsBackward) \
   X(weights, Weights)                         \
   X(weights_backward, WeightsBackward)        \
   X(estimators, Estimators)                   \
-  X(estimators_backward, EstimatorsBackward)
+  X(estimators_backward, EstimatorsBackward)  \
+  X(pareto_shape, ParetoShape)
 
 }  // namespace unigen

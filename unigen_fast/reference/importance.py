@@ -234,35 +234,28 @@ def weight_diagnostics(log_w: Tensor, dim: int) -> Tensor:
     return torch.stack([bound, ess, inverse, entropy])
 
 
-def pareto_k(log_w: Tensor, dim: int) -> Tensor:
-    """Shape of the generalised Pareto distribution fitted to the largest weights; +inf without 5 of them in the tail.
+def pareto_shape(tail: Tensor) -> Tensor:
+    """Shape of the generalised Pareto distribution fitted to each row of a tail; +inf without 5 weights in it.
 
-    The tail is what lies above the (M+1)-th largest weight, M = ceil(min(K/5, 3 sqrt(K))) (Vehtari et al. 2024); the
-    fit is that of Zhang & Stephens (2009), with the former's weak prior, in float64.
+    `tail`: the M largest log-weights in descending order, and the one that follows, `[…, M + 1]`. The fit is that of
+    Zhang & Stephens (2009), with the weak prior of Vehtari et al. (2024), in float64.
     """
-    dtype = upcast(log_w).dtype
-    x = log_w.detach().double().movedim(dim, -1)
-    count = x.size(-1)
-    most = math.ceil(min(count / 5, 3 * math.sqrt(count)))
-    if most < 5:
-        missing = torch.full_like(x[..., 0], math.inf)
-        return torch.where(x.isnan().any(-1), torch.full_like(missing, math.nan), missing).to(dtype)
-    largest = x.topk(most + 1, dim=-1).values  # NaN first
+    largest = tail.detach().double()
+    most = largest.size(-1) - 1
     maximum = largest[..., :1]
     maximum = torch.where(maximum == -math.inf, torch.zeros_like(maximum), maximum)
     cutoff = (largest[..., -1:] - maximum).clamp(min=math.log(torch.finfo(torch.float64).tiny))
     distance = largest[..., :-1] - maximum
     inside = distance > cutoff
-    n = inside.sum(-1, keepdim=True).to(x.dtype)  # ties with the cutoff are outside
-    excess = torch.where(inside, distance.exp() - cutoff.exp(), torch.zeros_like(distance)).flip(-1)  # ascending
+    n = inside.sum(-1, keepdim=True).to(largest.dtype)  # ties with the cutoff are outside
+    excess = torch.where(inside, distance.exp() - cutoff.exp(), torch.zeros_like(distance))
     enough = n >= 5
     n = torch.where(enough, n, torch.full_like(n, 5))
-    # the first quartile of n ascending numbers that stand at the end of `most`
-    quartile = (most - n + (n / 4 + 0.5).floor() - 1).long().clamp(min=0)
-    quarter = excess.gather(-1, quartile)
+    quartile = n - (n / 4 + 0.5).floor()  # the first of n ascending numbers, counted from the largest
+    quarter = excess.gather(-1, quartile.long().clamp(max=most - 1))
     grid_size = 30 + n.sqrt().floor()
-    point = torch.arange(1, 31 + math.isqrt(most), dtype=x.dtype, device=x.device)
-    b = (1 - (grid_size / (point - 0.5)).sqrt()) / (3 * quarter) + 1 / excess[..., -1:]
+    point = torch.arange(1, 31 + math.isqrt(most), dtype=excess.dtype, device=excess.device)
+    b = (1 - (grid_size / (point - 0.5)).sqrt()) / (3 * quarter) + 1 / excess[..., :1]
 
     opposite = -excess.unsqueeze(-2)
 
@@ -278,7 +271,7 @@ def pareto_k(log_w: Tensor, dim: int) -> Tensor:
     best = (torch.where(weights == 0, torch.zeros_like(b), b) * weights).sum(-1, keepdim=True)
     shape = (n * mean_log(best) + 5) / (n + 10)
     shape = torch.where(enough, shape, torch.full_like(shape, math.inf))
-    return torch.where(maximum.isnan(), torch.full_like(shape, math.nan), shape).squeeze(-1).to(dtype)
+    return torch.where(maximum.isnan(), torch.full_like(shape, math.nan), shape).squeeze(-1).to(tail.dtype)
 
 
 def importance_weighted_generator_loss(

@@ -47,6 +47,7 @@ __all__ = [
     "log_mean_exp_backward",
     "log_variance_loss",
     "log_variance_loss_backward",
+    "pareto_shape",
     "power_bound_loss",
     "power_bound_loss_backward",
     "rws_losses",
@@ -868,3 +869,56 @@ def importance_weighted_sum_backward(
 
 def weight_diagnostics(log_w: Tensor, dim: int) -> Tensor:
     return _estimate("diagnostics", log_w, None, dim, planes=4, values=0)[-1]
+
+
+# ---- the tail's shape ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _excess(log_w, top, cutoff):
+    counted = log_w - top > cutoff
+    return tl.where(counted, tl.exp(tl.where(counted, log_w - top, 0.0)) - tl.exp(cutoff), 0.0)
+
+
+@triton.jit
+def _pareto_kernel(tail, shapes, count, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr):
+    """A program fits a row: tiles are points of the grid, or the whole tail."""
+    row = tl.program_id(0).to(INDEX)
+    values = tail + row * (count + 1)
+    largest = tl.load(values).to(tl.float64)
+    top = tl.where(largest == float("-inf"), 0.0, largest)
+    cutoff = tl.load(values + count).to(tl.float64) - top
+    cutoff = tl.where(cutoff < -708.39641853226408, -708.39641853226408, cutoff)
+    i = tl.arange(0, BLOCK_M)
+    log_w = tl.load(values + i, mask=i < count, other=float("-inf")).to(tl.float64)
+    excess = _excess(log_w, top, cutoff)
+    n = tl.sum((log_w - top > cutoff).to(tl.float64), 0)
+
+    points = 30 + tl.floor(tl.sqrt(n))
+    quartile = tl.maximum(n - tl.floor(n / 4 + 0.5), 0.0)
+    of_quartile = tl.sum(tl.where(i.to(tl.float64) == quartile, excess, 0.0), 0)
+    of_largest = tl.sum(tl.where(i == 0, excess, 0.0), 0)
+    g = tl.arange(0, BLOCK_G).to(tl.float64)
+    b = (1 - tl.sqrt(points / (g + 0.5))) / (3 * of_quartile) + 1 / of_largest
+    total = tl.zeros([BLOCK_G], tl.float64)
+    for m in range(0, count):
+        x = _excess(tl.load(values + m).to(tl.float64), top, cutoff)
+        total += log1p(-b * x)
+    mean = total / n
+    likelihood = tl.where(g < points, n * (tl.log(-b / mean) - mean - 1), float("-inf"))
+    weights = tl.exp(likelihood - tl.max(likelihood, 0))
+    weights = tl.where(weights >= 10 * 2.220446049250313e-16 * tl.sum(weights, 0), weights, 0.0)
+    best = tl.sum(tl.where(weights == 0, 0.0, weights * b), 0) / tl.sum(weights, 0)
+    shape = (tl.sum(log1p(-best * excess), 0) + 5) / (n + 10)
+    shape = tl.where(n >= 5, shape, float("inf"))
+    tl.store(shapes + row, tl.where(top == top, shape, top).to(shapes.dtype.element_ty))
+
+
+def pareto_shape(tail: Tensor) -> Tensor:
+    count = tail.size(-1) - 1
+    shapes = torch.empty(tail.shape[:-1], dtype=tail.dtype, device=tail.device)
+    if shapes.numel():
+        blocks = {"BLOCK_M": _rows.power_of_2(count), "BLOCK_G": _rows.power_of_2(30 + math.isqrt(count))}
+        index = tl.int64 if tail.numel() >= 2**31 else tl.int32
+        _rows.launch(_pareto_kernel, (shapes.numel(),), tail.device, tail, shapes, count, INDEX=index, **blocks)
+    return shapes
