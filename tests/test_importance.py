@@ -628,7 +628,7 @@ def test_rws_gradients_stay_apart(device: torch.device) -> None:
     q = torch.randn(6, 5, dtype=torch.float64, device=device, requires_grad=True)
     theta, phi = uf.rws_losses(p, q, dim=1, reduction="sum")
     weights = torch.softmax((p - q).detach(), 1)
-    dp, dq = torch.autograd.grad(theta + 2 * phi, (p, q))
+    dp, dq = torch.autograd.grad(theta + 2 * phi, (p, q), retain_graph=True)
     assert_close(dp, -weights, 1e-12)
     assert_close(dq, -2 * weights, 1e-12)
     assert_close(theta, uf.iwae_loss(p - q, dim=1, reduction="sum"), 1e-13)
