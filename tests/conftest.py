@@ -2,12 +2,12 @@ import os
 
 import pytest
 
-# Several test processes share the cores: a thread that waits by spinning takes them from the others, which made the whole
+# Several test processes share the cores: a thread that waits by spinning takes them from the others, which made the
 # suite take twice as long. Read when OpenMP is loaded, so before torch.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch  # noqa: E402
+import torch
 
 
 @pytest.fixture
