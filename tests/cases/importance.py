@@ -52,6 +52,28 @@ def diagnostics(log_w: Tensor, dim: int) -> tuple[Tensor, ...]:
     return lme(log_w.detach(), dim), 1 / weights.square().sum(dim), weights.amax(dim), entropy
 
 
+def naive_pareto_k(log_w: Tensor) -> Tensor:
+    """Zhang and Stephens' fit to the largest weights, row by row, with the loops of their paper's appendix."""
+    k = log_w.size(-1)
+    largest = math.ceil(min(k / 5, 3 * math.sqrt(k)))
+    shapes = []
+    for row in log_w.detach().reshape(-1, k):
+        w = (row - row.max()).exp().sort().values
+        x = w[w > w[-largest - 1]] - w[-largest - 1]
+        if len(x) < 5:
+            shapes.append(math.inf)
+            continue
+        n, points = len(x), 30 + int(math.sqrt(len(x)))
+        quartile = float(x[int(n / 4 + 0.5) - 1])
+        b = [(1 - math.sqrt(points / (i - 0.5))) / (3 * quartile) + 1 / float(x[-1]) for i in range(1, points + 1)]
+        means = [float(torch.log1p(-b_i * x).mean()) for b_i in b]
+        likelihoods = [n * (math.log(-b_i / m) - m - 1) for b_i, m in zip(b, means, strict=True)]
+        weights = torch.softmax(torch.tensor(likelihoods, dtype=torch.float64), 0)
+        best = float((weights * torch.tensor(b, dtype=torch.float64)).sum())
+        shapes.append((n * float(torch.log1p(-best * x).mean()) + 5) / (n + 10))
+    return torch.tensor(shapes, dtype=log_w.dtype).reshape(log_w.shape[:-1])
+
+
 TEMPERATURE = 2.5
 
 CASES = [
@@ -318,6 +340,15 @@ CASES = [
         lambda x: diagnostics(x, -1),
         differentiable=False,
         empty_event=False,
+    ),
+    Case(
+        "weight_diagnostics[tail]",
+        lambda x: uf.weight_diagnostics(x, dim=-1).pareto_k,
+        lambda rows, n: [Spec((rows, n + 25), "log_w")],
+        naive_pareto_k,
+        differentiable=False,
+        every_size=False,
+        composed=True,
     ),
     Case(
         "weight_diagnostics[K,B]",
