@@ -95,17 +95,15 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
             )
         n = len(more)
         items += more
-    first: Tensor | None = None
-    mixed = False
     for i, x in enumerate(items):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             _checks.floating(_name(i, n, sides), x)
-        if first is None:
-            first = x
-        elif x.device != first.device:
+    device, dtype, mixed = items[0].device, items[0].dtype, False
+    for i, x in enumerate(items):
+        if x.device != device:
             name, like = _name(i, n, sides), _name(0, n, sides)
-            raise ValueError(f"{name}: got device {x.device}, expected {first.device} as {like}")
-        elif x.dtype is not first.dtype:
+            raise ValueError(f"{name}: got device {x.device}, expected {device} as {like}")
+        if x.dtype is not dtype:
             mixed = True
     return _checks.promoted(items) if mixed else items, n
 

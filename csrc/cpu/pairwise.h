@@ -57,16 +57,6 @@ struct Staged {
   void zero() const { std::fill(data.get(), data.get() + cols * stride, T(0)); }
 };
 
-// body(pointer to the first element, as its storage type)
-template <class T, class Body>
-UNIGEN_INLINE void with_storage(DType dtype, void* data, const Body& body) {
-  if constexpr (sizeof(T) == 4) {
-    if (dtype == DType::bfloat16) return body(static_cast<BFloat16*>(data));
-    if (dtype == DType::float16) return body(static_cast<Float16*>(data));
-  }
-  body(static_cast<T*>(data));
-}
-
 constexpr int64_t kTransposed = 64;  // points transposed at a time: their rows stay in the cache
 
 template <class T>

@@ -150,6 +150,16 @@ void scatter(const T* source, S* target, int64_t stride, int64_t n) {
   }
 }
 
+// body(pointer to the first element, as its storage type)
+template <class T, class Body>
+UNIGEN_INLINE void with_storage(DType dtype, void* data, const Body& body) {
+  if constexpr (sizeof(T) == 4) {
+    if (dtype == DType::bfloat16) return body(static_cast<BFloat16*>(data));
+    if (dtype == DType::float16) return body(static_cast<Float16*>(data));
+  }
+  body(static_cast<T*>(data));
+}
+
 // Dimensions of one operand, collapsed as far as its own strides allow.
 struct Strided {
   int dims = 0;
@@ -497,6 +507,10 @@ class Map {
     }
     for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes_);
     for (int k = 0; k < kOut; ++k) out_[k] = Stream<T>(grid, out[k], steps, lanes_);
+    bool direct = true;
+    for (int k = 0; k < kIn; ++k) direct = direct && in_[k].direct();
+    for (int k = 0; k < kOut; ++k) direct = direct && out_[k].direct();
+    if (direct) stretch_ = int64_t(1) << 20;
   }
 
   template <class F>
@@ -545,8 +559,8 @@ class Map {
   UNIGEN_NOINLINE void flat(F f, int64_t begin, int64_t end) const {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
     const int64_t origin[kIn + kOut] = {};
-    for (int64_t first = begin; first < end; first += kChunk<T>) {
-      elements(f, origin, first, int(smaller(kChunk<T>, end - first)), room, [](int, V*) UNIGEN_FORCED {});
+    for (int64_t first = begin; first < end; first += stretch_) {
+      elements(f, origin, first, int(smaller(stretch_, end - first)), room, [](int, V*) UNIGEN_FORCED {});
     }
   }
 
@@ -560,8 +574,8 @@ class Map {
       f.prepare(operands, row);
       int64_t origin[kIn + kOut];
       set_origins(r, origin);
-      for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
-        elements(f, origin, c, int(smaller(kChunk<T>, col_end - c)), room, [&](int, V* target) UNIGEN_FORCED {
+      for (int64_t c = col_begin; c < col_end; c += stretch_) {
+        elements(f, origin, c, int(smaller(stretch_, col_end - c)), room, [&](int, V* target) UNIGEN_FORCED {
           for (int k = 0; k < F::kKept; ++k) target[k] = row[k];
         });
       }
@@ -652,6 +666,7 @@ class Map {
   }
 
   int64_t rows_, cols_;
+  int64_t stretch_ = kChunk<T>;  // elements at a time: as many as the buffers hold, where one is needed
   Axis lanes_;
   Stream<T> row_[kRowRoom], in_[kIn], out_[kOut];
 };
@@ -1297,18 +1312,29 @@ class Flats {
   // work(unit, tensor, its elements from, to), on as many threads as pay
   template <class Work>
   void run(const Parallel& parallel, const Work& work) const {
+    spans(parallel, 1, work);
+  }
+
+  // the same with the units of one tensor together, as far as one thread has them
+  template <class Work>
+  void run_together(const Parallel& parallel, const Work& work) const {
+    spans(parallel, kMaxUnits, work);
+  }
+
+ private:
+  template <class Work>
+  void spans(const Parallel& parallel, int64_t most, const Work& work) const {
     const int64_t units_of_thread = ceil_div(kUnit * units(), larger(1, total_));  // small tensors are a unit each
     in_parallel(parallel, units(), units_of_thread, [&](int64_t begin, int64_t end) {
       int i = 0;
-      for (int64_t unit = begin; unit < end; ++unit) {
+      for (int64_t unit = begin, next; unit < end; unit = next) {
         while (first_[i + 1] <= unit) ++i;
-        const int64_t from = (unit - first_[i]) * unit_[i];
-        work(unit, i, from, smaller(numel_[i], from + unit_[i]));
+        next = smaller(smaller(end, first_[i + 1]), unit + most);
+        work(unit, i, (unit - first_[i]) * unit_[i], smaller(numel_[i], (next - first_[i]) * unit_[i]));
       }
     });
   }
 
- private:
   int count_;
   int64_t total_ = 0;
   int64_t numel_[kMost], unit_[kMost], first_[kMost + 1] = {};

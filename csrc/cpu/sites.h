@@ -63,7 +63,7 @@ class SiteStream {
 
   // sites [first, first + n) to tile[number · lanes + lane]; further lanes repeat the last site
   UNIGEN_NOINLINE void read(int64_t first, int n, T* tile) const {
-    with_storage([&](const auto* data) { read_from(data, first, n, tile); });
+    with_storage<T>(dtype_, data_, [&](const auto* data) { read_from(data, first, n, tile); });
   }
 
   // whether the numbers of a site are adjacent, and many: worth lanes of their own
@@ -72,7 +72,7 @@ class SiteStream {
   // one site's numbers: where they are, or in `room`
   const T* read_site(int64_t site, T* room) const {
     if (in_place()) return reinterpret_cast<const T*>(data_) + sites_.offset(site);
-    with_storage([&](const auto* data) { gather(data + sites_.offset(site), step_, numbers_, room); });
+    with_storage<T>(dtype_, data_, [&](const auto* data) { gather(data + sites_.offset(site), step_, numbers_, room); });
     return room;
   }
   // where to put them, and what to call then
@@ -81,24 +81,15 @@ class SiteStream {
   }
   void written_site(int64_t site, const T* numbers) const {
     if (in_place()) return;
-    with_storage([&](auto* data) { scatter(numbers, data + sites_.offset(site), step_, numbers_); });
+    with_storage<T>(dtype_, data_, [&](auto* data) { scatter(numbers, data + sites_.offset(site), step_, numbers_); });
   }
 
   UNIGEN_NOINLINE void write(int64_t first, int n, const T* tile) const {
-    with_storage([&](auto* data) { write_to(data, first, n, tile); });
+    with_storage<T>(dtype_, data_, [&](auto* data) { write_to(data, first, n, tile); });
   }
 
  private:
   bool in_place() const { return step_ == 1 && (dtype_ == DType::float32 || dtype_ == DType::float64); }
-
-  template <class Body>
-  void with_storage(const Body& body) const {
-    if constexpr (sizeof(T) == 4) {
-      if (dtype_ == DType::bfloat16) return body(reinterpret_cast<BFloat16*>(data_));
-      if (dtype_ == DType::float16) return body(reinterpret_cast<Float16*>(data_));
-    }
-    body(reinterpret_cast<T*>(data_));
-  }
 
   template <class S>
   UNIGEN_INLINE void read_from(const S* data, int64_t first, int n, T* tile) const {
@@ -109,7 +100,7 @@ class SiteStream {
       return;
     }
     const S* source[V::size];
-    const int64_t ahead = V::size * numbers_;  // the next tile, where sites are contiguous: no tile is long enough to run into it
+    const int64_t ahead = V::size * numbers_;  // the next tile, where sites are contiguous
     for (int l = 0; l < V::size; ++l) source[l] = data + sites_.offset(first + (l < n ? l : n - 1));
     for (int64_t c = 0; c < numbers_; c += V::size) {
       const int count = int(smaller(V::size, numbers_ - c));
@@ -146,6 +137,7 @@ class SiteStream {
       return;
     }
     S* target[V::size];
+    const int64_t ahead = V::size * numbers_;
     for (int l = 0; l < n; ++l) target[l] = data + sites_.offset(first + l);
     for (int64_t c = 0; c < numbers_; c += V::size) {
       const int count = int(smaller(V::size, numbers_ - c));
@@ -155,7 +147,7 @@ class SiteStream {
         transpose(x);
         for (int l = 0; l < V::size; ++l) {
           store(reinterpret_cast<T*>(target[l] + c), x[l]);
-          __builtin_prefetch(target[l] + c + V::size * numbers_, 1);
+          __builtin_prefetch(target[l] + c + ahead, 1);
         }
         continue;
       }

@@ -424,7 +424,7 @@ inline const char* copy_partition(const EstimatorOptions& options, Partition& pa
 
 // A warp fits a row: lanes are points of the grid, or, for the mean, elements.
 template <class E>
-__global__ void __launch_bounds__(kThreads) pareto_kernel(const __grid_constant__ ParetoShape a) {
+__global__ void __launch_bounds__(kThreads, kResident) pareto_kernel(const __grid_constant__ ParetoShape a) {
   constexpr unsigned kAll = 0xffffffff;
   constexpr int kWarps = kThreads / kWarp;
   __shared__ double likelihoods[kWarps][kMaxParetoPoints];
