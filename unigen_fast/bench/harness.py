@@ -297,14 +297,15 @@ def time_steps(steps: Mapping[str, Step], device: torch.device, seconds: float) 
 def keep_freed_memory() -> None:
     """Tells glibc's malloc not to give memory back to the system, for the rest of the process.
 
-    Whether it does depends on what else lies on its heap, and a step that has to be given its pages anew each time takes
-    up to twice as long: luck, which one contestant has and another has not.
+    Whether it does depends on what else lies on its heap, and a step that has to be given its pages anew each time
+    takes up to twice as long: luck, which one contestant has and another has not. Blocks above 32 MiB, the most that
+    glibc allows, still go back.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4
+        trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
+        mallopt(mmap_threshold, 2**25)
 
 
 def copy_bandwidth(device: torch.device) -> dict[str, float]:
