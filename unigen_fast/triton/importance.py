@@ -918,7 +918,9 @@ def pareto_shape(tail: Tensor) -> Tensor:
     count = tail.size(-1) - 1
     shapes = torch.empty(tail.shape[:-1], dtype=tail.dtype, device=tail.device)
     if shapes.numel():
-        blocks = {"BLOCK_M": _rows.power_of_2(count), "BLOCK_G": _rows.power_of_2(30 + math.isqrt(count))}
-        index = tl.int64 if tail.numel() >= 2**31 else tl.int32
-        _rows.launch(_pareto_kernel, (shapes.numel(),), tail.device, tail, shapes, count, INDEX=index, **blocks)
+        _rows.launch(
+            _pareto_kernel, (shapes.numel(),), tail.device, tail, shapes, count,
+            INDEX=tl.int64 if tail.numel() >= 2**31 else tl.int32, BLOCK_M=_rows.power_of_2(count),
+            BLOCK_G=_rows.power_of_2(30 + math.isqrt(count)), num_warps=1 if count <= 256 else 4,
+        )  # fmt: skip
     return shapes
