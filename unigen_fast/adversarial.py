@@ -95,16 +95,15 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
             )
         n = len(more)
         items += more
-    for i, x in enumerate(items):
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+    first = _checks.floating(_name(0, n, sides), items[0])
+    device, dtype, mixed = first.device, first.dtype, False
+    for i, x in enumerate(items):  # a dozen of them, most often alike: what is true of the first is not asked again
+        if not isinstance(x, Tensor) or x.dtype is not dtype:
             _checks.floating(_name(i, n, sides), x)
-    device, dtype, mixed = items[0].device, items[0].dtype, False
-    for i, x in enumerate(items):
+            mixed = True
         if x.device != device:
             name, like = _name(i, n, sides), _name(0, n, sides)
             raise ValueError(f"{name}: got device {x.device}, expected {device} as {like}")
-        if x.dtype is not dtype:
-            mixed = True
     return _checks.promoted(items) if mixed else items, n
 
 

@@ -30,16 +30,24 @@ struct LogitItems {
     check_term(real_term);
     check_term(fake_term);
     const auto dtype = logits[0].scalar_type();
+    const bool mean = reduction == "mean";
     for (size_t i = 0; i < logits.size(); ++i) {
-      STD_TORCH_CHECK(logits[i].scalar_type() == dtype, "unigen_fast: expected logits of one dtype");
+      const Tensor& tensor = logits[i];
+      STD_TORCH_CHECK(tensor.scalar_type() == dtype, "unigen_fast: expected logits of one dtype");
       LogitItem& item = items[i];
-      auto builder = GridBuilder::over(logits[i], std::nullopt);
-      item.dtype = dtype_of(logits[i]);
+      if (tensor.is_contiguous()) {  // most often; then so is its gradient
+        item.grid = GridBuilder::flat(tensor.numel());
+        item.logits = GridBuilder::flat(tensor.data_ptr());
+        if (grads) item.grad_logits = GridBuilder::flat((*grads)[i].data_ptr());
+      } else {
+        auto builder = GridBuilder::over(tensor, std::nullopt);
+        builder.element(item.logits, tensor);
+        if (grads) builder.element(item.grad_logits, (*grads)[i]);
+        item.grid = builder.finish();
+      }
+      item.dtype = dtype_of(tensor);
       item.term = int(int64_t(i) < reals ? real_term : fake_term);
-      item.count = reduction == "mean" ? double(logits[i].numel()) : 1.0;
-      builder.element(item.logits, logits[i]);
-      if (grads) builder.element(item.grad_logits, (*grads)[i]);
-      item.grid = builder.finish();
+      item.count = mean ? double(item.grid.rows * item.grid.cols) : 1.0;
     }
   }
 

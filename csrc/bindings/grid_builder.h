@@ -88,6 +88,20 @@ class GridBuilder {
     return builder;
   }
 
+  // What all of a contiguous tensor as columns comes to, where many small tensors cannot afford a builder each.
+  static Grid flat(int64_t numel) {
+    Grid grid;
+    grid.cols = grid.col_size[0] = numel;
+    grid.col_dims = numel == 1 ? 0 : 1;
+    return grid;
+  }
+  static Operand flat(void* data) {
+    Operand operand;
+    operand.data = data;
+    operand.col[0] = 1;
+    return operand;
+  }
+
   // The grid of the other dimensions, of which the last `event_ndims` are columns: `skipped` is that of vectors.
   static GridBuilder without(const Tensor& shape_of, int64_t skipped, int64_t event_ndims) {
     STD_TORCH_CHECK(0 <= skipped && skipped < shape_of.dim(), "unigen_fast: dim out of range");

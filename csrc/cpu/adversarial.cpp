@@ -110,7 +110,7 @@ void map_items(const LogitLossBackward& a, const Parallel& parallel, const With&
     const LogitItem* items = a.items + begin;
     const Flats flats(T(), int(smaller(Flats::kMost, a.num_items - begin)),
                       [&](int i) { return items[i].grid.rows * items[i].grid.cols; });
-    flats.run_together(parallel, [&](int64_t, int i, int64_t from, int64_t to) {
+    flats.run(parallel, [&](int64_t, int i, int64_t from, int64_t to) {
       const Array in = {items[i].logits, a.dtype}, out = {items[i].grad_logits, a.dtype};
       const Map<T, 0, 1, 1> map(items[i].grid, nullptr, &in, &out);
       with(begin + i, [&](const auto& f) { map.span(f, from, to); });

@@ -319,9 +319,9 @@ class PairSums {
   using V = Vec<T>;
 
  public:
-  PairSums(const Mmd& a, const Staged<T>& x, const Staged<T>& y) : x_(x), y_(y), within_(&x == &y), scales_(a.scales) {
-    const double factor = within_ ? a.within(x.points) : a.across();
-    factor_ = V(T(2 * factor));
+  PairSums(const Mmd& a, const Staged<T>& x, const Staged<T>& y)
+      : factor(&x == &y ? a.within(x.points) : a.across()), x_(x), y_(y), within_(&x == &y), scales_(a.scales),
+        slope_factor_(T(2 * factor)) {
     for (int s = 0; s < scales_; ++s) parameters_[s] = V(T(a.parameters[s]));
   }
 
@@ -348,6 +348,8 @@ class PairSums {
     return total;
   }
 
+  const double factor;  // what a pair counts
+
  private:
   // the sum over a stretch of points j of pairs with row i, and the slopes
   template <bool with_slopes>
@@ -364,7 +366,7 @@ class PairSums {
       }
       if (present) sum = sum + counted(value, i, j + at, within_, y_.points);
       if constexpr (with_slopes)
-        store(slopes + at, present ? counted(slope * factor_, i, j + at, within_, y_.points) : V(T(0)));
+        store(slopes + at, present ? counted(slope * slope_factor_, i, j + at, within_, y_.points) : V(T(0)));
     }
     return lane_sum(sum);
   }
@@ -396,7 +398,7 @@ class PairSums {
   const Staged<T>&x_, &y_;
   bool within_;
   int scales_;
-  V factor_, parameters_[kMaxScales];
+  V slope_factor_, parameters_[kMaxScales];
 };
 
 template <class Body>
@@ -436,12 +438,11 @@ void mmd_in(const Mmd& a, const Parallel& parallel, Kernel) {
       for (int64_t b = unit; b < x_blocks; b += units) partial[unit][2] += sums[2].of_block(b * kPairRows, to_x, to_y);
     }
   });
-  const double factors[3] = {a.within(a.x_rows), a.within(a.y_rows), a.across()};
   double value = a.diagonal(a.x_rows) + a.diagonal(a.y_rows);
   for (int which = 0; which < 3; ++which) {
     double sum = 0;
     for (int64_t unit = 0; unit < units; ++unit) sum += partial[unit][which];
-    value += sum * factors[which];
+    value += sum * sums[which].factor;
   }
   *static_cast<T*>(a.value) = T(value);
   constexpr DType dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;

@@ -27,10 +27,10 @@ constexpr int kChunk = 2048 / int(sizeof(T));  // elements staged at a time
 constexpr int64_t kUnit = 8192;                // elements that are worth handing to a thread, with as many more
 constexpr int64_t kBatch = 4096;               // elements to finish before the next ones are read
 constexpr int64_t kMaxUnits = 1024;
-constexpr int64_t kFewRows = 64;  // with fewer, long rows are split
+constexpr int64_t kFewRows = 64;      // with fewer, long rows are split
 constexpr int kElementsAhead = 1024;  // how far operands are fetched ahead
-constexpr int kRowsAhead = 8;     // how far short rows are fetched ahead where memory is what they wait for
-constexpr int kFlush = 64;        // vectors added up in the arithmetic type before the sum goes on in double
+constexpr int kRowsAhead = 8;         // how far short rows are fetched ahead where memory is what they wait for
+constexpr int kFlush = 64;            // vectors added up in the arithmetic type before the sum goes on in double
 constexpr int kAxisDims = 2 * kMaxDims;
 
 UNIGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -395,11 +395,18 @@ UNIGEN_INLINE bool lanes_along_rows(const Grid& grid, const Operand& operand) {
 }
 
 // Always the same order of additions for n values: results that are to agree bit for bit go through here.
+constexpr int kChains = 4;
+template <class T>
+UNIGEN_INLINE double sum_chains(const Vec<T>* sums) {
+  return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
 template <class T>
 UNIGEN_INLINE double sum_values(const T* values, int n) {
-  Vec<T> sum(T(0));
-  for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED { sum = sum + load(values + i, l); });
-  return lane_sum(sum);
+  const Vec<T> zero(T(0));
+  Vec<T> sums[kChains] = {zero, zero, zero, zero};
+  for_vectors_in_turn<T, kChains>(
+      n, [&](int i, auto l, int way) UNIGEN_FORCED { sums[way] = sums[way] + load(values + i, l); });
+  return sum_chains<T>(sums);
 }
 
 // Where the values of rows go: to `value` one by one, or as one number to its first place.
@@ -507,10 +514,6 @@ class Map {
     }
     for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes_);
     for (int k = 0; k < kOut; ++k) out_[k] = Stream<T>(grid, out[k], steps, lanes_);
-    bool direct = true;
-    for (int k = 0; k < kIn; ++k) direct = direct && in_[k].direct();
-    for (int k = 0; k < kOut; ++k) direct = direct && out_[k].direct();
-    if (direct) stretch_ = int64_t(1) << 20;
   }
 
   template <class F>
@@ -559,8 +562,8 @@ class Map {
   UNIGEN_NOINLINE void flat(F f, int64_t begin, int64_t end) const {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
     const int64_t origin[kIn + kOut] = {};
-    for (int64_t first = begin; first < end; first += stretch_) {
-      elements(f, origin, first, int(smaller(stretch_, end - first)), room, [](int, V*) UNIGEN_FORCED {});
+    for (int64_t first = begin; first < end; first += kChunk<T>) {
+      elements(f, origin, first, int(smaller(kChunk<T>, end - first)), room, [](int, V*) UNIGEN_FORCED {});
     }
   }
 
@@ -574,8 +577,8 @@ class Map {
       f.prepare(operands, row);
       int64_t origin[kIn + kOut];
       set_origins(r, origin);
-      for (int64_t c = col_begin; c < col_end; c += stretch_) {
-        elements(f, origin, c, int(smaller(stretch_, col_end - c)), room, [&](int, V* target) UNIGEN_FORCED {
+      for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
+        elements(f, origin, c, int(smaller(kChunk<T>, col_end - c)), room, [&](int, V* target) UNIGEN_FORCED {
           for (int k = 0; k < F::kKept; ++k) target[k] = row[k];
         });
       }
@@ -666,7 +669,6 @@ class Map {
   }
 
   int64_t rows_, cols_;
-  int64_t stretch_ = kChunk<T>;  // elements at a time: as many as the buffers hold, where one is needed
   Axis lanes_;
   Stream<T> row_[kRowRoom], in_[kIn], out_[kOut];
 };
@@ -1312,29 +1314,18 @@ class Flats {
   // work(unit, tensor, its elements from, to), on as many threads as pay
   template <class Work>
   void run(const Parallel& parallel, const Work& work) const {
-    spans(parallel, 1, work);
-  }
-
-  // the same with the units of one tensor together, as far as one thread has them
-  template <class Work>
-  void run_together(const Parallel& parallel, const Work& work) const {
-    spans(parallel, kMaxUnits, work);
-  }
-
- private:
-  template <class Work>
-  void spans(const Parallel& parallel, int64_t most, const Work& work) const {
     const int64_t units_of_thread = ceil_div(kUnit * units(), larger(1, total_));  // small tensors are a unit each
     in_parallel(parallel, units(), units_of_thread, [&](int64_t begin, int64_t end) {
       int i = 0;
-      for (int64_t unit = begin, next; unit < end; unit = next) {
+      for (int64_t unit = begin; unit < end; ++unit) {
         while (first_[i + 1] <= unit) ++i;
-        next = smaller(smaller(end, first_[i + 1]), unit + most);
-        work(unit, i, (unit - first_[i]) * unit_[i], smaller(numel_[i], (next - first_[i]) * unit_[i]));
+        const int64_t from = (unit - first_[i]) * unit_[i];
+        work(unit, i, from, smaller(numel_[i], from + unit_[i]));
       }
     });
   }
 
+ private:
   int count_;
   int64_t total_ = 0;
   int64_t numel_[kMost], unit_[kMost], first_[kMost + 1] = {};
@@ -1357,14 +1348,15 @@ void flat_sums(const Parallel& parallel, int count, const In& in, const With& wi
       for (int64_t first = begin; first < end; first += kChunk<T>) {
         const int n = int(smaller(kChunk<T>, end - first));
         const T* source = stream.read(0, first, n, room);
-        V sum(T(0)), other[kRoom];
-        for (int k = 0; k < kRoom; ++k) other[k] = V(T(0));
-        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        const V zero(T(0));
+        V sum[kChains] = {zero, zero, zero, zero}, other[kRoom];
+        for (int k = 0; k < kRoom; ++k) other[k] = zero;
+        for_vectors_in_turn<T, kChains>(n, [&](int i, auto l, int way) UNIGEN_FORCED {
           V next[kRoom];
-          sum = keep(l, sum + value(load(source + i, l), next), sum);
+          sum[way] = keep(l, sum[way] + value(load(source + i, l), next), sum[way]);
           for (int k = 0; k < kOthers; ++k) other[k] = keep(l, other[k] + next[k], other[k]);
         });
-        sums[0] += lane_sum(sum);
+        sums[0] += sum_chains<T>(sum);
         for (int k = 0; k < kOthers; ++k) sums[k + 1] += lane_sum(other[k]);
       }
       for (int k = 0; k <= kOthers; ++k) partial[unit][k] = sums[k];

@@ -247,6 +247,23 @@ UNIGEN_INLINE void for_vectors(int n, const Body& body) {
   if (i < n) body(i, First<T>{n - i});
 }
 
+// The same with a third argument that counts them, modulo kWays: that many chains of additions do not wait for one another.
+template <class T, int kWays, class Body>
+UNIGEN_INLINE void for_vectors_in_turn(int n, const Body& body) {
+  constexpr int size = Vec<T>::size;
+  int i = 0;
+  for (; i + kWays * size <= n; i += kWays * size) {
+#pragma GCC unroll 8
+    for (int way = 0; way < kWays; ++way) body(i + way * size, Full<T>{}, way);
+  }
+#pragma GCC unroll 8
+  for (int way = 0; way < kWays; ++way) {
+    if (i >= n) return;
+    body(i, First<T>{n - i < size ? n - i : size}, way);
+    i += size;
+  }
+}
+
 // ---- over the lanes ------------------------------------------------------------------------------------------------
 
 UNIGEN_INLINE double lane_sum(Vec<double> x) {

@@ -502,8 +502,8 @@ struct ParetoTail {
   UNIGEN_INLINE double excess(double log_w) const { return counts(log_w) ? exp(log_w - top) - least : 0; }
 
   static UNIGEN_INLINE int64_t points(int64_t n) { return 30 + int64_t(::sqrt(double(n))); }
-  // of n descending numbers the one at the first quartile
-  static UNIGEN_INLINE int64_t quartile(int64_t n) { return n - larger_of(1, int64_t(double(n) / 4 + 0.5)); }
+  // of n >= kLeastTail descending numbers the one at the first quartile
+  static UNIGEN_INLINE int64_t quartile(int64_t n) { return n - int64_t(double(n) / 4 + 0.5); }
   // where point g of them stands, between 1 - … and 0
   static UNIGEN_INLINE double place(int64_t g, int64_t points) { return 1 - ::sqrt(double(points) / (double(g) + 0.5)); }
   // with `shape` the mean of log(1 - b x)
@@ -514,7 +514,6 @@ struct ParetoTail {
   // the weak prior of Vehtari et al.
   static UNIGEN_INLINE double with_prior(double shape, double n) { return (n * shape + 5) / (n + 10); }
   static UNIGEN_INLINE double least_share() { return 10 * 2.220446049250313e-16; }
-  static UNIGEN_INLINE int64_t larger_of(int64_t a, int64_t b) { return a < b ? b : a; }
 };
 constexpr int64_t kLeastTail = 5, kMaxParetoPoints = 512;
 
