@@ -621,6 +621,42 @@ def test_errors_of_python_code_in_between_reach_the_caller(device: torch.device)
         loss.backward()
 
 
+class _Listening(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "unigen_fast":
+            self.names.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@single_op_cases
+def test_same_bits_through_the_dispatcher(case: Case, device: torch.device) -> None:
+    """Kernels are called past it where nobody listens there; who does listen sees every op, and the same numbers."""
+    for size in ((3, 1), (40, 17)):
+        tensors = make(case, *size, dtype=torch.float32, device=device)
+        expected, expected_gradients, cotangents = value_and_gradients(case, tensors)
+        with _Listening() as listening:
+            got, gradients, _ = value_and_gradients(case, tensors, cotangents)
+        for a, b in zip([*got, *gradients], [*expected, *expected_gradients], strict=True):
+            assert_same_bits(a, b, f"size {size}")
+        with recorded_ops() as calls:
+            value_and_gradients(case, tensors, cotangents)
+        assert listening.names == [name for name, _, _ in calls] != []
+
+
+@both_nodes
+def test_profiles_show_the_ops(device: torch.device) -> None:
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        uf.iwae_loss(x, dim=1).backward()
+    assert {"unigen_fast::iwae_loss", "unigen_fast::iwae_loss_backward"} <= {
+        event.key for event in profile.key_averages()
+    }
+
+
 @both_nodes
 @pytest.mark.parametrize("case", NEEDS_INPUT, ids=repr)
 def test_changing_an_input_before_backward_is_noticed(case: Case, device: torch.device) -> None:

@@ -116,7 +116,7 @@ def test_autograd_node_of_another_torch_is_left_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_loader, "_build_report", lambda: {"torch": "2.9.1"})
     monkeypatch.setattr(_loader.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(_loader.importlib, "import_module", lambda name: pytest.fail("imported"))
-    backend = _loader._autograd(set())
+    backend = _loader._autograd(set(), _loader.Backend("cpu", True, ""))
     assert not backend.loaded
     assert backend.detail == "Python's node: the one in C++ was built for torch 2.9.1"
 

@@ -69,17 +69,22 @@ def _triton(disabled: set[str], interpret: bool, native_cuda: bool) -> Backend:
     return Backend("triton", True, f"Triton {triton.__version__}" + (", interpreted on the CPU" if interpret else ""))
 
 
-def _autograd(disabled: set[str]) -> Backend:
-    """The autograd node in C++. It uses more than the stable ABI has: only the torch it was built with will do."""
+def _autograd(disabled: set[str], cpu: Backend) -> Backend:
+    """The autograd node in C++, which calls CPU kernels past the dispatcher where nobody else listens there.
+
+    It uses more than the stable ABI has: only the torch it was built with will do.
+    """
     built_with = _build_report().get("torch")
     there = importlib.util.find_spec("unigen_fast._autograd") is not None
     if there and "autograd" not in disabled and built_with != torch.__version__:
         return Backend("autograd", False, f"Python's node: the one in C++ was built for torch {built_with}")
     backend = _extension("autograd", disabled)
     if backend.loaded:
-        bind = importlib.import_module("unigen_fast._autograd").bind
+        module = importlib.import_module("unigen_fast._autograd")
         for op in FusedOp.every:
-            op.native = bind(op)
+            op.native = module.bind(op)
+        if cpu.loaded:
+            module.call_directly(importlib.import_module("unigen_fast._cpu").kernels())
     return backend
 
 
@@ -94,4 +99,4 @@ def load() -> tuple[Backend, ...]:
         cuda = _extension("cuda", disabled)
     else:
         cuda = Backend("cuda", False, "no GPU")
-    return cpu, cuda, _triton(disabled, interpret, cuda.loaded), _autograd(disabled)
+    return cpu, cuda, _triton(disabled, interpret, cuda.loaded), _autograd(disabled, cpu)

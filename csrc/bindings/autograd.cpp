@@ -2,8 +2,11 @@
 // every op: it runs the op below autograd, saves what backward needs, and runs the backward op. `create_graph=True` goes
 // back to Python, where the reference is differentiated.
 //
-// A Python node costs about as much as the whole backward pass of a small loss. PyTorch's stable ABI has no autograd, so
+// A Python node costs about as much as the whole backward pass of a small loss, and the way through the dispatcher up to a
+// third of both passes: CPU kernels are called directly where nobody listens there. PyTorch's stable ABI has no autograd, so
 // this module alone is tied to the torch it was built with; with any other one Python's node takes its place.
+#include "direct.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Exceptions.h>
@@ -20,16 +23,20 @@ namespace py = pybind11;
 namespace unigen {
 namespace {
 
-using at::Tensor;
 using c10::IValue;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using torch::jit::Stack;
 
+struct Callable {
+  c10::OperatorHandle handle;
+  direct::Function function;
+};
+
 // A FusedOp. Never freed: nodes refer to it.
 struct Op {
-  c10::OperatorHandle forward;
-  c10::optional<c10::OperatorHandle> backward;
+  Callable forward;
+  c10::optional<Callable> backward;
   std::vector<int64_t> differentiable, saved;  // of the tensors; of the outputs
   std::vector<std::vector<int64_t>> reaches;   // of each output the tensors it has a gradient for; empty: all of them
   int64_t differentiable_outputs;
@@ -38,8 +45,11 @@ struct Op {
   PyObject* python;
 };
 
-c10::OperatorHandle find(const std::string& name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(("unigen_fast::" + name).c_str(), "");
+Callable find(const std::string& name) {
+  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(("unigen_fast::" + name).c_str(), "");
+  const direct::Function function = direct::find(name.c_str());
+  TORCH_CHECK(function, "unigen_fast: no op ", name);
+  return {handle, function};
 }
 
 // ---- from Python and back ------------------------------------------------------------------------------------------
@@ -74,36 +84,37 @@ py::tuple to_tuple(const Items& items) {
 
 // ---- running an op -------------------------------------------------------------------------------------------------
 
-IValue optional_tensor(const Tensor& tensor) { return tensor.defined() ? IValue(tensor) : IValue(); }
-
-void push_tensors(Stack& stack, const Op& op, at::TensorList tensors) {
-  if (op.tensor_list) {
-    stack.emplace_back(c10::List<Tensor>(tensors));
-  } else {
-    for (const Tensor& tensor : tensors) stack.push_back(optional_tensor(tensor));
-  }
-}
-
-void run_below_autograd(const c10::OperatorHandle& op, Stack& stack) {
+// Runs an op below autograd and returns all its results. `tensors` in the order of its schema, which has `listed` of them,
+// from `first` on, as one list.
+variable_list run(const Callable& op, const variable_list& tensors, size_t first, size_t listed,
+                  const std::vector<IValue>& options) {
   at::AutoDispatchBelowAutograd below;
-  op.callBoxed(stack);
-}
-
-Stack run_forward(const Op& op, const variable_list& tensors, const std::vector<IValue>& options) {
+  if (direct::possible(tensors)) return op.function({tensors, listed, options});
   Stack stack;
   stack.reserve(tensors.size() + options.size());
-  push_tensors(stack, op, tensors);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (listed && i == first) {
+      stack.emplace_back(c10::List<Tensor>(at::TensorList(tensors.data() + first, listed)));
+      i += listed - 1;
+    } else {
+      stack.push_back(tensors[i].defined() ? IValue(tensors[i]) : IValue());
+    }
+  }
   stack.insert(stack.end(), options.begin(), options.end());
-  run_below_autograd(op.forward, stack);
-  return stack;
+  op.handle.callBoxed(stack);
+  variable_list results;
+  for (IValue& value : stack) {
+    if (!value.isTensorList()) {
+      results.push_back(std::move(value).toTensor());
+    } else {
+      for (const Tensor& tensor : value.toTensorVector()) results.push_back(tensor);
+    }
+  }
+  return results;
 }
 
-// the leading tensors of what an op has left on the stack
-variable_list leading(Stack& stack, size_t count) {
-  variable_list result;
-  result.reserve(count);
-  for (size_t i = 0; i < count; ++i) result.push_back(std::move(stack[i]).toTensor());
-  return result;
+variable_list run_forward(const Op& op, const variable_list& tensors, const std::vector<IValue>& options) {
+  return run(op.forward, tensors, 0, op.tensor_list ? tensors.size() : 0, options);
 }
 
 // ---- the node ------------------------------------------------------------------------------------------------------
@@ -197,27 +208,24 @@ struct Fused : torch::autograd::Function<Fused> {
   static variable_list by_kernel(const Call& call, const variable_list& grads, const variable_list& saved,
                                  const std::vector<bool>& needed) {
     const Op& op = *call.op;
-    Stack stack;
-    stack.reserve(grads.size() + saved.size() + op.options + 1);
-    stack.insert(stack.end(), grads.begin(), grads.end());
-    push_tensors(stack, op, at::TensorList(saved.data(), needed.size()));
-    stack.insert(stack.end(), saved.begin() + needed.size(), saved.end());
-    stack.insert(stack.end(), call.options.begin(), call.options.end());
+    variable_list tensors = grads;
+    tensors.insert(tensors.end(), saved.begin(), saved.end());
+    const size_t listed = op.tensor_list ? needed.size() : 0;
+    variable_list found;
     if (op.takes_needed) {
       int64_t mask = 0;
       for (size_t bit = 0; bit < op.differentiable.size(); ++bit) mask |= int64_t(needed[op.differentiable[bit]]) << bit;
-      stack.emplace_back(mask);
+      std::vector<IValue> options = call.options;
+      options.emplace_back(mask);
+      found = run(*op.backward, tensors, grads.size(), listed, options);
+    } else {
+      found = run(*op.backward, tensors, grads.size(), listed, call.options);
     }
-    run_below_autograd(*op.backward, stack);
     variable_list result(needed.size());
-    if (op.tensor_list) {
-      const auto found = stack[0].toTensorList();
-      for (size_t i = 0; i < needed.size(); ++i)
-        if (needed[i]) result[i] = found[i];
-      return result;
+    for (size_t n = 0; n < found.size(); ++n) {
+      const size_t i = op.tensor_list ? n : op.differentiable[n];
+      if (needed[i]) result[i] = std::move(found[n]);
     }
-    for (size_t n = 0; n < op.differentiable.size(); ++n)
-      if (needed[op.differentiable[n]]) result[op.differentiable[n]] = std::move(stack[n]).toTensor();
     return result;
   }
 
@@ -245,7 +253,7 @@ struct Node final : torch::autograd::CppNode<Fused> {
   Call call;
 
   // for profiles, anomalies and graphs drawn of a loss
-  std::string name() const override { return call.op->backward->schema().name(); }
+  std::string name() const override { return call.op->backward->handle.schema().name(); }
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -279,9 +287,9 @@ variable_list record(const Op& op, variable_list&& tensors, std::vector<IValue>&
   node->set_next_edges(std::move(edges));
   node->set_ctx_grad_fn(node);
 
-  Stack stack = run_forward(op, tensors, options);
-  variable_list outputs = leading(stack, visible);
-  for (int64_t i : op.saved) tensors.push_back(size_t(i) < outputs.size() ? outputs[i] : stack[i].toTensor());
+  variable_list outputs = run_forward(op, tensors, options);
+  for (int64_t i : op.saved) tensors.push_back(outputs[i]);
+  outputs.resize(visible);
   node->call = {&op, std::move(options), {}};
   for (int64_t i = 0; i < op.differentiable_outputs; ++i) {
     torch::autograd::set_history(outputs[i], node);
@@ -300,8 +308,9 @@ variable_list call_op(const Op& op, variable_list&& tensors, std::vector<IValue>
   const auto requires_grad = [](const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); };
   if (op.backward && c10::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(), requires_grad))
     return record(op, std::move(tensors), std::move(options), visible);
-  Stack stack = run_forward(op, tensors, options);
-  return leading(stack, visible);
+  variable_list outputs = run_forward(op, tensors, options);
+  outputs.resize(visible);
+  return outputs;
 }
 
 bool has_kernel(at::ScalarType dtype) {
@@ -357,7 +366,7 @@ py::object bind(py::object fused_op) {
     return result;
   };
   const auto differentiable_outputs = fused_op.attr("differentiable_outputs").cast<int64_t>();
-  c10::optional<c10::OperatorHandle> backward;
+  c10::optional<Callable> backward;
   if (differentiable_outputs) backward = find(name + "_backward");
   const bool tensor_list = fused_op.attr("tensor_list").cast<bool>();
   const auto forward = find(name);
@@ -368,7 +377,7 @@ py::object bind(py::object fused_op) {
                   numbers("saved"),
                   fused_op.attr("reaches").cast<std::vector<std::vector<int64_t>>>(),
                   differentiable_outputs,
-                  forward.schema().arguments().size() - tensors,
+                  forward.handle.schema().arguments().size() - tensors,
                   tensor_list,
                   fused_op.attr("takes_needed").cast<bool>(),
                   fused_op.inc_ref().ptr()};
@@ -381,5 +390,6 @@ py::object bind(py::object fused_op) {
 
 PYBIND11_MODULE(_autograd, m) {
   m.def("bind", unigen::bind);
+  m.def("call_directly", [](const py::capsule& kernels) { unigen::direct::kernels = kernels; });
   m.def("build_info", [] { return std::string("C++, torch " TORCH_VERSION); });
 }

@@ -1,18 +1,12 @@
 // What the ops of every family need: allocation and options.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "grid_builder.h"
-
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name in torch 2.10
-#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
-#endif
 
 namespace unigen {
 
@@ -22,17 +16,6 @@ using std::tuple;
 using std::vector;
 
 // ---- allocation ------------------------------------------------------------------------------------------------------
-
-inline Tensor empty_strided(const Tensor& like, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
-  AtenTensorHandle handle;
-  int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(ndim, sizes, strides, code, device_type, device_index, &handle));
-  return Tensor(handle);
-}
 
 inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType dtype) {
   int64_t strides[kMaxTensorDims], stride = 1;
@@ -53,7 +36,7 @@ inline Tensor empty_gradient(const Tensor& tensor) {
   bool nested = true;  // each dimension beyond the next one
   for (int64_t d = 0; d < ndim; ++d)
     nested = nested && sizes[d] > 1 && strides[d] >= (d + 1 < ndim ? strides[d + 1] * sizes[d + 1] : 1);
-  return nested ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : torch::stable::empty_like(tensor);
+  return nested ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : empty_like(tensor);
 }
 
 // ---- options ---------------------------------------------------------------------------------------------------------

@@ -1,19 +1,13 @@
 // From tensors to a Grid and its Operands: which dimensions are columns, collapsed as far as all strides allow.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <initializer_list>
 
 #include "../kernels.h"
+#include "tensor.h"
 
 namespace unigen {
-
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // double for float64, else float: what rows, statistics and results are held in
 inline ScalarType arithmetic_type(ScalarType dtype) {

@@ -40,11 +40,16 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*task)(void*,
   torch::stable::parallel_for(begin, end, grain, [=](int64_t b, int64_t e) { task(context, b, e); });
 }
 
+const ChosenKernels chosen = {
+#define UNIGEN_MEMBER(function, Arguments) \
+  [](const Arguments& arguments) { instruction_set().kernels->function(arguments, {parallel_for}); },
+    UNIGEN_KERNELS(UNIGEN_MEMBER)
+#undef UNIGEN_MEMBER
+};
+
 struct Backend {
-#define UNIGEN_RUN(function, Arguments)                              \
-  static void function(const Arguments& arguments, const Tensor&) {  \
-    instruction_set().kernels->function(arguments, {parallel_for});  \
-  }
+#define UNIGEN_RUN(function, Arguments) \
+  static void function(const Arguments& arguments, const Tensor&) { chosen.function(arguments); }
   UNIGEN_KERNELS(UNIGEN_RUN)
 #undef UNIGEN_RUN
 };
@@ -62,6 +67,7 @@ STABLE_TORCH_LIBRARY_IMPL(unigen_fast, CPU, m) {
 PYBIND11_MODULE(_cpu, m) {
   m.def("build_info", [] { return std::string("C++, ") + unigen::cpu::instruction_set().name; });
   m.def("instruction_set", [] { return std::string(unigen::cpu::instruction_set().name); });
+  m.def("kernels", [] { return pybind11::capsule(&unigen::cpu::chosen); });
   m.def("ops", [] {
     return std::vector<std::string>{
 #define UNIGEN_NAME(op) #op,
