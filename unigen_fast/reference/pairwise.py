@@ -159,7 +159,6 @@ def mmd(
 
     value = mean(x, x, unbiased) + mean(y, y, unbiased) - 2 * mean(x, y)
     sides = [(a.detach(), b.detach()) for bit, (a, b) in enumerate(((x, y), (y, x))) if gradients >> bit & 1]
-    # no rows, no mean; and what autograd records it differentiates itself
-    recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    found = [gradient(a, b) if a.numel() and b.numel() and not recorded else torch.zeros_like(a) for a, b in sides]
+    # no rows, no mean
+    found = [gradient(a, b) if a.numel() and b.numel() else torch.zeros_like(a) for a, b in sides]
     return value, torch.cat(found) if found else x.new_empty(0)
