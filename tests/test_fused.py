@@ -344,7 +344,10 @@ def test_no_graph_without_gradients(case: Case, device: torch.device) -> None:
     for a, b, c, d in zip(as_tuple(case(*tensors)), under_no_grad, detached, inference, strict=True):
         assert not b.requires_grad and not c.requires_grad and not d.requires_grad
         for other in (b, c, d):
-            assert_same_bits(other, a.detach())
+            if case.composed:  # of other ops where some inputs have a gradient
+                assert_close(other, a.detach(), 1e-14)
+            else:
+                assert_same_bits(other, a.detach())
 
 
 # gradients that arrive with other strides than the output's: what `.sum()`, a transposition and a slice send back

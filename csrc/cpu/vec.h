@@ -429,7 +429,11 @@ template <class T>
 UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
   using V = Vec<T>;
   constexpr bool wide = sizeof(T) == 8;
-  const Mask<T> nothing = x < constant<V>(wide ? -800 : -90);  // NaN is not
+  constexpr double low = wide ? -800 : -90;
+  const Mask<T> nothing = x < constant<V>(low);  // NaN is not
+#if !defined(__AVX512F__)  // which scales without products, of which some would be denormal here
+  x = max(constant<V>(low), x);
+#endif
   const V rounded = x + constant<V>(Format<T>::shifter), n = rounded - constant<V>(Format<T>::shifter), f = x - n;
   V p;
   if constexpr (wide) {
