@@ -95,7 +95,9 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
             )
         n = len(more)
         items += more
-    first = _checks.floating(_name(0, n, sides), items[0])
+    first = items[0]
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        _checks.floating(_name(0, n, sides), first)
     device, dtype, mixed = first.device, first.dtype, False
     for i, x in enumerate(items):  # a dozen of them, most often alike: what is true of the first is not asked again
         if not isinstance(x, Tensor) or x.dtype is not dtype:

@@ -211,16 +211,13 @@ struct Fused : torch::autograd::Function<Fused> {
     variable_list tensors = grads;
     tensors.insert(tensors.end(), saved.begin(), saved.end());
     const size_t listed = op.tensor_list ? needed.size() : 0;
-    variable_list found;
+    std::vector<IValue> options = call.options;
     if (op.takes_needed) {
       int64_t mask = 0;
       for (size_t bit = 0; bit < op.differentiable.size(); ++bit) mask |= int64_t(needed[op.differentiable[bit]]) << bit;
-      std::vector<IValue> options = call.options;
       options.emplace_back(mask);
-      found = run(*op.backward, tensors, grads.size(), listed, options);
-    } else {
-      found = run(*op.backward, tensors, grads.size(), listed, call.options);
     }
+    variable_list found = run(*op.backward, tensors, grads.size(), listed, options);
     variable_list result(needed.size());
     for (size_t n = 0; n < found.size(); ++n) {
       const size_t i = op.tensor_list ? n : op.differentiable[n];

@@ -395,18 +395,23 @@ UNIGEN_INLINE bool lanes_along_rows(const Grid& grid, const Operand& operand) {
 }
 
 // Always the same order of additions for n values: results that are to agree bit for bit go through here.
-constexpr int kChains = 4;
 template <class T>
-UNIGEN_INLINE double sum_chains(const Vec<T>* sums) {
-  return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
+struct Chains {
+  static constexpr int kWays = 4;
+  Vec<T> sum[kWays];
+
+  UNIGEN_INLINE Chains() {
+    for (int way = 0; way < kWays; ++way) sum[way] = Vec<T>(T(0));
+  }
+  UNIGEN_INLINE double total() const { return lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3])); }
+};
 template <class T>
 UNIGEN_INLINE double sum_values(const T* values, int n) {
-  const Vec<T> zero(T(0));
-  Vec<T> sums[kChains] = {zero, zero, zero, zero};
-  for_vectors_in_turn<T, kChains>(
-      n, [&](int i, auto l, int way) UNIGEN_FORCED { sums[way] = sums[way] + load(values + i, l); });
-  return sum_chains<T>(sums);
+  Chains<T> chains;
+  for_vectors_in_turn<T, Chains<T>::kWays>(n, [&](int i, auto l, int way) UNIGEN_FORCED {
+    chains.sum[way] = chains.sum[way] + load(values + i, l);
+  });
+  return chains.total();
 }
 
 // Where the values of rows go: to `value` one by one, or as one number to its first place.
@@ -1348,15 +1353,15 @@ void flat_sums(const Parallel& parallel, int count, const In& in, const With& wi
       for (int64_t first = begin; first < end; first += kChunk<T>) {
         const int n = int(smaller(kChunk<T>, end - first));
         const T* source = stream.read(0, first, n, room);
-        const V zero(T(0));
-        V sum[kChains] = {zero, zero, zero, zero}, other[kRoom];
-        for (int k = 0; k < kRoom; ++k) other[k] = zero;
-        for_vectors_in_turn<T, kChains>(n, [&](int i, auto l, int way) UNIGEN_FORCED {
-          V next[kRoom];
-          sum[way] = keep(l, sum[way] + value(load(source + i, l), next), sum[way]);
+        Chains<T> chains;
+        V other[kRoom];
+        for (int k = 0; k < kRoom; ++k) other[k] = V(T(0));
+        for_vectors_in_turn<T, Chains<T>::kWays>(n, [&](int i, auto l, int way) UNIGEN_FORCED {
+          V next[kRoom], &sum = chains.sum[way];
+          sum = keep(l, sum + value(load(source + i, l), next), sum);
           for (int k = 0; k < kOthers; ++k) other[k] = keep(l, other[k] + next[k], other[k]);
         });
-        sums[0] += sum_chains<T>(sum);
+        sums[0] += chains.total();
         for (int k = 0; k < kOthers; ++k) sums[k + 1] += lane_sum(other[k]);
       }
       for (int k = 0; k <= kOthers; ++k) partial[unit][k] = sums[k];
