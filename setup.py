@@ -20,7 +20,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise")
+FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise", "objectives")
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and later
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -g0"
 # NaN and infinity keep their meaning: no -ffast-math. The default unit carries no ISA flag.

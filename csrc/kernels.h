@@ -6,6 +6,7 @@
 #include "kernels/divergence.h"
 #include "kernels/importance.h"
 #include "kernels/likelihood.h"
+#include "kernels/objectives.h"
 #include "kernels/pairwise.h"
 
 // Every kernel: X(function, arguments)
@@ -15,4 +16,5 @@
   UNIGEN_DIVERGENCE_KERNELS(X)  \
   UNIGEN_LIKELIHOOD_KERNELS(X)  \
   UNIGEN_CATEGORICAL_KERNELS(X) \
-  UNIGEN_PAIRWISE_KERNELS(X)
+  UNIGEN_PAIRWISE_KERNELS(X)    \
+  UNIGEN_OBJECTIVES_KERNELS(X)

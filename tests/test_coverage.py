@@ -28,6 +28,17 @@ _KINDS = (
     "fgan_js",
 )
 
+_LIKELIHOODS = (
+    "bernoulli",
+    "gaussian",
+    "laplace",
+    "discretized_logistic",
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+    "categorical",
+    "discretized_logistic_mixture",
+)
+
 # family -> function -> named options
 CONTRACT: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "importance": {
@@ -80,6 +91,16 @@ CONTRACT: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "discretized_logistic_mixture_log_prob": {},
         "negative_binomial_log_prob": {},
         "zero_inflated_negative_binomial_log_prob": {},
+    },
+    "objectives": {
+        "elbo_loss": {"likelihood": _LIKELIHOODS, "spread": ("logvar", "logstd", "std")},
+        "iwae_objective": {
+            "likelihood": _LIKELIHOODS,
+            "estimator": ("iwae", "stl", "dreg", "elbo", "miwae", "ciwae", "renyi", "cubo", "tvo"),
+            "spread": ("logvar", "logstd", "std"),
+        },
+        "adversary_activated_loss": {},
+        "streaming_log_likelihood": {},
     },
 }
 FUNCTIONS = [(family, name) for family, functions in CONTRACT.items() for name in functions]

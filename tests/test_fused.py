@@ -522,8 +522,8 @@ def test_saves_only_inputs_and_row_statistics(case: Case, device: torch.device) 
         limit = outputs[0].nbytes
     elif case.name.startswith("total_correlation"):  # the marginals, without which backward would run forward again
         limit += tensors[0].nbytes
-    elif case.name.startswith("mmd"):  # the gradients, which are made along with the value
-        limit += tensors[0].nbytes + tensors[1].nbytes
+    elif case.made:
+        limit += sum(x.nbytes for x in tensors if x.requires_grad)
     assert sum(saved.values()) <= limit
 
 
@@ -706,10 +706,11 @@ def test_one_kernel_forward_and_one_backward(case: Case, device: torch.device) -
     """The fused path is taken, once each way: no fall back to the reference goes unnoticed."""
     tensors = make(case, 3, 8, device=device)
     with recorded_ops() as calls:
-        value_and_gradients(case, tensors)
+        outputs, _, _ = value_and_gradients(case, tensors)
     names = [name for name, _, _ in calls]
-    assert len(names) == 1 + case.differentiable, names
-    assert names[1:] == [f"{names[0]}_backward"] * case.differentiable
+    # gradients made along with a loss do for the loss alone
+    backward = case.differentiable and not (OPS[names[0]].gradients and case.made and len(outputs) == 1)
+    assert names[1:] == [f"{names[0]}_backward"] * backward, names
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

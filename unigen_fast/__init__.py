@@ -58,12 +58,23 @@ from unigen_fast.likelihood import (
     negative_binomial_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
+from unigen_fast.objectives import (
+    Bound,
+    MultiSampleBound,
+    adversary_activated_loss,
+    elbo_loss,
+    iwae_objective,
+    streaming_log_likelihood,
+)
 
 __all__ = [
     "BalancedKL",
+    "Bound",
     "DiscriminatorStats",
+    "MultiSampleBound",
     "TotalCorrelation",
     "WeightDiagnostics",
+    "adversary_activated_loss",
     "balanced_categorical_kl",
     "bernoulli_kl",
     "bernoulli_log_prob",
@@ -78,6 +89,7 @@ __all__ = [
     "discriminator_loss",
     "dreg_loss",
     "effective_sample_size",
+    "elbo_loss",
     "gaussian_kl",
     "gaussian_kl_monte_carlo",
     "gaussian_log_prob",
@@ -88,6 +100,7 @@ __all__ = [
     "importance_weights",
     "info",
     "iwae_loss",
+    "iwae_objective",
     "laplace_log_prob",
     "log_discriminator",
     "log_mean_exp",
@@ -104,6 +117,7 @@ __all__ = [
     "rws_losses",
     "sample_gaussian",
     "sample_gaussian_with_kl",
+    "streaming_log_likelihood",
     "total_correlation",
     "trajectory_balance_loss",
     "tvo_loss",

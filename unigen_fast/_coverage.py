@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import unigen_fast
-from unigen_fast import adversarial, divergence, importance, likelihood
+from unigen_fast import adversarial, divergence, importance, likelihood, objectives
 from unigen_fast._fused import KERNEL_DTYPES, FusedOp
 from unigen_fast._loader import Backend
 
-FAMILIES = (importance, adversarial, divergence, likelihood)
+FAMILIES = (importance, adversarial, divergence, likelihood, objectives)
 LAYERS = ("reference", "cpu", "cuda", "triton")
 _SHORT = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 DTYPES = " ".join(short for dtype, short in _SHORT.items() if dtype in KERNEL_DTYPES)

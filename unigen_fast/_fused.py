@@ -29,6 +29,7 @@ def _as_tuple(x: Any) -> tuple[Tensor, ...]:
 
 # skips the Python formula that the bare op carries for autograd: half of a small call
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_keep_graph = torch._C._autograd._get_current_graph_task_keep_graph  # retain_graph=True, or no backward pass at all
 
 
 class FusedOp:
@@ -45,6 +46,10 @@ class FusedOp:
 
     `reaches`: for each differentiable output the tensors that it has a gradient for, where that is not all of them. A
     tensor that none of the outputs in the loss reaches gets None.
+
+    `gradients`: the op makes the gradients of its first output, one number, along with it. The last of its options is
+    `int gradients`, a mask like `needed` of those that are wanted, and its last outputs are these gradients (of which
+    the reference knows nothing). Backward hands them over, or runs the backward op where other ones are asked for.
 
     `elementwise`: the compiler gets the reference, which it fuses with its neighbours; an opaque op would stop it.
     """
@@ -64,6 +69,7 @@ class FusedOp:
         differentiable_outputs: int = 1,
         reaches: Sequence[Sequence[int]] = (),
         saved: Sequence[int] = (),
+        gradients: bool = False,
         elementwise: bool = False,
     ) -> None:
         self.name = schema.partition("(")[0]
@@ -74,6 +80,7 @@ class FusedOp:
         self.differentiable_outputs = differentiable_outputs if backward else 0
         self.reaches = tuple(tuple(places) for places in reaches)
         self.saved = tuple(saved)
+        self.gradients = len(self.differentiable) if gradients else 0
         self.elementwise = elementwise
         self.takes_needed = len(self.differentiable) > 1 and not tensor_list
         FusedOp.every.append(self)
@@ -159,12 +166,26 @@ class FusedOp:
                 result[i] = grad
         return result
 
+    def made_gradients(
+        self, grads: Tensors, made: Sequence[Tensor], options: Sequence[Any], needed: Sequence[bool]
+    ) -> list[Tensor | None] | None:
+        """Those `made` in the forward pass, by place; None where they are not, or not alone, what is asked for."""
+        if not options[-1] or any(g is not None for g in grads[1:]):
+            return None
+        if any(needed[i] and not options[-1] >> bit & 1 for bit, i in enumerate(self.differentiable)):
+            return None
+        result: list[Tensor | None] = [None] * len(needed)
+        for bit, i in enumerate(self.differentiable):
+            if needed[i]:
+                result[i] = made[bit]
+        return result
+
     def _differentiate(
         self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool], create_graph: bool
     ) -> list[Tensor | None]:
         """Gradients of `inputs` through the reference."""
-        outputs = _as_tuple(self.reference(*self._pack(inputs), *options))[: self.differentiable_outputs]
-        reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        outputs = _as_tuple(self.reference(*self._pack(inputs), *options))
+        reached = [(o, g) for o, g in zip(outputs, grads, strict=False) if o.requires_grad]
         wanted = [(i, t) for i, t in enumerate(inputs) if needed[i] and t is not None]
         return _pull_back(reached, wanted, len(inputs), create_graph=create_graph, materialize_grads=True)
 
@@ -205,10 +226,7 @@ class FusedOp:
         inputs, rest = self._split_forward(args[n:])
         options = rest[len(self.saved) :]
         mask = options.pop() if self.takes_needed else -1
-        needed = [False] * len(inputs)
-        for bit, i in enumerate(self._where(inputs)):
-            needed[i] = bool(mask >> bit & 1) and inputs[i] is not None
-        return list(args[:n]), inputs, options, needed
+        return list(args[:n]), inputs, options, self._needed(inputs, mask)
 
     def _as_schema(self, grads: list[Tensor]) -> Any:
         return grads if self.tensor_list else grads[0] if len(grads) == 1 else tuple(grads)
@@ -218,15 +236,34 @@ class FusedOp:
             outputs = self.reference(*args)
         # an op's outputs are contiguous and alias none of its inputs
         fresh = tuple(torch.empty(o.shape, dtype=o.dtype, device=o.device).copy_(o) for o in _as_tuple(outputs))
+        if self.gradients:
+            inputs, options = self._split_forward(args)
+            one = torch.ones_like(fresh[0])
+            fresh += tuple(self._reference_gradients([one], inputs, options, self._needed(inputs, options[-1])))
         return fresh if isinstance(outputs, tuple) else fresh[0]
 
     def _fake_forward(self, *args: Any) -> Any:
         outputs = self.reference(*args)
         fresh = tuple(o.new_empty(o.shape) for o in _as_tuple(outputs))
+        if self.gradients:
+            inputs, options = self._split_forward(args)
+            fresh += tuple(self._empty_gradients(inputs, self._needed(inputs, options[-1])))
         return fresh if isinstance(outputs, tuple) else fresh[0]
 
+    def _needed(self, inputs: Tensors, mask: int) -> list[bool]:
+        """Which of the inputs a mask names."""
+        needed = [False] * len(inputs)
+        for bit, i in enumerate(self._where(inputs)):
+            needed[i] = bool(mask >> bit & 1) and inputs[i] is not None
+        return needed
+
     def _reference_backward(self, *args: Any) -> Any:
-        grads, inputs, options, needed = self._split_backward(args)
+        return self._as_schema(self._reference_gradients(*self._split_backward(args)))
+
+    def _reference_gradients(
+        self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool]
+    ) -> list[Tensor]:
+        """As the backward op returns them; `grads` may be of the first outputs alone."""
         # by now the dispatcher has excluded autograd
         included = torch._C._dispatch_tls_local_include_set()
         excluded = torch._C._dispatch_tls_local_exclude_set() - _AUTOGRAD
@@ -240,7 +277,7 @@ class FusedOp:
                 out.copy_(grad)
             elif needed[i]:
                 out.zero_()
-        return self._as_schema(result)
+        return result
 
     def _fake_backward(self, *args: Any) -> Any:
         _, inputs, _, needed = self._split_backward(args)
@@ -260,9 +297,15 @@ class FusedOp:
         given = grad_outputs[: self.differentiable_outputs]
         where = self._where(inputs)
         needed = self.reached(given, [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)])
+        differentiably = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if self.gradients and not differentiably:
+            made = self.made_gradients(given, outputs[-self.gradients :], options, needed)
+            factor = given[0]
+            if made is not None and factor is not None:
+                return *(None if g is None else g * factor for g in made), *(None,) * len(options)
         grads = _zero_filled(given, _kinds(outputs[: self.differentiable_outputs]))
         found: Sequence[Tensor | None]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if differentiably:
             found = self.differentiable_gradients(grads, inputs, options, needed)
         else:
             found = self.kernel_gradients(grads, [*inputs, *(outputs[i] for i in self.saved)], options, needed)
@@ -320,6 +363,15 @@ def _zero_filled(grads: Tensors, kinds: Sequence[tuple[torch.Size, torch.dtype, 
     ]
 
 
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient · factor, in the memory of the former where its node lets go of it, and as it is for a factor of 1."""
+    if type(gradient) is not Tensor or type(factor) is not Tensor or _keep_graph():
+        return gradient * factor
+    if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere one would wait for it
+        return gradient
+    return gradient.mul_(factor)
+
+
 class _Fused(torch.autograd.Function):
     """The eager path: a Function in ctx style costs a third of `register_autograd`.
 
@@ -331,7 +383,8 @@ class _Fused(torch.autograd.Function):
         ctx.call = op, options
         with _below_autograd():
             outputs = _as_tuple(op.forward(*op._pack(inputs), *options))
-        ctx.save_for_backward(*inputs, *[outputs[i] for i in op.saved])
+        made = outputs[len(outputs) - op.gradients :]
+        ctx.save_for_backward(*inputs, *[outputs[i] for i in op.saved], *made)
         if visible == 1:
             return outputs[0]
         ctx.set_materialize_grads(False)
@@ -348,8 +401,16 @@ class _Fused(torch.autograd.Function):
             if all(g is None for g in grads):
                 return (None,) * (3 + len(needed))
             needed = op.reached(grads, needed)
-            grads = tuple(_zero_filled(grads, ctx.output_kinds))
         tensors = ctx.saved_tensors  # unpacking them may run the forward pass once more, which needs autograd
+        if op.gradients:
+            tensors, made = tensors[: -op.gradients], tensors[-op.gradients :]
+            if not torch.is_grad_enabled():
+                found, factor = op.made_gradients(grads, made, options, needed), grads[0]
+                if found is not None and factor is not None:
+                    with _below_autograd():
+                        return None, None, None, *(None if g is None else _scaled(g, factor) for g in found)
+        if len(grads) > 1:
+            grads = tuple(_zero_filled(grads, ctx.output_kinds))
         if torch.is_grad_enabled():  # create_graph=True
             return None, None, None, *op.differentiable_gradients(grads, tensors[: len(needed)], options, needed)
         with _below_autograd():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unigen_fast._fused import FusedOp
-from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, pairwise
+from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 
 
 def _row_formula(
@@ -296,4 +296,30 @@ mmd = FusedOp(
     tensors=2,
     differentiable=(0, 1),
     saved=(1,),
+)
+
+# ---- objectives ------------------------------------------------------------------------------------------------------
+
+_BOUND_TENSORS = (
+    "Tensor decoder, Tensor? decoder_2, Tensor? decoder_3, Tensor x, Tensor z, Tensor mean, Tensor logvar,"
+    " Tensor? prior_mean, Tensor? prior_logvar"
+)
+_BOUND = (
+    "int dim, int event_ndims, str likelihood, float[] bins, int groups, float power, float elbo_weight, float scale,"
+    " str reduction, int gradients"
+)
+_OF_BOUND = ("decoder", "decoder_2", "decoder_3", "z", "mean", "logvar", "prior_mean", "prior_logvar")
+
+# the tensors are not of one shape here: the reference says which is of which
+multi_sample_bound = FusedOp(
+    f"multi_sample_bound({_BOUND_TENSORS}, {_BOUND}) -> (Tensor loss, Tensor log_w, Tensor bound, Tensor ess,"
+    f" Tensor relative, {', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",
+    objectives.multi_sample_bound,
+    backward=f"(Tensor grad_loss, Tensor grad_log_w, {_BOUND_TENSORS}, Tensor relative, {_BOUND}, int needed)"
+    f" -> ({', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",
+    tensors=9,
+    differentiable=(0, 1, 2, 4, 5, 6, 7, 8),
+    differentiable_outputs=2,
+    saved=(4,),
+    gradients=True,
 )

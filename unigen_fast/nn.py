@@ -3,12 +3,12 @@
 Options are checked where they meet the tensors, at the call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from unigen_fast import adversarial, divergence, importance, likelihood
+from unigen_fast import adversarial, divergence, importance, likelihood, objectives
 
 
 class _Loss(nn.Module):
@@ -603,3 +603,136 @@ class DiscretizedLogisticMixtureLogProb(_Loss):
 
     def forward(self, params: Tensor, x: Tensor) -> Tensor:
         return likelihood.discretized_logistic_mixture_log_prob(params, x, **self.options)
+
+
+class ELBOLoss(_Loss):
+    """`elbo_loss(decoder, x, mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar, weights=weights, …)`."""
+
+    def __init__(
+        self,
+        *,
+        likelihood: str = "bernoulli",
+        likelihood_options: Mapping[str, Any] | None = None,
+        event_ndims: int = 1,
+        kl_weight: float = 1.0,
+        spread: str = "logvar",
+        clamp_logvar: tuple[float, float] | None = None,
+        normalize_weights: bool = False,
+        scale: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            likelihood=likelihood,
+            likelihood_options=likelihood_options,
+            event_ndims=event_ndims,
+            kl_weight=kl_weight,
+            spread=spread,
+            clamp_logvar=clamp_logvar,
+            normalize_weights=normalize_weights,
+            scale=scale,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        decoder: objectives.Decoder,
+        x: Tensor,
+        mean: Tensor,
+        logvar: Tensor,
+        *,
+        prior_mean: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> objectives.Bound:
+        return objectives.elbo_loss(
+            decoder,
+            x,
+            mean,
+            logvar,
+            prior_mean=prior_mean,
+            prior_logvar=prior_logvar,
+            weights=weights,
+            **self.options,
+        )
+
+
+class IWAEObjective(_Loss):
+    """`iwae_objective(decoder, x, z, mean, logvar, dim=dim, prior_mean=prior_mean, prior_logvar=prior_logvar, …)`."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        likelihood: str = "bernoulli",
+        likelihood_options: Mapping[str, Any] | None = None,
+        estimator: str = "iwae",
+        num_groups: int | None = None,
+        beta: float | None = None,
+        alpha: float | None = None,
+        order: float | None = None,
+        partition: Sequence[float] | None = None,
+        event_ndims: int = 1,
+        spread: str = "logvar",
+        clamp_logvar: tuple[float, float] | None = None,
+        scale: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            likelihood=likelihood,
+            likelihood_options=likelihood_options,
+            estimator=estimator,
+            num_groups=num_groups,
+            beta=beta,
+            alpha=alpha,
+            order=order,
+            partition=partition,
+            event_ndims=event_ndims,
+            spread=spread,
+            clamp_logvar=clamp_logvar,
+            scale=scale,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        decoder: objectives.Decoder,
+        x: Tensor,
+        z: Tensor,
+        mean: Tensor,
+        logvar: Tensor,
+        *,
+        prior_mean: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+    ) -> objectives.MultiSampleBound:
+        return objectives.iwae_objective(
+            decoder, x, z, mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar, **self.options
+        )
+
+
+class AdversaryActivatedLoss(_Loss):
+    """`adversary_activated_loss(real loss, fake loss, real_logits=real_logits, fake_logits=fake_logits, …)`."""
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+    def forward(
+        self, per_example_loss_real: Tensor, per_example_loss_fake: Tensor, *, real_logits: Tensor, fake_logits: Tensor
+    ) -> Tensor:
+        return objectives.adversary_activated_loss(
+            per_example_loss_real,
+            per_example_loss_fake,
+            real_logits=real_logits,
+            fake_logits=fake_logits,
+            **self.options,
+        )
+
+
+class StreamingLogLikelihood(_Loss):
+    """`streaming_log_likelihood(log_w_chunks, dim=dim)`."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim=dim)
+
+    def forward(self, log_w_chunks: Iterable[Tensor]) -> Tensor:
+        return objectives.streaming_log_likelihood(log_w_chunks, **self.options)

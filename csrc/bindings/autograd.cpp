@@ -12,6 +12,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/version.h>
 
@@ -40,7 +41,8 @@ struct Op {
   std::vector<int64_t> differentiable, saved;  // of the tensors; of the outputs
   std::vector<std::vector<int64_t>> reaches;   // of each output the tensors it has a gradient for; empty: all of them
   int64_t differentiable_outputs;
-  size_t options;  // how many
+  size_t gradients;  // how many the forward op makes: its last outputs
+  size_t options;    // how many
   bool tensor_list, takes_needed;
   PyObject* python;
 };
@@ -173,11 +175,13 @@ struct Fused : torch::autograd::Function<Fused> {
     return gradients(Call::unpack(ctx->saved_data["call"]), ctx->get_saved_variables(), std::move(grads), wanted);
   }
 
-  // One for each tensor that is there; `saved`: the tensors, then the saved outputs.
+  // One for each tensor that is there; `saved`: the tensors, then the saved outputs, then the gradients made before.
   template <class Wanted>
-  static variable_list gradients(const Call& call, const variable_list& saved, variable_list&& grads, const Wanted& wanted) {
+  static variable_list gradients(const Call& call, variable_list&& saved, variable_list&& grads, const Wanted& wanted) {
     const Op& op = *call.op;
-    const size_t count = saved.size() - op.saved.size();
+    const size_t count = saved.size() - op.saved.size() - op.gradients;
+    variable_list made(std::make_move_iterator(saved.end() - op.gradients), std::make_move_iterator(saved.end()));
+    saved.resize(saved.size() - op.gradients);
     std::vector<bool> needed(count);
     size_t edge = 0;
     for (size_t i = 0; i < count; ++i) needed[i] = saved[i].defined() && wanted(edge++);
@@ -190,11 +194,19 @@ struct Fused : torch::autograd::Function<Fused> {
           for (int64_t place : op.reaches[i]) reached[place] = reached[place] || grads[i].defined();
         for (size_t i = 0; i < count; ++i) needed[i] = needed[i] && reached[i];
       }
-      for (size_t i = 0; i < call.outputs.size(); ++i) {
-        if (grads[i].defined()) continue;  // else zeros: expanded, they cost no memory
-        grads[i] = at::zeros({}, saved[0].options().dtype(call.outputs[i].dtype)).expand(call.outputs[i].sizes);
+      if (!c10::GradMode::is_enabled() && suffice(call, grads, needed)) {
+        at::AutoDispatchBelowAutograd below;
+        for (size_t bit = 0; bit < op.differentiable.size(); ++bit) {
+          const int64_t i = op.differentiable[bit];
+          if (needed[i]) result[i] = scaled(std::move(made[bit]), grads[0]);
+        }
+      } else {
+        for (size_t i = 0; i < call.outputs.size(); ++i) {
+          if (grads[i].defined()) continue;  // else zeros: expanded, they cost no memory
+          grads[i] = at::zeros({}, saved[0].options().dtype(call.outputs[i].dtype)).expand(call.outputs[i].sizes);
+        }
+        result = c10::GradMode::is_enabled() ? differentiable(call, grads, saved, needed) : by_kernel(call, grads, saved, needed);
       }
-      result = c10::GradMode::is_enabled() ? differentiable(call, grads, saved, needed) : by_kernel(call, grads, saved, needed);
     }
     if (edge < count) {
       size_t present = 0;
@@ -203,6 +215,27 @@ struct Fused : torch::autograd::Function<Fused> {
       result.resize(edge);
     }
     return result;
+  }
+
+  // Whether the gradients made in the forward pass are those that are asked for: of the first output alone.
+  static bool suffice(const Call& call, const variable_list& grads, const std::vector<bool>& needed) {
+    if (!call.op->gradients || std::any_of(grads.begin() + 1, grads.end(), [](const Tensor& grad) { return grad.defined(); }))
+      return false;
+    const int64_t made = call.options.back().toInt();
+    for (size_t bit = 0; bit < call.op->differentiable.size(); ++bit)
+      if (needed[call.op->differentiable[bit]] && !(made >> bit & 1)) return false;
+    return made != 0;
+  }
+
+  // gradient · factor, in the memory of the former where its node lets go of it, and as it is for a factor of 1.
+  static Tensor scaled(Tensor&& gradient, const Tensor& factor) {
+    const bool kept = torch::autograd::get_current_graph_task_keep_graph();
+    if (kept || !direct::plain(gradient) || !direct::plain(factor)) return gradient.mul(factor);
+    if (factor.is_cpu()) {  // elsewhere one would wait for it
+      const bool wide = factor.scalar_type() == at::kDouble;
+      if ((wide ? *factor.const_data_ptr<double>() : *factor.const_data_ptr<float>()) == 1) return std::move(gradient);
+    }
+    return gradient.mul_(factor);
   }
 
   static variable_list by_kernel(const Call& call, const variable_list& grads, const variable_list& saved,
@@ -286,6 +319,7 @@ variable_list record(const Op& op, variable_list&& tensors, std::vector<IValue>&
 
   variable_list outputs = run_forward(op, tensors, options);
   for (int64_t i : op.saved) tensors.push_back(outputs[i]);
+  tensors.insert(tensors.end(), outputs.end() - op.gradients, outputs.end());
   outputs.resize(visible);
   node->call = {&op, std::move(options), {}};
   for (int64_t i = 0; i < op.differentiable_outputs; ++i) {
@@ -374,6 +408,7 @@ py::object bind(py::object fused_op) {
                   numbers("saved"),
                   fused_op.attr("reaches").cast<std::vector<std::vector<int64_t>>>(),
                   differentiable_outputs,
+                  fused_op.attr("gradients").cast<size_t>(),
                   forward.handle.schema().arguments().size() - tensors,
                   tensor_list,
                   fused_op.attr("takes_needed").cast<bool>(),

@@ -82,14 +82,24 @@ inline Function find(const char* name) {
   return nullptr;
 }
 
-// Whether nobody but the kernel would see a call: plain CPU tensors, no mode or transform, no profiler.
+// whether a tensor is one of PyTorch's own, and nothing that stands for one
+inline bool plain(const Tensor& tensor) {
+  using c10::DispatchKey;
+  // the ops have no kernel of their own for autocast
+  constexpr c10::DispatchKeySet cpu({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView,
+                                     DispatchKey::AutocastCPU});
+  constexpr c10::DispatchKeySet cuda({DispatchKey::CUDA, DispatchKey::AutogradCUDA, DispatchKey::ADInplaceOrView,
+                                      DispatchKey::AutocastCUDA});
+  const c10::DispatchKeySet keys = tensor.key_set();
+  return (keys | cpu) == cpu || (keys | cuda) == cuda;
+}
+
+// Whether nobody but the kernel would see a call: plain tensors on the CPU, no mode or transform, no profiler.
 inline bool possible(const Tensors& tensors) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView,
-                                       DispatchKey::AutocastCPU});  // the ops have no kernel of their own for the last
   if (!kernels) return false;
   for (const Tensor& tensor : tensors)
-    if (tensor.defined() && (tensor.key_set() | plain) != plain) return false;
+    if (tensor.defined() && !(tensor.is_cpu() && plain(tensor))) return false;
   constexpr c10::DispatchKeySet usual = c10::default_included_set | c10::DispatchKeySet(DispatchKey::AutocastCPU);
   if ((c10::impl::tls_local_dispatch_key_set().included_ | usual) != usual) return false;
   return !at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION).has_value();

@@ -48,6 +48,11 @@ class Dims {
 
   void pop_back() { --size_; }
 
+  void erase(int64_t place) {
+    for (int64_t i = place + 1; i < size_; ++i) items_[i - 1] = items_[i];
+    --size_;
+  }
+
   int64_t size() const { return size_; }
   const int64_t* data() const { return items_; }
   int64_t operator[](int64_t i) const { return items_[i]; }
@@ -111,6 +116,22 @@ class GridBuilder {
     return builder;
   }
 
+  // Samples of examples: the dimensions before `first_column` are rows, in this order but for `samples`, the innermost.
+  static GridBuilder of_samples(const Tensor& shape_of, int64_t first_column, int64_t samples) {
+    GridBuilder builder(shape_of, first_column);
+    STD_TORCH_CHECK(0 <= samples && samples < first_column, "unigen_fast: dim out of range");
+    builder.samples_ = int(samples);
+    return builder;
+  }
+
+  // how many examples these have samples of
+  int64_t examples() const {
+    int64_t product = 1;
+    for (int d = 0; d < ndim_; ++d)
+      if (!is_column_[d] && d != samples_) product *= size_[d];
+    return product;
+  }
+
   Dims row_sizes() const {
     Dims sizes;
     for (int d = 0; d < ndim_; ++d)
@@ -156,15 +177,44 @@ class GridBuilder {
     vectors.step = tensor.strides()[skipped];
   }
 
+  // An element operand without the dimension of the samples: the same for all of them.
+  void of_example(Operand& operand, const Tensor& tensor) {
+    check(tensor, ndim_ - 1, dtype_);
+    Source& source = add(operand, tensor);
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    for (int d = 0; d < ndim_; ++d) {
+      if (d == samples_) continue;
+      const int from = d < samples_ ? d : d - 1;
+      STD_TORCH_CHECK(sizes[from] == size_[d], "unigen_fast: a tensor of the examples has the wrong shape");
+      source.stride[d] = strides[from];
+    }
+  }
+
+  // An element operand of the columns alone: the same in all rows.
+  void of_event(Operand& operand, const Tensor& tensor) {
+    check_dtype(tensor, dtype_);
+    Source& source = add(operand, tensor);
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    int from = 0;
+    for (int d = 0; d < ndim_; ++d) {
+      if (!is_column_[d]) continue;
+      STD_TORCH_CHECK(from < int(sizes.size()) && sizes[from] == size_[d], "unigen_fast: a tensor of the event has the wrong shape");
+      source.stride[d] = strides[from++];
+    }
+  }
+
+  // A row operand without the dimension of the samples; a tensor without dimensions is the same for every row.
+  void row_of_example(Operand& operand, const Tensor& tensor) { row(operand, tensor, samples_); }
+
   // Over the rows; a tensor without dimensions is the same for every row.
-  void row(Operand& operand, const Tensor& tensor) {
+  void row(Operand& operand, const Tensor& tensor, int without = -1) {
     check_dtype(tensor, arithmetic_type(dtype_));
     Source& source = add(operand, tensor);
     if (tensor.dim() == 0) return;
     const auto sizes = tensor.sizes(), strides = tensor.strides();
     int r = 0;
     for (int d = 0; d < ndim_; ++d) {
-      if (is_column_[d]) continue;
+      if (is_column_[d] || d == without) continue;
       STD_TORCH_CHECK(r < int(sizes.size()) && sizes[r] == size_[d], "unigen_fast: a row tensor has the wrong shape");
       source.stride[d] = strides[r++];
     }
@@ -191,20 +241,25 @@ class GridBuilder {
   }
 
   // Sums do not care for the order of dimensions: with `reorder` the innermost one is that of the smallest strides.
-  Grid finish(bool reorder = true) {
-    Grid grid;
-    grid.row_dims = collapse(false, reorder, grid.rows, grid.row_size);
-    grid.col_dims = collapse(true, reorder, grid.cols, grid.col_size);
-    return grid;
-  }
+  Grid finish(bool reorder = true) { return finish(reorder, reorder); }
+
+  // Rows keep their order: two grids of the same samples number them alike.
+  Grid finish_samples() { return finish(false, true); }
 
  private:
-  static constexpr int kMaxOperands = 12;
+  static constexpr int kMaxOperands = 14;
 
   struct Source {
     Operand* operand;
     int64_t stride[kMaxTensorDims];
   };
+
+  Grid finish(bool reorder_rows, bool reorder_cols) {
+    Grid grid;
+    grid.row_dims = collapse(false, reorder_rows, grid.rows, grid.row_size);
+    grid.col_dims = collapse(true, reorder_cols, grid.cols, grid.col_size);
+    return grid;
+  }
 
   static void check_dtype(const Tensor& tensor, ScalarType dtype) {
     STD_TORCH_CHECK(tensor.scalar_type() == dtype, "unigen_fast: got ", torch::headeronly::toString(tensor.scalar_type()),
@@ -231,10 +286,10 @@ class GridBuilder {
     total = 1;
     for (int d = 0; d < ndim_; ++d) {
       if (is_column_[d] != columns) continue;
-      const int64_t size = size_[d];
-      total *= size;
-      if (size != 1) order[n++] = d;
+      total *= size_[d];
+      if (size_[d] != 1 && d != samples_) order[n++] = d;
     }
+    if (!columns && samples_ >= 0 && size_[samples_] != 1) order[n++] = samples_;
     if (total == 0) {
       out_size[0] = 0;
       return 1;
@@ -280,7 +335,7 @@ class GridBuilder {
 
   const Tensor& shape_of_;
   Dims size_;
-  int ndim_;
+  int ndim_, samples_ = -1;  // the dimension of the samples, if there is one
   ScalarType dtype_;
   int count_ = 0;
   bool is_column_[kMaxTensorDims];

@@ -7,6 +7,7 @@
 #include "divergence.h"
 #include "importance.h"
 #include "likelihood.h"
+#include "objectives.h"
 #include "pairwise.h"
 
 // Every op: X(name); each has a function template of its name.
@@ -16,4 +17,5 @@
   UNIGEN_DIVERGENCE_OPS(X)  \
   UNIGEN_LIKELIHOOD_OPS(X)  \
   UNIGEN_CATEGORICAL_OPS(X) \
-  UNIGEN_PAIRWISE_OPS(X)
+  UNIGEN_PAIRWISE_OPS(X)    \
+  UNIGEN_OBJECTIVES_OPS(X)

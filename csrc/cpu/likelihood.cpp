@@ -1,29 +1,10 @@
 // Kernels of log-likelihoods, and of every other formula of a few numbers: sums over the event, and gradients.
-#include "../formulas/likelihood.h"
-
 #include <type_traits>
 
-#include "rows.h"
+#include "densities.h"
 
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
-
-// One logarithm for many elements: state 1 is the product of their factors 1 + tail, less 1, so that small tails are not
-// rounded away. kFlush factors of at most 2 stay finite. in: logits, x.
-struct BernoulliSum {
-  static constexpr int kStates = 2;
-
-  template <class V>
-  UNIGEN_INLINE void add(V* state, const V* in) const {
-    const BernoulliTerms<V> terms(in[0], in[1]);
-    state[0] = state[0] + terms.linear;
-    state[1] = state[1] * terms.tail + (state[1] + terms.tail);
-  }
-  template <class V>
-  UNIGEN_INLINE V close(const V* state) const {
-    return -(state[0] + log1p(state[1]));
-  }
-};
 
 template <class T>
 void bernoulli_log_prob_in(const BernoulliLogProb& a, const Parallel& parallel) {
@@ -70,19 +51,6 @@ void bernoulli_log_prob_backward_in(const BernoulliLogProbBackward& a, const Par
 
 // ---- formulas ------------------------------------------------------------------------------------------------------
 
-template <class F, class V>
-UNIGEN_NOINLINE V value_out_of_line(const F& formula, const V* in) {
-  return formula.value(in);
-}
-template <class F, class V>
-UNIGEN_NOINLINE void slopes_out_of_line(const F& formula, const V* in, V* out) {
-  formula.slopes(in, out);
-}
-
-// Few of the copies that the drivers make of a formula are worth their instructions.
-template <class F, class V>
-constexpr bool kOutOfLine = F::kLarge || sizeof(Scalar<V>) == 8;
-
 // The last of the inputs is the weight, where there is one.
 template <class F, bool kWeighted>
 struct FormulaSum {
@@ -91,9 +59,7 @@ struct FormulaSum {
 
   template <class V>
   UNIGEN_INLINE void add(V* state, const V* in) const {
-    V value;
-    if constexpr (kOutOfLine<F, V>) value = value_out_of_line(formula, in);
-    else value = formula.value(in);
+    V value = value_of(formula, in);
     if constexpr (kWeighted) value = value * in[F::kInputs];
     state[0] = state[0] + value;
   }
@@ -115,8 +81,7 @@ struct FormulaSlopes {
   }
   template <class V>
   UNIGEN_INLINE void operator()(const V* row, const V* in, V* out) const {
-    if constexpr (kOutOfLine<F, V>) slopes_out_of_line(formula, in, out);
-    else formula.slopes(in, out);
+    slopes_of(formula, in, out);
     V coefficient = row[0];
     if constexpr (kWeighted) coefficient = coefficient * in[F::kInputs];
     for (int k = 0; k < F::kInputs; ++k) out[k] = coefficient * out[k];

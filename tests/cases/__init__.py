@@ -5,7 +5,7 @@ formula in float64, from `torch.distributions` or PyTorch's own losses where the
 table of its family.
 """
 
-from cases import adversarial, categorical, divergence, importance, likelihood, pairwise
+from cases import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 from cases.base import Case
 
 CASES: list[Case] = [
@@ -15,4 +15,5 @@ CASES: list[Case] = [
     *likelihood.CASES,
     *categorical.CASES,
     *pairwise.CASES,
+    *objectives.CASES,
 ]

@@ -62,6 +62,8 @@ class Case:
     composed: bool = False
     # a differentiated input is broadcast: PyTorch sums its gradient, out of numbers already rounded to its dtype
     broadcast: bool = False
+    # gradients are made along with the value, and kept
+    made: bool = False
     # the layout in which all classes are alike: the KL of two uniform distributions, and its gradient, are rounding
     degenerate: str = ""
 

@@ -101,6 +101,7 @@ def _mmd(name: str, kernel: str, scales: Any, unbiased: bool, **options: Any) ->
         # two distributions that differ: an estimate near 0 has no relative accuracy
         lambda rows, n: [Spec((2 * rows, n)), Spec((3 * rows, n), "logits")],
         lambda x, y: mmd(x, y, kernel, scales, unbiased),
+        made=True,
         **options,
     )
 

@@ -46,7 +46,8 @@ class Row:
 
     `expected` is eager with the very noise that the fused call draws from the same seed, for rows that draw some. A row
     none of whose inputs has a gradient is timed forward only. `check_first`: how many of each tensor's first indices
-    the values are checked on, where eager in float64 would take more memory than a machine has.
+    the values are checked on, where eager in float64 would take more memory than a machine has. `trained`: the output
+    is the loss of a training step, whose gradient is 1; elsewhere it is random.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row:
     eager: Callable[..., Any]
     expected: Callable[..., Any] | None = None
     check_first: int | None = None
+    trained: bool = False
 
 
 # ---- importance ------------------------------------------------------------------------------------------------------
@@ -791,6 +793,112 @@ def _categorical_rows() -> list[Row]:
     ]
 
 
+# ---- objectives ------------------------------------------------------------------------------------------------------
+
+
+def _log_weights_of(
+    log_px: Callable[[Tensor, Tensor], Tensor], decoder: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor
+) -> Tensor:
+    """[B, K]. What the densities of p(z) and q(z | x) have in common is left out, as it is by those who know it."""
+    mean, logvar = mean.unsqueeze(1), logvar.unsqueeze(1)
+    log_q = logvar + (z - mean).square() * torch.exp(-logvar)
+    return log_px(decoder, x.unsqueeze(1)) + 0.5 * (log_q - z.square()).sum(-1)
+
+
+def _unit_gaussian(mean: Tensor, x: Tensor) -> Tensor:
+    return -0.5 * ((x - mean).square().sum(-1) + mean.size(-1) * math.log(2 * math.pi))
+
+
+def _iwae(log_px: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    return lambda *tensors: -_log_mean_exp(_log_weights_of(log_px, *tensors)).mean()
+
+
+def _fused_iwae(**options: Any) -> Callable[..., Tensor]:
+    return lambda *tensors: uf.iwae_objective(*tensors, dim=1, **options).loss
+
+
+_EVALUATION_CHUNK = 250
+
+
+def _iwae_eval(decoder: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    pairs = zip(decoder.split(_EVALUATION_CHUNK, 1), z.split(_EVALUATION_CHUNK, 1), strict=True)
+    return _log_mean_exp(torch.cat([_log_weights_of(_bernoulli, d, x, part, mean, logvar) for d, part in pairs], 1))
+
+
+def _fused_iwae_eval(decoder: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    pairs = zip(decoder.split(_EVALUATION_CHUNK, 1), z.split(_EVALUATION_CHUNK, 1), strict=True)
+    chunks = (uf.iwae_objective(d, x, part, mean, logvar, dim=1).log_w for d, part in pairs)
+    return uf.streaming_log_likelihood(chunks, dim=1)
+
+
+def _elbo(logits: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return _kl(mean, logvar) - _bernoulli(logits, x).mean()
+
+
+def _objective_rows() -> list[Row]:
+    def samples(examples: int, count: int, pixels: int, *, gradient: bool = True) -> tuple[Input, ...]:
+        return (
+            Input((examples, count, pixels), gradient),
+            Input((examples, pixels), gradient=False, draw=_pixels),
+            Input((examples, count, 16), gradient),
+            Input((examples, 16), gradient),
+            Input((examples, 16), gradient, draw=_log_std),
+        )
+
+    def bernoulli(name: str, examples: int, count: int, pixels: int, replaces: str) -> Row:
+        inputs = samples(examples, count, pixels)
+        return Row(name, "objectives", replaces, inputs, _fused_iwae(), _iwae(_bernoulli), trained=True)
+
+    burda = "the IWAE of Burda et al."
+    half = bernoulli("iwae_bernoulli_784_half", 100, 50, 784, "the same, half the loss: its gradient is not 1")
+    return [
+        bernoulli("iwae_bernoulli_784", 100, 50, 784, "pythae's IWAE with BCE"),
+        replace(
+            half,
+            fused=lambda *tensors: 0.5 * _fused_iwae()(*tensors),
+            eager=lambda *tensors: 0.5 * _iwae(_bernoulli)(*tensors),
+        ),
+        *(bernoulli(f"iwae_bernoulli_original_{count}", 20, count, 784, burda) for count in (1, 5, 50)),
+        Row(
+            "iwae_gaussian_784",
+            "objectives",
+            "pythae's CIWAE with MSE",
+            samples(100, 50, 784),
+            _fused_iwae(likelihood="gaussian", estimator="ciwae", beta=0.5),
+            _ciwae,
+            trained=True,
+        ),
+        bernoulli("iwae_bernoulli_pixels", 16, 16, 3 * 64 * 64, "IWAE on 64 × 64 colour images"),
+        Row(
+            "iwae_eval_5000",
+            "objectives",
+            "test log-likelihood with K = 5000, in chunks of 250",
+            samples(20, 5000, 784, gradient=False),
+            _fused_iwae_eval,
+            _iwae_eval,
+        ),
+        Row(
+            "elbo_784",
+            "objectives",
+            "a VAE's loss on MNIST",
+            (
+                Input((128, 784)),
+                Input((128, 784), gradient=False, draw=_pixels),
+                Input((128, 16)),
+                Input((128, 16), draw=_log_std),
+            ),
+            lambda *tensors: uf.elbo_loss(*tensors).loss,
+            _elbo,
+            trained=True,
+        ),
+    ]
+
+
+def _ciwae(*tensors: Tensor) -> Tensor:
+    log_w = _log_weights_of(_unit_gaussian, *tensors)
+    return -(0.5 * log_w.mean(1) + 0.5 * _log_mean_exp(log_w)).mean()
+
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in [
@@ -800,8 +908,18 @@ ROWS: dict[str, Row] = {
         *_pairwise_rows(),
         *_likelihood_rows(),
         *_categorical_rows(),
+        *_objective_rows(),
     ]
 }
+
+
+# where fusing must pay most
+STARRED = frozenset(
+    name
+    for name in ROWS
+    if name.startswith(("iwae_bernoulli_", "iwae_gaussian_", "iwae_eval_", "total_correlation_", "vits_discriminator"))
+    or name in ("dreamer_kl", "zinb_2000", "nb_2000", "vimco_50", "mmd_1024")
+)
 
 
 def family(name: str) -> list[Row]:

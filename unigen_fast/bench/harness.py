@@ -3,7 +3,7 @@
 Before anything is timed, the fused values and gradients must equal those of the eager function in float64. Then rounds
 run until the time is up, each with the contestants in another order, and medians and quartiles are taken over the
 rounds. A step is a forward pass and, where an input has a gradient, `torch.autograd.grad` with a random gradient of the
-outputs; nothing is accumulated from step to step.
+outputs (of 1 for a loss of a training step); nothing is accumulated from step to step.
 """
 
 import contextlib
@@ -88,6 +88,8 @@ class Case:
     def _draw_output_gradients(self) -> list[Tensor]:
         if not self.has_gradient:
             return []
+        if self.row.trained:
+            return [torch.ones(shape, device=self.device, dtype=dtype) for shape, dtype in self._output_like]
         return [
             torch.randn(shape, generator=self._generator, device=self.device).to(dtype)
             for shape, dtype in self._output_like

@@ -205,7 +205,13 @@ def update_readme(readme: Path) -> list[str]:
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
 
-_COLOURS = {"importance": "#4477aa", "adversarial": "#ee8866", "divergence": "#44aa99", "likelihood": "#aa6699"}
+_COLOURS = {
+    "importance": "#4477aa",
+    "adversarial": "#ee8866",
+    "divergence": "#44aa99",
+    "likelihood": "#aa6699",
+    "objectives": "#bbaa33",
+}
 _SLOWER = "#bb3333"
 
 

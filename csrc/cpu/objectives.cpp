@@ -1,0 +1,664 @@
+// The bound of several samples per example: from what the decoder gave to log-weights, from these to the loss and the
+// coefficients of the gradients, and back over the same numbers, which an example's first reading has left in the cache.
+#include "../formulas/objectives.h"
+
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "densities.h"
+
+namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kFewExamples = 16;         // with fewer, threads share the rows of an example
+constexpr int64_t kSharedUnits = 64;         // where a gradient is summed over all rows, each unit has a sum of its own
+constexpr int64_t kCacheBytes = 3 << 19;     // of an example's numbers and gradients that stay in a core's cache
+constexpr int64_t kPieceCols = 1 << 15;      // of a long row that threads share
+
+// ---- over the event --------------------------------------------------------------------------------------------------
+
+// What is summed of a formula F over a row, to more digits than T has: states 1 and up belong to one stretch of the row,
+// state 0 is added up in double every few vectors. With kSlopes, the slopes come along.
+template <class F>
+struct DensitySum {
+  static constexpr int kStates = 1;
+  F formula;
+
+  template <bool kSlopes, class V>
+  UNIGEN_INLINE void add(V* state, const V* in, V* slopes) const {
+    state[0] = state[0] + value_of(formula, in);
+    if constexpr (kSlopes) slopes_of(formula, in, slopes);
+  }
+  template <class V>
+  UNIGEN_INLINE double rest(const V*) const {
+    return 0;
+  }
+};
+
+template <>
+struct DensitySum<BernoulliDensity> : BernoulliSum {
+  BernoulliDensity formula;
+
+  UNIGEN_INLINE explicit DensitySum(BernoulliDensity formula) : formula(formula) {}
+
+  template <bool kSlopes, class V>
+  UNIGEN_INLINE void add(V* state, const V* in, V* slopes) const {
+    const BernoulliTerms<V> terms(in[1], in[0]);
+    state[0] = state[0] - terms.linear;
+    multiply(state[1], terms.tail);
+    if constexpr (kSlopes) {
+      const V one = constant<V>(1), inverse = reciprocal(one + terms.tail);
+      const auto positive = constant<V>(0) < in[1];
+      const V below = inverse * select(positive, terms.tail, one), above = inverse * select(positive, one, terms.tail);
+      slopes[1] = in[0] * below - (one - in[0]) * above;
+    }
+  }
+  // -log of the product, its exponents apart
+  template <class V>
+  UNIGEN_INLINE double rest(const V* state) const {
+    const V product = constant<V>(1) + state[1], lost = state[1] - (product - constant<V>(1));
+    const LogParts<Scalar<V>> parts(product);
+    const double exponents = lane_sum(parts.n);
+    return -(exponents * 0.69314718055994530942 + lane_sum(parts.f + log_correction(parts.f) + lost / product));
+  }
+};
+
+// The rows of log p(x | decoder): F takes x, then what the decoder gave.
+template <class T, class F>
+class Density {
+  using V = Vec<T>;
+  static constexpr int kIn = F::kInputs, kOut = kIn - 1;
+  static constexpr int kStretch = kFlush * V::size;
+
+ public:
+  // whether the slopes come so cheaply with the value that they are better kept than computed again
+  static constexpr bool kKeeps = std::is_same_v<F, BernoulliDensity>;
+
+  Density(const BoundTensors& a, const F& formula) : sum_{formula}, cols_(a.grid.cols) {
+    in_[0] = Stream<T>(a.grid, elements(a.x, a), Axis::rows, Axis::cols);
+    keeps_ = kKeeps && a.samples * a.grid.cols * kOut * int64_t(2 * sizeof(T)) <= kCacheBytes;
+    for (int k = 0; k < kOut; ++k) {
+      in_[k + 1] = Stream<T>(a.grid, elements(a.decoder[k], a), Axis::rows, Axis::cols);
+      out_[k] = Stream<T>(a.grid, elements(a.grad_decoder[k], a), Axis::rows, Axis::cols);
+      wanted_[k] = a.grad_decoder[k].data;
+      shared_[k] = wanted_[k] && a.shared[k];
+      any_ = any_ || wanted_[k];
+      sums_ += shared_[k];
+      keeps_ = keeps_ && out_[k].direct() && !shared_[k];
+    }
+  }
+
+  bool any() const { return any_; }
+  bool keeps() const { return keeps_; }
+  int sums() const { return sums_; }  // gradients that are summed over all rows
+
+  // of columns [begin, end) of a row; `keep`: the slopes are left where the gradient is to be
+  double value(int64_t row, int64_t begin, int64_t end, bool keep) const {
+    if constexpr (kKeeps) {
+      if (keep) return swept<true>(row, begin, end);
+    }
+    return swept<false>(row, begin, end);
+  }
+
+  // What was kept, times the coefficient.
+  UNIGEN_NOINLINE void scale(int64_t row, T coefficient) const {
+    const V factor(coefficient);
+    for (int k = 0; k < kOut; ++k) {
+      T* target = out_[k].target(out_[k].origin(row), 0, nullptr);
+      if (coefficient == 0) {
+        for (int64_t c = 0; c < cols_; ++c) target[c] = 0;
+        continue;
+      }
+      for (int64_t c = 0; c < cols_; c += kChunk<T>) {
+        for_vectors<T>(int(smaller(kChunk<T>, cols_ - c)), [&](int i, auto l) UNIGEN_FORCED {
+          store(target + c + i, factor * load(target + c + i, l), l);
+        });
+      }
+    }
+  }
+
+  // Gradients of columns [begin, end) of a row. totals[k]: what output k has summed over the rows so far, if it is shared.
+  UNIGEN_NOINLINE void gradients(int64_t row, int64_t begin, int64_t end, T coefficient, T* const* totals) const {
+    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
+    const F formula = sum_.formula;
+    const V factor(coefficient);
+    int64_t origin[kIn], origin_out[kOut];
+    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
+    for (int k = 0; k < kOut; ++k) origin_out[k] = shared_[k] ? 0 : out_[k].origin(row);
+    for (int64_t c = begin; c < end; c += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, end - c));
+      const T* source[kIn];
+      T* target[kOut];
+      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
+      for (int k = 0; k < kOut; ++k) {
+        target[k] = shared_[k] ? totals[k] + c : wanted_[k] ? out_[k].target(origin_out[k], c, room[kIn + k]) : nullptr;
+      }
+      if (coefficient == 0) {  // and the slopes may be infinite
+        for (int k = 0; k < kOut; ++k) {
+          for (int i = 0; target[k] && !shared_[k] && i < n; ++i) target[k][i] = 0;
+        }
+      } else {
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          V x[kIn], slope[kIn];
+          for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
+          slopes_of(formula, x, slope);
+          for (int k = 0; k < kOut; ++k) {
+            if (!target[k]) continue;
+            const V gradient = factor * slope[k + 1];
+            store(target[k] + i, shared_[k] ? load(target[k] + i, l) + gradient : gradient, l);
+            __builtin_prefetch(target[k] + i + kElementsAhead, 1);
+          }
+        });
+      }
+      for (int k = 0; k < kOut; ++k) {
+        if (target[k] && !shared_[k]) out_[k].written(origin_out[k], c, n, target[k]);
+      }
+    }
+  }
+
+  // Room for the sums of one unit: totals[k] points into it.
+  std::unique_ptr<T[]> sums_room(T** totals) const {
+    std::unique_ptr<T[]> room(sums_ ? new T[sums_ * cols_]() : nullptr);
+    for (int k = 0, at = 0; k < kOut; ++k) totals[k] = shared_[k] ? room.get() + cols_ * at++ : nullptr;
+    return room;
+  }
+
+  // The gradients of the shared outputs from `units` such rooms.
+  void write_sums(const std::vector<std::unique_ptr<T[]>>& units) const {
+    std::vector<T> total(cols_);
+    for (int k = 0, at = 0; k < kOut; ++k) {
+      if (!shared_[k]) continue;
+      for (int64_t c = 0; c < cols_; ++c) {
+        double sum = 0;
+        for (const auto& unit : units) sum += unit[cols_ * at + c];
+        total[c] = T(sum);
+      }
+      for (int64_t c = 0; c < cols_; c += kChunk<T>) out_[k].write(0, c, smaller(kChunk<T>, cols_ - c), total.data() + c);
+      ++at;
+    }
+  }
+
+ private:
+  template <bool kSlopes>
+  UNIGEN_NOINLINE double swept(int64_t row, int64_t begin, int64_t end) const {
+    constexpr int kWays = 2;                                // sums that do not wait for one another
+    constexpr int kBlock = 8 * kWays * V::size;             // elements that are added up in T
+    constexpr int kStates = DensitySum<F>::kStates;
+    alignas(kVectorBytes) T room[kIn][kStretch];
+    const DensitySum<F> sum = sum_;
+    int64_t origin[kIn];
+    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
+    T* target = kSlopes ? out_[0].target(out_[0].origin(row), 0, nullptr) : nullptr;
+    WideSum<T> wide;
+    double rest = 0;
+    for (int64_t c = begin; c < end; c += kStretch) {
+      const int n = int(smaller(kStretch, end - c));
+      const T* source[kIn];
+      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
+      V state[kWays][kStates];
+      for (int way = 0; way < kWays; ++way) {
+        for (int s = 0; s < kStates; ++s) state[way][s] = V(T(0));
+      }
+      for (int first = 0; first < n; first += kBlock) {
+        for_vectors_in_turn<T, kWays>(int(smaller(kBlock, n - first)), [&](int at, auto l, int way) UNIGEN_FORCED {
+          const int i = first + at;
+          V x[kIn], next[kStates], slope[kIn];
+          for (int k = 0; k < kIn; ++k) {
+            x[k] = load(source[k] + i, l);
+            if (k > 0) __builtin_prefetch(source[k] + i + kElementsAhead);
+          }
+          for (int s = 0; s < kStates; ++s) next[s] = state[way][s];
+          sum.template add<kSlopes>(next, x, slope);
+          for (int s = 0; s < kStates; ++s) state[way][s] = keep(l, next[s], state[way][s]);
+          if constexpr (kSlopes) {
+            store(target + c + i, slope[1], l);
+            __builtin_prefetch(target + c + i + kElementsAhead, 1);
+          }
+        });
+        for (int way = 0; way < kWays; ++way) {
+          wide.add(state[way][0]);
+          state[way][0] = V(T(0));
+        }
+      }
+      for (int way = 0; way < kWays; ++way) rest += sum.rest(state[way]);
+    }
+    return wide.total() + rest;
+  }
+
+  DensitySum<F> sum_;
+  int64_t cols_;
+  bool keeps_ = false, any_ = false, wanted_[kOut] = {}, shared_[kOut] = {};
+  int sums_ = 0;
+  Stream<T> in_[kIn], out_[kOut];
+};
+
+// ---- over the latent -------------------------------------------------------------------------------------------------
+
+// log p(z) - log q(z) of all samples of an example: what depends on the example alone is computed once for them.
+template <class T>
+class Latent {
+  using V = Vec<T>;
+  enum { kMean, kLogvar, kPriorMean, kPriorLogvar, kOfExample };
+
+ public:
+  explicit Latent(const BoundTensors& a) : cols_(a.latent.cols), samples_(a.samples) {
+    const Operand* of_example[kOfExample] = {&a.mean, &a.logvar, &a.prior_mean, &a.prior_logvar};
+    const Operand* grads[kOfExample] = {&a.grad_mean, &a.grad_logvar, &a.grad_prior_mean, &a.grad_prior_logvar};
+    const auto stream = [&](const Operand& operand) {
+      return Stream<T>(a.latent, {operand, a.latent_dtype}, Axis::rows, Axis::cols);
+    };
+    z_ = stream(a.z);
+    grad_z_ = stream(a.grad_z);
+    wants_z_ = a.grad_z.data;
+    for (int k = 0; k < kOfExample; ++k) {
+      of_example_[k] = stream(*of_example[k]);
+      grads_[k] = stream(*grads[k]);
+      wants_ = wants_ || grads[k]->data;
+    }
+  }
+
+  bool any() const { return wants_ || wants_z_; }
+
+  // adds them to values[0 … samples)
+  UNIGEN_NOINLINE void add(int64_t example, double* values) const {
+    Room room;
+    for (int64_t c = 0; c < cols_; c += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, cols_ - c));
+      const double of_example = prepare(example, c, n, room);
+      for (int64_t k = 0; k < samples_; ++k) {
+        const T* z = z_.read(z_.origin(example * samples_ + k), c, n, room.z);
+        V sum(T(0));
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED { sum = keep(l, sum + terms(room, z, i, l).value(), sum); });
+        values[k] += of_example + lane_sum(sum);
+      }
+    }
+  }
+
+  UNIGEN_NOINLINE void gradients(int64_t example, const T* coefficients) const {
+    Room room;
+    alignas(kVectorBytes) T sums[kOfExample][kChunk<T>], target_room[kChunk<T>];
+    alignas(kVectorBytes) double totals[kOfExample][kChunk<T>];
+    for (int64_t c = 0; c < cols_; c += kChunk<T>) {
+      const int n = int(smaller(kChunk<T>, cols_ - c)), padded = int(round_up(n, V::size));
+      prepare(example, c, n, room);
+      for (int g = 0; g < kOfExample; ++g) {
+        for (int i = 0; i < padded; ++i) totals[g][i] = 0;
+      }
+      for (int64_t block = 0; block < samples_; block += kFlush) {
+        for (int g = 0; g < kOfExample; ++g) {
+          for (int i = 0; i < padded; ++i) sums[g][i] = 0;
+        }
+        for (int64_t k = block; k < smaller(samples_, block + kFlush); ++k) {
+          const int64_t row = example * samples_ + k;
+          const T* z = z_.read(z_.origin(row), c, n, room.z);
+          const int64_t origin = wants_z_ ? grad_z_.origin(row) : 0;
+          T* target = wants_z_ ? grad_z_.target(origin, c, target_room) : target_room;
+          const V factor(coefficients[k]);
+          if (coefficients[k] == 0) {
+            for (int i = 0; i < n; ++i) target[i] = 0;
+          } else {
+            for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+              const LatentTerms<V> t = terms(room, z, i, l);
+              store(target + i, factor * t.of_z(), l);
+              const V slopes[kOfExample] = {t.of_mean(), t.of_logvar(), t.of_prior_mean(), t.of_prior_logvar()};
+              for (int g = 0; wants_ && g < kOfExample; ++g) {
+                store(sums[g] + i, load(sums[g] + i) + factor * slopes[g]);
+              }
+            });
+          }
+          if (wants_z_) grad_z_.written(origin, c, n, target);
+        }
+        for (int g = 0; wants_ && g < kOfExample; ++g) {
+          for (int i = 0; i < padded; i += V::size) add_lanes(totals[g] + i, load(sums[g] + i));
+        }
+      }
+      for (int g = 0; wants_ && g < kOfExample; ++g) {
+        for (int i = 0; i < n; ++i) sums[g][i] = T(totals[g][i]);
+        grads_[g].write(grads_[g].origin(example * samples_), c, n, sums[g]);
+      }
+    }
+  }
+
+ private:
+  struct Room {
+    alignas(kVectorBytes) T z[kChunk<T>], mean[kChunk<T>], precision[kChunk<T>], prior_mean[kChunk<T>],
+        prior_precision[kChunk<T>];
+  };
+
+  // What the samples share; returns the sum of half (v_q - v_p). Lanes beyond the last element are there, as zeros.
+  double prepare(int64_t example, int64_t first, int n, Room& room) const {
+    alignas(kVectorBytes) T stage[kOfExample][kChunk<T>];
+    const T* source[kOfExample];
+    for (int k = 0; k < kOfExample; ++k) {
+      source[k] = of_example_[k].read(of_example_[k].origin(example * samples_), first, n, stage[k]);
+    }
+    V sum(T(0));
+    for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+      const V logvar = load(source[kLogvar] + i, l), prior_logvar = load(source[kPriorLogvar] + i, l);
+      store(room.mean + i, load(source[kMean] + i, l));
+      store(room.precision + i, exp(-logvar));
+      store(room.prior_mean + i, load(source[kPriorMean] + i, l));
+      store(room.prior_precision + i, exp(-prior_logvar));
+      sum = keep(l, sum + constant<V>(0.5) * (logvar - prior_logvar), sum);
+    });
+    return lane_sum(sum);
+  }
+
+  template <class Lanes>
+  static UNIGEN_INLINE LatentTerms<V> terms(const Room& room, const T* z, int i, Lanes l) {
+    return {load(z + i, l), load(room.mean + i), load(room.precision + i), load(room.prior_mean + i),
+            load(room.prior_precision + i)};
+  }
+
+  int64_t cols_, samples_;
+  bool wants_z_ = false, wants_ = false;
+  Stream<T> z_, grad_z_, of_example_[kOfExample], grads_[kOfExample];
+};
+
+// ---- over the samples ------------------------------------------------------------------------------------------------
+
+// The estimator of one example's log-weights.
+template <class T>
+class Samples {
+  using V = Vec<T>;
+
+ public:
+  struct Found {
+    double bound = 0, ess = 0;
+  };
+
+  explicit Samples(const BoundTensors& a)
+      : count_(a.samples / a.groups),
+        groups_(a.groups),
+        bound_{{double(count_)}, {a.power}, a.elbo_weight},
+        slope_{{a.reduction.scale / a.reduction.denominator / double(a.groups)}, {a.power}, a.elbo_weight, double(count_)} {}
+
+  // log-weights of an example, relative to the one of the largest weight in its group; returns the mean of those
+  double relate(const double* log_w, T* relative) const {
+    double mean = 0;
+    for (int64_t first = 0; first < count_ * groups_; first += count_) {
+      double shift = log_w[first];
+      for (int64_t k = first; k < first + count_; ++k) {
+        if (bound_.power.power < 0 ? log_w[k] < shift : shift < log_w[k]) shift = log_w[k];
+      }
+      shift = finite_shift(shift);
+      for (int64_t k = first; k < first + count_; ++k) relative[k] = T(log_w[k] - shift);
+      mean += shift / double(groups_);
+    }
+    return mean;
+  }
+
+  // Means over the groups, the bound less that of `relate`; coefficients, if wanted, of the gradients of grad · loss.
+  UNIGEN_NOINLINE Found weigh(const T* relative, T grad, T* coefficients) const {
+    Found mean;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const T* own = relative + g * count_;
+      V kept[PowerBound::kKept];
+      open(own, kept);
+      double squares = 0, sums[PowerBound::kSums] = {};
+      stretches([&](int64_t first, int n) {
+        V sum[PowerBound::kSums], square(T(0));
+        for (V& s : sum) s = V(T(0));
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          const V x = load(own + first + i, l);
+          V t[PowerBound::kSums];
+          bound_.terms(0, kept, &x, t);
+          for (int s = 0; s < PowerBound::kSums; ++s) sum[s] = keep(l, sum[s] + t[s], sum[s]);
+          square = keep(l, square + t[0] * t[0], square);
+        });
+        for (int s = 0; s < PowerBound::kSums; ++s) sums[s] += lane_sum(sum[s]);
+        squares += lane_sum(square);
+      });
+      V totals[PowerBound::kSums], value;
+      for (int s = 0; s < PowerBound::kSums; ++s) totals[s] = V(T(sums[s]));
+      bound_.close(0, totals, kept, static_cast<V*>(nullptr));
+      bound_.values(kept, &value);
+      mean.bound += double(value.v[0]) / double(groups_);
+      mean.ess += effective_samples(double(kept[1].v[0]), squares) / double(groups_);
+      if (!coefficients) continue;
+      const V operands[3] = {V(grad), kept[0], kept[1]};
+      V row[PowerSlope::kKept];
+      slope_.prepare(operands, row);
+      stretches([&](int64_t first, int n) {
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          const V x = load(own + first + i, l);
+          V y;
+          slope_(row, &x, &y);
+          store(coefficients + g * count_ + first + i, y, l);
+        });
+      });
+    }
+    return mean;
+  }
+
+ private:
+  // body(first, n) for the pieces of a group
+  template <class Body>
+  UNIGEN_INLINE void stretches(const Body& body) const {
+    for (int64_t first = 0; first < count_; first += kChunk<T>) body(first, int(smaller(kChunk<T>, count_ - first)));
+  }
+
+  void open(const T* relative, V* kept) const {
+    const V lowest = constant<V>(-HUGE_VAL);
+    V largest = lowest;
+    stretches([&](int64_t first, int n) {
+      for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+        const V x = load(relative + first + i, l);
+        largest = max(keep(l, bound_.key(&x), lowest), largest);
+      });
+    });
+    bound_.open(V(lane_max(largest)), lowest, kept);
+  }
+
+  int64_t count_, groups_;
+  PowerBound bound_;
+  PowerSlope slope_;
+};
+
+// ---- the two kernels -------------------------------------------------------------------------------------------------
+
+template <class T, class F>
+class Bound {
+ public:
+  Bound(const BoundTensors& a, const Operand& log_w, const Operand& relative, const F& formula, const Parallel& parallel)
+      : parallel_(parallel),
+        samples_(a.samples),
+        examples_(a.grid.rows / larger(1, a.samples)),
+        cols_(a.grid.cols),
+        few_(examples_ < kFewExamples && a.samples * examples_ * cols_ > 2 * kUnit),
+        density_(a, formula),
+        latent_(a),
+        estimator_(a),
+        log_w_(a.grid, arithmetic(log_w, a), Axis::none, Axis::rows),
+        relative_(a.grid, arithmetic(relative, a), Axis::none, Axis::rows) {}
+
+  // take(unit, example, found), units in order within an example's; returns how many units there are
+  template <class Take>
+  int64_t forward(bool gradients, const Take& take) const {
+    const bool keep = gradients && density_.keeps();
+    if (!few_) {
+      return by_example(gradients, [&](int64_t unit, int64_t example, T* room, T* coefficients, T* const* totals) {
+        std::vector<double> sums(samples_);
+        for (int64_t k = 0; k < samples_; ++k) sums[k] = density_.value(example * samples_ + k, 0, cols_, keep);
+        weigh(unit, example, sums.data(), room, gradients ? coefficients : nullptr, take);
+        if (gradients) pull_back(example, coefficients, keep, totals);
+      });
+    }
+    const int64_t pieces = larger(1, ceil_div(cols_, kPieceCols)), rows = examples_ * samples_;
+    std::vector<double> partial(rows * pieces);
+    by_piece(pieces, [&](int64_t row, int64_t piece, int64_t begin, int64_t end) {
+      partial[row * pieces + piece] = density_.value(row, begin, end, keep);
+    });
+    std::vector<T> room(samples_), coefficients(rows);
+    std::vector<double> sums(samples_);
+    for (int64_t example = 0; example < examples_; ++example) {
+      for (int64_t k = 0; k < samples_; ++k) {
+        const double* of_row = partial.data() + (example * samples_ + k) * pieces;
+        sums[k] = 0;
+        for (int64_t p = 0; p < pieces; ++p) sums[k] += of_row[p];
+      }
+      weigh(0, example, sums.data(), room.data(), gradients ? coefficients.data() + example * samples_ : nullptr, take);
+    }
+    if (gradients) pull_back_shared_rows(coefficients.data(), keep);
+    return 1;
+  }
+
+  // of(example, room for its samples, coefficients): fills in the latter
+  template <class Coefficients>
+  void backward(const Coefficients& of) const {
+    if (!few_) {
+      by_example(true, [&](int64_t, int64_t example, T* room, T* coefficients, T* const* totals) {
+        of(example, room, coefficients);
+        pull_back(example, coefficients, false, totals);
+      });
+      return;
+    }
+    std::vector<T> room(samples_), coefficients(examples_ * samples_);
+    for (int64_t b = 0; b < examples_; ++b) of(b, room.data(), coefficients.data() + b * samples_);
+    pull_back_shared_rows(coefficients.data(), false);
+  }
+
+  const T* relative(int64_t example, T* room) const { return relative_.read(0, example * samples_, samples_, room); }
+  const Samples<T>& estimator() const { return estimator_; }
+
+ private:
+  template <class Take>
+  void weigh(int64_t unit, int64_t example, double* sums, T* room, T* coefficients, const Take& take) const {
+    latent_.add(example, sums);
+    for (int64_t k = 0; k < samples_; ++k) room[k] = T(sums[k]);
+    log_w_.write(0, example * samples_, samples_, room);
+    const double shift = estimator_.relate(sums, room);
+    relative_.write(0, example * samples_, samples_, room);
+    auto found = estimator_.weigh(room, T(1), coefficients);
+    found.bound += shift;
+    take(unit, example, found);
+  }
+
+  void pull_back(int64_t example, const T* coefficients, bool kept, T* const* totals) const {
+    for (int64_t k = 0; density_.any() && k < samples_; ++k) {
+      const int64_t row = example * samples_ + k;
+      if (kept) {
+        density_.scale(row, coefficients[k]);
+      } else {
+        density_.gradients(row, 0, cols_, coefficients[k], totals);
+      }
+    }
+    if (latent_.any()) latent_.gradients(example, coefficients);
+  }
+
+  // work(unit, example, room for its samples, room for coefficients, sums of shared gradients)
+  template <class Work>
+  int64_t by_example(bool gradients, const Work& work) const {
+    const bool sums = gradients && density_.sums();
+    const int64_t elements = samples_ * larger(1, cols_);
+    const Partition partition(examples_, elements, false, 1, 1,
+                              sums ? larger(kUnit, ceil_div(examples_ * elements, kSharedUnits)) : kUnit);
+    std::vector<std::unique_ptr<T[]>> rooms(sums ? partition.count : 0);
+    partition.run(parallel_, [&](int64_t unit) {
+      std::vector<T> room(2 * samples_);
+      T* totals[kMaxDecoderOutputs];
+      std::unique_ptr<T[]> own;
+      if (sums) own = density_.sums_room(totals);
+      for (int64_t b = partition.row_begin(unit); b < partition.row_end(unit); ++b) {
+        work(unit, b, room.data(), room.data() + samples_, totals);
+      }
+      if (sums) rooms[unit] = std::move(own);
+    });
+    if (sums) density_.write_sums(rooms);
+    return partition.count;
+  }
+
+  // work(row, piece, its columns from, to)
+  template <class Work>
+  void by_piece(int64_t pieces, const Work& work) const {
+    Partition::each(parallel_, examples_ * samples_ * pieces, [&](int64_t unit) {
+      const int64_t begin = unit % pieces * kPieceCols;
+      work(unit / pieces, unit % pieces, begin, pieces == 1 ? cols_ : smaller(cols_, begin + kPieceCols));
+    });
+  }
+
+  // threads share the rows, or where gradients are sums over these, the columns
+  void pull_back_shared_rows(const T* coefficients, bool kept) const {
+    const int64_t rows = examples_ * samples_;
+    if (density_.any() && kept) {
+      Partition::each(parallel_, rows, [&](int64_t row) { density_.scale(row, coefficients[row]); });
+    } else if (density_.sums()) {
+      std::vector<std::unique_ptr<T[]>> room(1);
+      T* totals[kMaxDecoderOutputs];
+      room[0] = density_.sums_room(totals);
+      const int64_t pieces = ceil_div(cols_, kChunk<T>);
+      Partition::each(parallel_, pieces, [&](int64_t piece) {
+        const int64_t begin = piece * kChunk<T>, end = smaller(cols_, begin + kChunk<T>);
+        for (int64_t row = 0; row < rows; ++row) density_.gradients(row, begin, end, coefficients[row], totals);
+      });
+      density_.write_sums(room);
+    } else if (density_.any()) {
+      by_piece(larger(1, ceil_div(cols_, kPieceCols)), [&](int64_t row, int64_t, int64_t begin, int64_t end) {
+        density_.gradients(row, begin, end, coefficients[row], nullptr);
+      });
+    }
+    if (latent_.any()) {
+      Partition::each(parallel_, examples_, [&](int64_t b) { latent_.gradients(b, coefficients + b * samples_); });
+    }
+  }
+
+  const Parallel& parallel_;
+  int64_t samples_, examples_, cols_;
+  bool few_;
+  Density<T, F> density_;
+  Latent<T> latent_;
+  Samples<T> estimator_;
+  Stream<T> log_w_, relative_;
+};
+
+template <class T, class F>
+void sampled_bound_of(const SampledBound& a, const F& formula, const Parallel& parallel) {
+  const Bound<T, F> bound(a, a.log_w, a.relative, formula, parallel);
+  const auto of_examples = [&](const Operand& operand) {
+    return Stream<T>(a.grid, arithmetic(operand, a), Axis::none, Axis::rows);
+  };
+  const Stream<T> bounds = of_examples(a.bound), ess = of_examples(a.ess), values = of_examples(a.value);
+  double partial[kMaxUnits + kFewRows] = {};
+  const int64_t units =
+      bound.forward(a.gradients, [&](int64_t unit, int64_t example, const typename Samples<T>::Found& found) {
+        const T results[3] = {T(found.bound), T(found.ess), T(found.bound * a.reduction.scale)};
+        const int64_t row = example * a.samples;
+        bounds.write(0, row, 1, results);
+        ess.write(0, row, 1, results + 1);
+        if (!a.reduction.reduce) values.write(0, row, 1, results + 2);
+        partial[unit] += found.bound;
+      });
+  if (!a.reduction.reduce) return;
+  double sum = 0;
+  for (int64_t unit = 0; unit < units; ++unit) sum += partial[unit];
+  *static_cast<T*>(a.value.data) = T(sum * a.reduction.scale / a.reduction.denominator);
+}
+
+template <class T, class F>
+void sampled_bound_backward_of(const SampledBoundBackward& a, const F& formula, const Parallel& parallel) {
+  const Bound<T, F> bound(a, {}, a.relative, formula, parallel);
+  const Stream<T> grad_log_w(a.grid, arithmetic(a.grad_log_w, a), Axis::none, Axis::rows);
+  const Stream<T> grad_value(a.grid, arithmetic(a.grad_value, a), Axis::rows, Axis::none);
+  bound.backward([&](int64_t example, T* room, T* coefficients) {
+    const int64_t first = example * a.samples;
+    bound.estimator().weigh(bound.relative(example, room), grad_value.value(first), coefficients);
+    const T* own = grad_log_w.read(0, first, a.samples, room);
+    for (int64_t k = 0; k < a.samples; ++k) coefficients[k] += own[k];
+  });
+}
+
+}  // namespace
+
+void sampled_bound(const SampledBound& a, const Parallel& parallel) {
+  with_likelihood(a.likelihood, [&](auto formula) {
+    with_arithmetic(a.dtype, [&](auto t) { sampled_bound_of<decltype(t)>(a, formula, parallel); });
+  });
+}
+void sampled_bound_backward(const SampledBoundBackward& a, const Parallel& parallel) {
+  with_likelihood(a.likelihood, [&](auto formula) {
+    with_arithmetic(a.dtype, [&](auto t) { sampled_bound_backward_of<decltype(t)>(a, formula, parallel); });
+  });
+}
+
+}  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

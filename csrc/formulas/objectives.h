@@ -1,0 +1,92 @@
+// The likelihoods that a bound may have: formulas of the data and of what the decoder gave, in this order.
+#pragma once
+
+#include "divergence.h"
+#include "importance.h"
+#include "likelihood.h"
+
+namespace unigen {
+
+// in: x, logits
+struct BernoulliDensity : FormulaBase {
+  static constexpr int kInputs = 2;
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    const BernoulliTerms<N> terms(in[1], in[0]);
+    return -(terms.linear + log1p_unit(terms.tail));
+  }
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    out[0] = in[1];
+    out[1] = bernoulli_slope(in[1], in[0]);
+  }
+};
+
+// in: x, mean. Of variance 1.
+struct UnitGaussianDensity : FormulaBase {
+  static constexpr int kInputs = 2;
+
+  template <class N>
+  UNIGEN_INLINE N value(const N* in) const {
+    const N difference = in[0] - in[1];
+    return constant<N>(-0.5) * (difference * difference + constant<N>(1.83787706640934548356));
+  }
+  template <class N>
+  UNIGEN_INLINE void slopes(const N* in, N* out) const {
+    out[1] = in[0] - in[1];
+    out[0] = -out[1];
+  }
+};
+
+enum class Likelihood : int {
+  bernoulli,
+  unit_gaussian,
+  gaussian,
+  laplace,
+  discretized_logistic,
+  negative_binomial,
+  zero_inflated_negative_binomial
+};
+
+constexpr int kMaxDecoderOutputs = 3;
+
+struct LikelihoodOptions {
+  Likelihood likelihood = Likelihood::bernoulli;
+  Bins bins;
+};
+
+// what body(the formula) returns; no slope in x is wanted
+template <class Body>
+inline auto with_likelihood(const LikelihoodOptions& o, const Body& body) {
+  switch (o.likelihood) {
+    case Likelihood::unit_gaussian: return body(UnitGaussianDensity{});
+    case Likelihood::gaussian: return body(GaussianLogProb{{}, {Spread::logvar, -HUGE_VAL, HUGE_VAL}});
+    case Likelihood::laplace: return body(LaplaceLogProb{});
+    case Likelihood::discretized_logistic: return body(DiscretizedLogisticLogProb{{}, o.bins});
+    case Likelihood::negative_binomial: return body(NegativeBinomialLogProb{{}, false});
+    case Likelihood::zero_inflated_negative_binomial: return body(ZeroInflatedNegativeBinomialLogProb{{}, false});
+    default: return body(BernoulliDensity{});
+  }
+}
+
+// A number z of the sample's latent: its log p(z) - log q(z), and the slopes of that.
+//   half (v_q - v_p) + half ((z - m_q)² e^{-v_q} - (z - m_p)² e^{-v_p})
+// with e^{-v_q} and e^{-v_p}, the same for all samples of an example, given.
+template <class N>
+struct LatentTerms {
+  N own, own_scaled, prior, prior_scaled;  // z - m_q, that times e^{-v_q}; the same of p
+
+  UNIGEN_INLINE LatentTerms(N z, N mean, N own_precision, N prior_mean, N prior_precision)
+      : own(z - mean), own_scaled(own * own_precision), prior(z - prior_mean), prior_scaled(prior * prior_precision) {}
+
+  // less the half (v_q - v_p)
+  UNIGEN_INLINE N value() const { return constant<N>(0.5) * (own * own_scaled - prior * prior_scaled); }
+  UNIGEN_INLINE N of_z() const { return own_scaled - prior_scaled; }
+  UNIGEN_INLINE N of_mean() const { return -own_scaled; }
+  UNIGEN_INLINE N of_logvar() const { return constant<N>(0.5) * (constant<N>(1) - own * own_scaled); }
+  UNIGEN_INLINE N of_prior_mean() const { return prior_scaled; }
+  UNIGEN_INLINE N of_prior_logvar() const { return constant<N>(0.5) * (prior * prior_scaled - constant<N>(1)); }
+};
+
+}  // namespace unigen

@@ -1,0 +1,53 @@
+// What the kernels of objectives are given: rows are examples × samples, the samples innermost (whichever dimension they
+// are); columns are the event, and in a grid of their own with the same rows, the latent.
+#pragma once
+
+#include "../formulas/objectives.h"
+#include "problem.h"
+
+namespace unigen {
+
+// d/d the sum over samples of coefficient · log_w: the coefficients are the kernel's own matter
+struct BoundTensors : Problem {
+  LikelihoodOptions likelihood;
+  Operand x;  // row strides 0 along the samples
+  // as many as the likelihood takes beside x; a shared one is the same in all rows (row strides 0)
+  Operand decoder[kMaxDecoderOutputs];
+  Operand grad_decoder[kMaxDecoderOutputs];  // each may be absent: not wanted; of a shared one, the sum over all rows
+  bool shared[kMaxDecoderOutputs] = {};
+
+  Grid latent;         // the same rows × the latent's elements
+  DType latent_dtype = DType::float32;
+  Operand z;
+  Operand mean, logvar, prior_mean, prior_logvar;  // row strides 0 along the samples; the prior's may be absent: 0
+  Operand grad_z;                                  // each gradient may be absent
+  Operand grad_mean, grad_logvar, grad_prior_mean, grad_prior_logvar;  // sums over the samples: row strides 0 along them
+
+  // The samples of an example are `groups` stretches of equal length; the bound is the mean over them of
+  // PowerBound (formulas/importance.h), and reduced or scaled by `reduction`, whose rows are the examples.
+  int64_t samples = 1, groups = 1;
+  double power = 1, elbo_weight = 0;
+  Reduction reduction;
+};
+
+// log_w of each row, and less the one of its group that has the largest weight (finite_shift of it): their differences are
+// known to more digits than log_w has; of each example the bound and the effective sample size (means over the groups); the loss. With
+// `gradients` also those of the loss, where it is reduced. All in the arithmetic type.
+struct SampledBound : BoundTensors {
+  Operand log_w, relative;  // over the rows
+  Operand bound, ess;  // over the examples: row strides 0 along the samples
+  Operand value;       // the same, unless reduced: then one number
+  bool gradients = false;
+};
+
+// Gradients, given the relative log_w, of grad_value · loss + grad_log_w · log_w.
+struct SampledBoundBackward : BoundTensors {
+  Operand relative, grad_log_w;  // over the rows
+  Operand grad_value;            // row strides 0 along the samples; all 0 if reduced
+};
+
+#define UNIGEN_OBJECTIVES_KERNELS(X) \
+  X(sampled_bound, SampledBound)     \
+  X(sampled_bound_backward, SampledBoundBackward)
+
+}  // namespace unigen

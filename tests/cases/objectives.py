@@ -1,0 +1,260 @@
+"""Cases of whole bounds."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Laplace, Normal, kl_divergence
+
+import unigen_fast as uf
+from cases.base import Case, Spec, bce, reduced
+from cases.likelihood import logistic_mass, negative_binomial, summed, zero_inflated
+
+
+def unit(x: Tensor, m: Tensor) -> Tensor:
+    return summed(Normal(m, 1.0), x)
+
+
+def gaussian(x: Tensor, m: Tensor, v: Tensor) -> Tensor:
+    return summed(Normal(m, (v / 2).exp()), x)
+
+
+def laplace(x: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return summed(Laplace(m, s.exp()), x)
+
+
+def bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    return bce(logits, x)
+
+
+def bins(x: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return logistic_mass(x, m, s, 0.1, 0.0, 1.0)
+
+
+def log_weights(
+    density: Callable[..., Tensor],
+    decoder: Sequence[Tensor],
+    x: Tensor,
+    z: Tensor,
+    q: Sequence[Tensor],
+    p: Sequence[Tensor] = (),
+    *,
+    dim: int = 1,
+) -> Tensor:
+    """log p(x | z) + log p(z) - log q(z | x) of torch.distributions; of q and p mean and log-variance."""
+    own = Normal(q[0].unsqueeze(dim), (q[1] / 2).exp().unsqueeze(dim))
+    prior = Normal(p[0].unsqueeze(dim), (p[1] / 2).exp().unsqueeze(dim)) if p else Normal(0.0, 1.0)
+    latent = (prior.log_prob(z) - own.log_prob(z)).sum(-1)
+    return density(x.unsqueeze(dim), *decoder) + latent
+
+
+def bound(log_w: Tensor, dim: int, power: float = 1.0, elbo: float = 0.0) -> Tensor:
+    count = log_w.size(dim)
+    if power == 0:
+        found = log_w.mean(dim)
+    else:
+        found = (torch.logsumexp(power * log_w, dim) - math.log(count)) / power
+    return (1 - elbo) * found + elbo * log_w.mean(dim)
+
+
+def effective(log_w: Tensor, dim: int, power: float = 1.0) -> Tensor:
+    return 1 / torch.softmax(power * log_w.detach(), dim).square().sum(dim)
+
+
+def samples(
+    kind: str = "logits", x: str = "binary", *others: str, count: int = 3, priors: int = 0, share: int = 1
+) -> Any:
+    """decoder [rows, count, n] and its further outputs, x [rows, n], z [rows, count, 2], mean and logvar [rows, 2].
+
+    `share`: n / share columns, where each term of a log-weight is already rounded so much that a weight, an exponential
+    of the sum of n, has not the digits that are asked for.
+    """
+    return lambda rows, n: [
+        Spec((rows, count, -(-n // share)), kind),
+        *(Spec((rows, count, -(-n // share)), other) for other in others),
+        Spec((rows, -(-n // share)), x, differentiable=False),
+        Spec((rows, count, 2)),
+        *[Spec((rows, 2)), Spec((rows, 2), "unit")] * (1 + priors),
+    ]
+
+
+def _case(
+    name: str,
+    density: Callable[..., Tensor],
+    specs: Any,
+    call: dict[str, Any],
+    estimate: Callable[[Tensor], Tensor],
+    *,
+    outputs: int = 1,
+    reduction: str = "mean",
+    **options: Any,
+) -> Case:
+    """`outputs`: the first of a decoder's tensors. The loss of a few samples, by the kernel and by definition."""
+
+    def fused(*tensors: Tensor) -> Tensor:
+        decoder, (x, z, m, v, *p) = tensors[:outputs], tensors[outputs:]
+        priors = dict(zip(("prior_mean", "prior_logvar"), p, strict=False))
+        given = decoder if outputs > 1 else decoder[0]
+        return uf.iwae_objective(given, x, z, m, v, dim=1, reduction=reduction, **priors, **call).loss
+
+    def oracle(*tensors: Tensor) -> Tensor:
+        decoder, (x, z, m, v, *p) = tensors[:outputs], tensors[outputs:]
+        return reduced(estimate(log_weights(density, decoder, x, z, (m, v), p)), reduction)
+
+    return Case(
+        f"iwae_objective[{name}]" if name else "iwae_objective",
+        fused,
+        specs,
+        oracle,
+        **{"every_size": False, "made": reduction != "none", **options},
+    )
+
+
+def _all_of(decoder: Tensor, x: Tensor, z: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    found = uf.iwae_objective(decoder, x, z, m, v, dim=1, reduction="sum", scale=0.3)
+    return found.loss, found.log_w, found.bound, found.ess
+
+
+def _all_of_oracle(decoder: Tensor, x: Tensor, z: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    log_w = log_weights(bernoulli, (decoder,), x, z, (m, v))
+    rows = bound(log_w, 1)
+    return -0.3 * rows.sum(), log_w, rows.detach(), effective(log_w, 1)
+
+
+def _shared(kind: str) -> Any:
+    """Samples first, and a spread that is the event's alone."""
+    return lambda rows, n: [
+        Spec((3, rows, n)),
+        Spec((n,), kind),
+        Spec((rows, n), differentiable=False),
+        Spec((3, rows, 2)),
+        Spec((rows, 2)),
+        Spec((rows, 2), "unit"),
+    ]
+
+
+CASES = [
+    _case("", bernoulli, samples(), {}, lambda w: -bound(w, 1), every_size=True),
+    Case("iwae_objective[all results]", _all_of, samples(), _all_of_oracle, every_size=False, made=True),
+    _case("none", bernoulli, samples(), {"scale": 2.0}, lambda w: -2 * bound(w, 1), reduction="none"),
+    _case(
+        "gaussian,unit variance,elbo,prior",
+        unit,
+        samples("normal", "normal", priors=1),
+        {"likelihood": "gaussian", "estimator": "elbo"},
+        lambda w: -bound(w, 1, 0.0),
+    ),
+    _case(
+        "gaussian,ciwae",
+        gaussian,
+        samples("normal", "normal", "normal"),
+        {"likelihood": "gaussian", "estimator": "ciwae", "beta": 0.3},
+        lambda w: -bound(w, 1, 1.0, 0.3),
+        outputs=2,
+    ),
+    Case(
+        "iwae_objective[samples first,shared log-variance]",
+        lambda d, s, x, z, m, v: uf.iwae_objective((d, s), x, z, m, v, dim=0, likelihood="gaussian").loss,
+        _shared("normal"),
+        lambda d, s, x, z, m, v: -bound(log_weights(gaussian, (d, s), x, z, (m, v), dim=0), 0).mean(),
+        every_size=False,
+        made=True,
+    ),
+    Case(
+        "iwae_objective[shared log-scale,all results]",
+        lambda d, s, x, z, m, v: uf.iwae_objective((d, s), x, z, m, v, dim=0, likelihood="laplace")[:2],
+        _shared("unit"),
+        lambda d, s, x, z, m, v: (
+            -bound(log_weights(laplace, (d, s), x, z, (m, v), dim=0), 0).mean(),
+            log_weights(laplace, (d, s), x, z, (m, v), dim=0),
+        ),
+        every_size=False,
+        made=True,
+    ),
+    _case(
+        "discretized_logistic,miwae",
+        bins,
+        samples("normal", "unit", "normal", count=4, share=4),
+        {
+            "likelihood": "discretized_logistic",
+            "likelihood_options": {"bin_width": 0.2, "low": 0.0, "high": 1.0},
+            "estimator": "miwae",
+            "num_groups": 2,
+        },
+        lambda w: -bound(w.unflatten(1, (2, 2)), 2).mean(1),
+        outputs=2,
+    ),
+    _case(
+        "negative_binomial,renyi",
+        negative_binomial,
+        samples("std", "counts", "std"),
+        {"likelihood": "negative_binomial", "estimator": "renyi", "alpha": 0.4},
+        lambda w: -bound(w, 1, 0.6),
+        outputs=2,
+    ),
+    _case(
+        "zero_inflated_negative_binomial,cubo",
+        zero_inflated,
+        samples("std", "counts", "std", "logits"),
+        {"likelihood": "zero_inflated_negative_binomial", "estimator": "cubo"},
+        lambda w: bound(w, 1, 2.0),
+        outputs=3,
+    ),
+    _case(
+        "tvo",
+        bernoulli,
+        samples(),
+        {"estimator": "tvo", "partition": [0.0, 1.0]},
+        lambda w: -w.mean(1),
+        composed=True,
+    ),
+    Case(
+        "iwae_objective[categorical]",
+        lambda d, x, z, m, v: uf.iwae_objective(d, x, z, m, v, dim=1, likelihood="categorical", event_ndims=1).loss,
+        lambda rows, n: [
+            Spec((rows, 3, -(-n // 16), 3), "logits"),  # as with `share`
+            Spec((rows, -(-n // 16)), "labels"),
+            Spec((rows, 3, 2)),
+            Spec((rows, 2)),
+            Spec((rows, 2), "unit"),
+        ],
+        lambda d, x, z, m, v: (
+            -bound(log_weights(lambda x, d: summed(Categorical(logits=d), x), (d,), x, z, (m, v)), 1).mean()
+        ),
+        every_size=False,
+        composed=True,
+    ),
+    Case(
+        "elbo_loss",
+        lambda d, x, m, v: uf.elbo_loss(d, x, m, v, kl_weight=0.7, scale=2.0, reduction="sum"),
+        lambda rows, n: [
+            Spec((rows, n), "logits"),
+            Spec((rows, n), "binary", differentiable=False),
+            Spec((rows, 2)),
+            Spec((rows, 2), "unit"),
+        ],
+        lambda d, x, m, v: _elbo(d, x, m, v),
+        every_size=False,
+        composed=True,
+    ),
+    Case(
+        "adversary_activated_loss",
+        lambda a, b, c, d: uf.adversary_activated_loss(a, b, real_logits=c, fake_logits=d),
+        lambda rows, n: [
+            Spec((rows,), "weights"),
+            Spec((rows,), "weights"),
+            Spec((rows,), "logits", differentiable=False),
+            Spec((rows,), "logits", differentiable=False),
+        ],
+        lambda a, b, c, d: 0.5 * ((c.sigmoid() * a).mean() + (d.sigmoid() * b).mean()),
+        every_size=False,
+        composed=True,
+    ),
+]
+
+
+def _elbo(d: Tensor, x: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    kl = kl_divergence(Normal(m, (v / 2).exp()), Normal(torch.zeros_like(m), torch.ones_like(m))).sum(-1)
+    return 2 * (0.7 * kl - bce(d, x)).sum(), bce(d, x), kl

@@ -1,0 +1,512 @@
+"""Whole bounds: what is particular to them. Sizes, layouts, derivatives and the rest are in test_fused.py."""
+
+import math
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases.objectives import bernoulli, bound, log_weights
+from helpers import NATIVE, assert_close, assert_refused, assert_same_bits, recorded_ops
+from torch import Tensor
+
+import unigen_fast as uf
+
+B, K, D, L = 5, 4, 9, 3
+
+
+def tensors(
+    *, examples: int = B, samples: int = K, pixels: int = D, dtype: torch.dtype = torch.float64, device: Any = "cpu"
+) -> list[Tensor]:
+    """logits, x, z, mean, logvar."""
+    torch.manual_seed(0)
+    shapes = [(examples, samples, pixels), (examples, pixels), (examples, samples, L), (examples, L), (examples, L)]
+    logits, x, z, mean, logvar = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    found = [logits, (x > 0).to(dtype), z, mean, 0.3 * logvar]
+    return [t.to(device).requires_grad_(i != 1) for i, t in enumerate(found)]
+
+
+def leaves(given: list[Tensor]) -> list[Tensor]:
+    return [t for t in given if t.requires_grad]
+
+
+def by_hand(given: list[Tensor]) -> Tensor:
+    logits, x, z, mean, logvar = given
+    return log_weights(bernoulli, (logits,), x, z, (mean, logvar))
+
+
+# ---- the gradient that is made with the loss -------------------------------------------------------------------------
+
+
+def test_nothing_is_computed_in_backward(device: torch.device) -> None:
+    given = tensors(device=device)
+    with recorded_ops() as calls:
+        uf.iwae_objective(*given, dim=1).loss.backward()
+    assert [name for name, _, _ in calls] == ["multi_sample_bound"]
+
+
+def test_no_gradient_is_made_that_nobody_wants(device: torch.device) -> None:
+    given = tensors(device=device)
+    masks = []
+    for wanted in ((), (0,), (0, 2, 3, 4)):
+        some = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(given)]
+        with recorded_ops() as calls:
+            uf.iwae_objective(*some, dim=1)
+            with torch.no_grad():
+                uf.iwae_objective(*some, dim=1)
+            uf.iwae_objective(*some, dim=1, reduction="none")
+        masks.append([arguments[-1] for _, _, arguments in calls])
+    # the bits of decoder, its two further outputs, z, mean, logvar, and the prior's
+    assert masks == [[0, 0, 0], [0b1, 0, 0], [0b111001, 0, 0]]
+
+
+def test_16_bit_gradients_are_rounded_once_behind_the_loss_scale(device: torch.device) -> None:
+    """In fp16 this gradient is below the smallest number, and a loss scale is there to keep it."""
+    given = tensors(examples=200, samples=50, dtype=torch.float16, device=device)
+    loss = uf.iwae_objective(*given, dim=1).loss * 2.0**14
+    (gradient,) = torch.autograd.grad(loss, given[0])
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in given]
+    (expected,) = torch.autograd.grad(-bound(by_hand(wide), 1).mean() * 2.0**14, wide[0])
+    assert (gradient != 0).double().mean() > 0.9
+    assert_close(gradient, expected, 2**-10, 2**-24)
+
+
+@pytest.mark.parametrize("factor", [1.0, -2.5, 0.0])
+def test_any_gradient_of_the_loss(factor: float, device: torch.device) -> None:
+    given = tensors(device=device)
+    expected = torch.autograd.grad(factor * -bound(by_hand(given), 1).mean(), leaves(given))
+    for _ in range(2):
+        got = torch.autograd.grad(factor * uf.iwae_objective(*given, dim=1).loss, leaves(given))
+        for g, e in zip(got, expected, strict=True):
+            assert_close(g, e, 1e-12, 1e-15)
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (3.0, 1.0), (1.0, 3.0)], ids=str)
+def test_retain_graph(factors: tuple[float, float], device: torch.device) -> None:
+    """The second backward pass finds the gradients as they were made, whatever became of the first one's."""
+    given = tensors(device=device)
+    loss = uf.iwae_objective(*given, dim=1).loss
+    expected = torch.autograd.grad(-bound(by_hand(given), 1).mean(), leaves(given))
+    for i, factor in enumerate(factors):
+        got = torch.autograd.grad(loss, leaves(given), loss.new_tensor(factor), retain_graph=i == 0)
+        for g, e in zip(got, expected, strict=True):
+            assert_close(g, factor * e, 1e-12, 1e-15)
+            g.fill_(math.nan)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_gradients_accumulate(device: torch.device) -> None:
+    given = tensors(device=device)
+    expected = torch.autograd.grad(-bound(by_hand(given), 1).mean(), leaves(given))
+    uf.iwae_objective(*given, dim=1).loss.backward()
+    (0.5 * uf.iwae_objective(*given, dim=1).loss).backward()
+    for t, e in zip(leaves(given), expected, strict=True):
+        assert_close(t.grad, 1.5 * e, 1e-12, 1e-15)
+
+
+def test_loss_and_log_weights_together(device: torch.device) -> None:
+    """A loss of log_w as well: gradients of both, although those of one were made before."""
+    given = tensors(device=device)
+    found = uf.iwae_objective(*given, dim=1)
+    got = torch.autograd.grad(found.loss + 0.1 * found.log_w.square().mean(), leaves(given))
+    log_w = by_hand(given)
+    expected = torch.autograd.grad(-bound(log_w, 1).mean() + 0.1 * log_w.square().mean(), leaves(given))
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, 1e-12, 1e-15)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _peak(step: Any) -> int:
+    from unigen_fast.bench.harness import peak_bytes
+
+    return peak_bytes(step, torch.device("cpu"))
+
+
+@pytest.mark.skipif(not NATIVE["cpu"], reason="the C++ kernels are not in use")
+def test_memory_of_a_step_is_the_gradients() -> None:
+    """Under 2 MB beyond them, of 15.7 MB of logits."""
+    given = tensors(examples=100, samples=50, pixels=784, dtype=torch.float32)
+    gradients = sum(t.nbytes for t in leaves(given))
+    for scale in (1.0, 0.5):
+        peak = _peak(
+            lambda scale=scale: torch.autograd.grad(scale * uf.iwae_objective(*given, dim=1).loss, leaves(given))
+        )
+        assert peak <= gradients + 2e6
+    with torch.no_grad():
+        assert _peak(lambda: uf.iwae_objective(*given, dim=1)) <= 2e6
+
+
+@pytest.mark.skipif(not NATIVE["cpu"], reason="the C++ kernels are not in use")
+def test_a_learned_variance_costs_no_memory_of_its_own() -> None:
+    given = tensors(examples=100, samples=20, pixels=784, dtype=torch.float32)
+    logvar = torch.zeros(784, requires_grad=True)
+    wanted = [*leaves(given), logvar]
+    gradients = sum(t.nbytes for t in wanted)
+
+    def step() -> Any:
+        found = uf.iwae_objective((given[0], logvar), *given[1:], dim=1, likelihood="gaussian")
+        return torch.autograd.grad(found.loss, wanted)
+
+    assert _peak(step) <= gradients + 2e6
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_sample_is_the_single_sample_bound(device: torch.device) -> None:
+    given = tensors(samples=1, device=device)
+    found = uf.iwae_objective(*given, dim=1, reduction="none")
+    assert_same_bits(found.loss, -found.log_w.squeeze(1))
+    assert_same_bits(found.bound, found.log_w.detach().squeeze(1))
+    assert_same_bits(found.ess, torch.ones_like(found.ess))
+
+
+def test_log_weights_differ_to_more_digits_than_they_have(device: torch.device) -> None:
+    """Of thousands of nats in fp32, whose last digit is 1e-3: weights need 1e-6."""
+    given = tensors(examples=3, samples=50, pixels=20000, dtype=torch.float32, device=device)
+    given[0] = (0.01 * given[0].detach()).requires_grad_()  # weights that are not all but one 0
+    found = uf.iwae_objective(*given, dim=1)
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in given]
+    expected = uf.iwae_objective(*wide, dim=1)
+    assert float(expected.ess.min()) > 1.5
+    assert_close(found.ess, expected.ess, 2e-5)
+    got = torch.autograd.grad(found.loss, given[0])[0]
+    assert_close(got, torch.autograd.grad(expected.loss, wide[0])[0], 1e-5)
+
+
+def test_impossible_samples(device: torch.device) -> None:
+    """A sample of probability 0 has weight and gradient 0; an example of nothing else a bound of -inf."""
+    given = tensors(device=device)
+    with torch.no_grad():
+        given[1].fill_(1.0)
+        given[0][0, 1, 2] = -math.inf
+        given[0][1, :, 0] = -math.inf
+    found = uf.iwae_objective(*given, dim=1, reduction="sum")
+    assert found.log_w[0, 1] == -math.inf and found.bound[1] == -math.inf and found.ess[1] == 0
+    gradients = torch.autograd.grad(found.loss, leaves(given))
+    for gradient in gradients[:2]:
+        assert (gradient[0, 1] == 0).all() and (gradient[1] == 0).all()
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+
+
+def test_a_nan_stays_with_its_example(device: torch.device) -> None:
+    given = tensors(device=device)
+    with torch.no_grad():
+        given[0][2, 1, 3] = math.nan
+    found = uf.iwae_objective(*given, dim=1, reduction="none")
+    assert found.loss.isnan().tolist() == [False, False, True, False, False]
+    gradients = torch.autograd.grad(found.loss.nansum() + found.loss[2], leaves(given))
+    for gradient in gradients:
+        assert gradient[2].isnan().any() and gradient[[0, 1, 3, 4]].isfinite().all()
+
+
+def test_same_bits_in_every_run() -> None:
+    given = tensors(examples=30, samples=20, pixels=300, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    expected = None
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for _ in range(100):
+                found = uf.iwae_objective(*given, dim=1)
+                got = [found.loss, found.ess, *torch.autograd.grad(found.loss, leaves(given))]
+                expected = expected or got
+                for g, e in zip(got, expected, strict=True):
+                    assert_same_bits(g, e)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ---- estimators ------------------------------------------------------------------------------------------------------
+
+
+def test_sticking_the_landing(device: torch.device) -> None:
+    """q's parameters are reached through z alone."""
+    given = tensors(device=device)
+    got = torch.autograd.grad(uf.iwae_objective(*given, dim=1, estimator="stl").loss, leaves(given), allow_unused=True)
+    logits, x, z, mean, logvar = given
+    log_w = log_weights(bernoulli, (logits,), x, z, (mean.detach(), logvar.detach()))
+    expected = torch.autograd.grad(-bound(log_w, 1).mean(), [logits, z])
+    assert got[2] is None and got[3] is None
+    for g, e in zip(got[:2], expected, strict=True):
+        assert_close(g, e, 1e-12, 1e-15)
+
+
+@pytest.mark.parametrize("likelihood_options", [{}, {"spread": "logvar"}], ids=["one pass", "composed"])
+def test_doubly_reparameterised(likelihood_options: dict[str, Any], device: torch.device) -> None:
+    """As `dreg_loss` on log-weights built by hand, the decoder's way to z included."""
+    torch.manual_seed(0)
+    x = torch.randn(B, D, dtype=torch.float64, device=device)
+    mean, logvar = (torch.randn(B, L, dtype=torch.float64, device=device).requires_grad_() for _ in range(2))
+    noise = torch.randn(B, K, L, dtype=torch.float64, device=device)
+    weight = torch.randn(L, D, dtype=torch.float64, device=device, requires_grad=True)
+
+    def gradients(ours: bool) -> tuple[Tensor, ...]:
+        z = mean.unsqueeze(1) + (logvar / 2).exp().unsqueeze(1) * noise
+        decoded = z @ weight
+        if ours:
+            loss = uf.iwae_objective(
+                decoded, x, z, mean, logvar, dim=1, likelihood="gaussian", estimator="dreg",
+                likelihood_options=likelihood_options,
+            ).loss  # fmt: skip
+        else:
+            log_px = uf.gaussian_log_prob(x.unsqueeze(1), decoded, decoded.new_zeros(()))
+            q = torch.distributions.Normal(mean.detach().unsqueeze(1), (logvar.detach() / 2).exp().unsqueeze(1))
+            log_w = log_px + (torch.distributions.Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
+            loss = uf.dreg_loss(log_w, z, dim=1)
+        return torch.autograd.grad(loss, [mean, logvar, weight])
+
+    for got, expected in zip(gradients(True), gradients(False), strict=True):
+        assert_close(got, expected, 1e-11)
+
+
+def test_limits_of_estimators(device: torch.device) -> None:
+    given = tensors(device=device)
+
+    def loss(estimator: str, **options: Any) -> Tensor:
+        return uf.iwae_objective(*given, dim=1, estimator=estimator, **options).loss
+
+    iwae, elbo = loss("iwae"), loss("elbo")
+    for got, expected in (
+        (loss("miwae", num_groups=1), iwae),
+        (loss("miwae", num_groups=K), elbo),
+        (loss("ciwae", beta=0.0), iwae),
+        (loss("ciwae", beta=1.0), elbo),
+        (loss("renyi", alpha=0.0), iwae),
+        (loss("renyi", alpha=1.0), elbo),
+        (loss("renyi", alpha=-math.inf), -by_hand(given).amax(1).mean()),
+        (loss("cubo"), loss("cubo", order=2.0)),
+        (loss("tvo", partition=[0.0, 1.0]), elbo),
+    ):
+        assert_close(got, expected, 1e-12)
+    assert elbo > iwae
+
+
+def test_results_beside_the_loss_are_those_of_the_family(device: torch.device) -> None:
+    given = tensors(device=device)
+    found = uf.iwae_objective(*given, dim=1)
+    assert_close(found.log_w, by_hand(given), 1e-12)
+    assert_close(found.bound, uf.log_mean_exp(found.log_w, dim=1), 1e-12)
+    assert_close(found.ess, uf.effective_sample_size(found.log_w, dim=1), 1e-12)
+    assert not found.bound.requires_grad and not found.ess.requires_grad
+    by_groups = uf.iwae_objective(*given, dim=1, estimator="miwae", num_groups=2)
+    grouped = found.log_w.unflatten(1, (2, 2))
+    assert_close(by_groups.ess, uf.effective_sample_size(grouped, dim=2).mean(1), 1e-12)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_samples_in_any_dimension(dim: int, device: torch.device) -> None:
+    """Rows of two dimensions beside the samples'."""
+    torch.manual_seed(0)
+    shape = [2, 3]
+    shape.insert(dim, K)
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    logits, z = (torch.randn(*shape, n, **kind).requires_grad_() for n in (D, L))
+    x = torch.rand(2, 3, D, **kind).round()
+    mean, logvar = (torch.randn(2, 3, L, **kind).requires_grad_() for _ in range(2))
+    found = uf.iwae_objective(logits, x, z, mean, logvar, dim=dim, reduction="none")
+    log_w = log_weights(bernoulli, (logits,), x, z, (mean, logvar), dim=dim)
+    assert_close(found.log_w, log_w, 1e-12)
+    assert_close(found.loss, -bound(log_w, dim), 1e-12)
+    got = torch.autograd.grad(found.loss.sum(), [logits, z, mean, logvar])
+    expected = torch.autograd.grad(-bound(log_w, dim).sum(), [logits, z, mean, logvar])
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, 1e-12, 1e-15)
+
+
+@pytest.mark.parametrize("spread", ["logstd", "std"])
+def test_spread_and_clamp_of_the_posterior(spread: str, device: torch.device) -> None:
+    given = tensors(device=device)
+    with torch.no_grad():
+        given[4].abs_().add_(0.2)
+    logvar = (2 * given[4] if spread == "logstd" else 2 * given[4].log()).clamp(-1.0, 0.5)
+    got = uf.iwae_objective(*given, dim=1, spread=spread, clamp_logvar=(-1.0, 0.5)).loss
+    assert_close(got, -bound(by_hand([*given[:4], logvar]), 1).mean(), 1e-12)
+
+
+def test_latents_of_another_dtype(device: torch.device) -> None:
+    """A decoder under autocast gives bf16, the samples are fp32."""
+    given = tensors(dtype=torch.float32, device=device)
+    logits, x = given[0].detach().bfloat16().requires_grad_(), given[1].bfloat16()
+    found = uf.iwae_objective(logits, x, *given[2:], dim=1)
+    got = torch.autograd.grad(found.loss, [logits, *leaves(given[2:])])
+    wide = [logits.detach().double().requires_grad_(), *(t.detach().double() for t in given[1:])]
+    wide[2:] = [t.requires_grad_() for t in wide[2:]]
+    expected = torch.autograd.grad(-bound(by_hand(wide), 1).mean(), leaves(wide))
+    assert [g.dtype for g in got] == [torch.bfloat16] + 3 * [torch.float32]
+    for g, e, tolerance in zip(got, expected, (2**-7, 1e-5, 1e-5, 1e-5), strict=True):
+        assert_close(g, e, tolerance)
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
+
+
+def test_elbo_options(device: torch.device) -> None:
+    given = tensors(device=device)
+    logits, x, _, mean, logvar = given
+    weights = torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0], dtype=torch.float64, device=device)
+    found = uf.elbo_loss(
+        logits[:, 0], x, mean, logvar, weights=weights, normalize_weights=True, kl_weight=3.0, prior_mean=0.5 * mean
+    )
+    kl = uf.gaussian_kl(mean, logvar, 0.5 * mean, reduction="none")
+    rows = 3 * kl - bernoulli(x, logits[:, 0])
+    assert_close(found.loss, (rows * weights).sum() / 4, 1e-12)
+    assert_close(found.kl, kl, 1e-12)
+    assert_close(found.log_likelihood, bernoulli(x, logits[:, 0]), 1e-12)
+
+
+def test_elbo_of_several_decoder_outputs(device: torch.device) -> None:
+    torch.manual_seed(0)
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    m, x = torch.randn(B, 2, 3, **kind), torch.randn(B, 2, 3, **kind)
+    mean, logvar = torch.randn(B, L, **kind), torch.randn(B, L, **kind)
+    spread = torch.randn((), **kind)
+    found = uf.elbo_loss((m, spread), x, mean, logvar, likelihood="gaussian", event_ndims=2)
+    expected = torch.distributions.Normal(m, (spread / 2).exp()).log_prob(x).sum((1, 2))
+    assert_close(found.log_likelihood, expected, 1e-12)
+
+
+def test_adversary_activated_vae_is_the_vae_under_the_perfect_discriminator() -> None:
+    """Lemma 2 of Hu et al.: weights of 1 on data and 0 on fakes leave half the VAE's loss."""
+    real, fake = (
+        torch.rand(6, dtype=torch.float64).requires_grad_(),
+        torch.rand(6, dtype=torch.float64).requires_grad_(),
+    )
+    sure = torch.full((6,), 100.0, dtype=torch.float64)
+    loss = uf.adversary_activated_loss(real, fake, real_logits=sure, fake_logits=-sure)
+    assert_close(loss, real.mean() / 2, 1e-12)
+    assert_close(torch.autograd.grad(loss, real)[0], torch.full_like(real, 1 / 12), 1e-12)
+
+
+def test_no_gradient_through_the_adversary_weights() -> None:
+    losses, logits = torch.rand(4).requires_grad_(), torch.randn(4, 1).requires_grad_()
+    loss = uf.adversary_activated_loss(losses, losses, real_logits=logits, fake_logits=logits)
+    assert torch.autograd.grad(loss, logits, allow_unused=True) == (None,)
+
+
+def chunks_of(log_w: Tensor, *sizes: int) -> Iterator[Tensor]:
+    yield from log_w.split(list(sizes), dim=1)
+
+
+def test_streamed_log_likelihood_is_that_of_all_samples(device: torch.device) -> None:
+    log_w = 30 * torch.randn(7, 5000, dtype=torch.float64, device=device) - 500
+    expected = torch.logsumexp(log_w, 1) - math.log(5000)
+    for sizes in ((5000,), (1, 4999), (2500, 2000, 500)):
+        assert_close(uf.streaming_log_likelihood(chunks_of(log_w, *sizes), dim=1), expected, 1e-14)
+    narrow = uf.streaming_log_likelihood(chunks_of(log_w.float(), *[100] * 50), dim=1)
+    assert narrow.dtype == torch.float32
+    assert_close(narrow, torch.logsumexp(log_w.float().double(), 1) - math.log(5000), 6e-8)
+
+
+def test_streamed_rows_without_weight(device: torch.device) -> None:
+    log_w = torch.zeros(4, 6, device=device)
+    log_w[0] = -math.inf
+    log_w[1, :4] = -math.inf
+    log_w[2, 3] = math.nan
+    log_w[3, 2:] = -math.inf
+    got = uf.streaming_log_likelihood(chunks_of(log_w, 2, 2, 2), dim=1)
+    expected = torch.tensor([-math.inf, math.log(1 / 3), math.nan, math.log(1 / 3)], device=device)
+    assert_close(got, expected, 1e-6)
+
+
+def test_chunks_are_computed_as_needed_and_without_gradients() -> None:
+    parameter = torch.randn(3, 4, requires_grad=True)
+    alive: list[weakref.ref[Tensor]] = []
+
+    def chunks() -> Iterator[Tensor]:
+        for _ in range(5):
+            assert sum(r() is not None for r in alive) <= 1  # the one that the loop still holds
+            chunk = 2 * parameter
+            assert not chunk.requires_grad
+            alive.append(weakref.ref(chunk))
+            yield chunk
+
+    assert not uf.streaming_log_likelihood(chunks(), dim=1).requires_grad
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"likelihood": "poisson"}, ValueError, "likelihood: got 'poisson', expected one of 'bernoulli'"),
+        ({"estimator": "iwea"}, ValueError, "estimator: got 'iwea', expected one of 'iwae'"),
+        ({"reduction": "avg"}, ValueError, "reduction: got 'avg'"),
+        ({"dim": 2}, ValueError, "dim: got 2, expected one of the 2 leading dimensions"),
+        ({"dim": -1}, ValueError, "dim: got -1"),
+        ({"dim": 1.0}, TypeError, "dim: expected an int, got float"),
+        ({"beta": 0.5}, ValueError, "beta: got 0.5 with estimator 'iwae'"),
+        ({"estimator": "ciwae"}, ValueError, "beta: got none, expected one for estimator 'ciwae'"),
+        ({"estimator": "ciwae", "beta": 1.5}, ValueError, r"beta: got 1.5, expected a number in \[0, 1\]"),
+        ({"estimator": "miwae", "num_groups": 3}, ValueError, "num_groups: got 3, expected a divisor of the 4 samples"),
+        ({"estimator": "miwae", "num_groups": 2.0}, TypeError, "num_groups: expected an int"),
+        ({"estimator": "cubo", "order": 0.5}, ValueError, "order: got 0.5"),
+        ({"estimator": "tvo", "partition": [0.0, 0.5]}, ValueError, "partition: got"),
+        (
+            {"decoder": [torch.zeros(B, K, D)] * 2},
+            ValueError,
+            "decoder: got 2 tensors, expected logits for 'bernoulli'",
+        ),
+        ({"decoder": 3}, TypeError, "decoder: expected a torch.Tensor or a sequence"),
+        ({"decoder": torch.zeros(B, K, D).int()}, TypeError, "decoder's logits: expected a floating-point tensor"),
+        ({"x": torch.zeros(B + 1, D)}, ValueError, r"x: got shape \(6, 9\), expected one that broadcasts to \(5, 9\)"),
+        ({"x": None}, TypeError, "x: expected a torch.Tensor, got NoneType"),
+        (
+            {"z": torch.zeros(B, K + 1, L)},
+            ValueError,
+            r"z: got shape \(5, 5, 3\), expected the decoder's rows \(5, 4\)",
+        ),
+        ({"mean": torch.zeros(B, K, L)}, ValueError, r"mean: got shape \(5, 4, 3\), expected one that broadcasts"),
+        ({"prior_mean": torch.zeros(2, L)}, ValueError, r"prior_mean: got shape \(2, 3\)"),
+        ({"logvar": torch.zeros(B, L).int()}, TypeError, "logvar: expected a floating-point tensor"),
+        ({"mean": torch.zeros(B, L, device="meta")}, ValueError, "mean: got device meta, expected cpu as z"),
+        ({"event_ndims": 4}, ValueError, "event_ndims: got 4"),
+        ({"spread": "variance"}, ValueError, "spread: got 'variance'"),
+        ({"likelihood_options": {"bin_width": 0.1}}, TypeError, "bin_width"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_errors(change: dict[str, Any], error: type[Exception], match: str) -> None:
+    given = dict(zip(("decoder", "x", "z", "mean", "logvar"), tensors(dtype=torch.float32), strict=True))
+    assert_refused(lambda: uf.iwae_objective(**{**given, "dim": 1, **change}), error, match)
+
+
+def test_no_samples() -> None:
+    with pytest.raises(ValueError, match="expected at least one sample along dim 1"):
+        uf.iwae_objective(*tensors(samples=0), dim=1)
+
+
+def test_errors_of_the_others() -> None:
+    row, logits = torch.zeros(3), torch.zeros(4)
+    logits_of, x, _, mean, logvar = tensors()
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (lambda: uf.elbo_loss(logits_of, x.unsqueeze(1), mean, logvar), ValueError, "there is iwae_objective"),
+        (lambda: uf.elbo_loss(logits_of[:, 0], x, mean, logvar, likelihood="x"), ValueError, "likelihood: got 'x'"),
+        (
+            lambda: uf.adversary_activated_loss(row, row, real_logits=logits, fake_logits=row),
+            ValueError,
+            r"real_logits: got shape \(4,\)",
+        ),
+        (
+            lambda: uf.adversary_activated_loss(row, row, real_logits=row, fake_logits=row, reduction="none"),
+            ValueError,
+            "reduction: got 'none'",
+        ),
+        (lambda: uf.streaming_log_likelihood([], dim=0), ValueError, "got no chunks"),
+        (lambda: uf.streaming_log_likelihood([torch.zeros(2, 0)], dim=1), ValueError, "at least one sample"),
+        (
+            lambda: uf.streaming_log_likelihood([torch.zeros(2, 1), torch.zeros(3, 1)], dim=1),
+            ValueError,
+            "chunk of rows",
+        ),
+        (lambda: uf.streaming_log_likelihood([torch.zeros(2, 1).int()], dim=1), TypeError, "floating-point"),
+    ]
+    for call, error, match in cases:
+        with pytest.raises(error, match=match):
+            call()

@@ -1,0 +1,603 @@
+"""Whole bounds in one pass: what the decoder gave, read once, and its gradient, written once."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unigen_fast import _checks, _ops, divergence, importance
+from unigen_fast import likelihood as _likelihood
+from unigen_fast.reference.divergence import to_logvar
+from unigen_fast.reference.objectives import LIKELIHOODS, power_weights
+
+Decoder = Tensor | Sequence[Tensor]
+
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "bernoulli": ("logits",),
+    "gaussian": ("mean", "logvar"),
+    "laplace": ("mean", "log_scale"),
+    "discretized_logistic": ("mean", "log_scale"),
+    "negative_binomial": ("mu", "theta"),
+    "zero_inflated_negative_binomial": ("mu", "theta", "gate_logits"),
+    "categorical": ("logits",),
+    "discretized_logistic_mixture": ("params",),
+}
+_ESTIMATORS = ("iwae", "stl", "dreg", "elbo", "miwae", "ciwae", "renyi", "cubo", "tvo")
+_COUNTS = ("negative_binomial", "zero_inflated_negative_binomial")
+
+
+class Bound(NamedTuple):
+    """All three differentiable; the last two have one number per example, in nats."""
+
+    loss: Tensor
+    log_likelihood: Tensor
+    kl: Tensor
+
+
+class MultiSampleBound(NamedTuple):
+    """The last two have one number per example, and no gradient."""
+
+    loss: Tensor
+    log_w: Tensor  # log p(x, z) - log q(z | x), the samples at `dim`; differentiable
+    bound: Tensor  # in nats: what the loss is the negative (CUBO: the value) of
+    ess: Tensor  # effective sample size of the weights the estimator takes, from 1 to K
+
+
+def elbo_loss(
+    decoder: Decoder,
+    x: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    likelihood: str = "bernoulli",
+    likelihood_options: Mapping[str, Any] | None = None,
+    event_ndims: int = 1,
+    kl_weight: float = 1.0,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    spread: str = "logvar",
+    clamp_logvar: tuple[float, float] | None = None,
+    weights: Tensor | None = None,
+    normalize_weights: bool = False,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> Bound:
+    """-[ log p(x | decoder) - kl_weight KL(q(z | x) || p(z)) ], the negative evidence lower bound of a VAE.
+
+    The KL of the Gaussians is in closed form. A composition of `…_log_prob` and `gaussian_kl`, which take one kernel
+    each.
+
+    Args:
+        decoder: what the decoder gave for one sample of z per example, `[rows…, event…]`: the likelihood's parameters
+            in the order of `<likelihood>_log_prob`, one tensor or several. A Gaussian's mean alone has variance 1.
+        x: the data, broadcastable with them.
+        mean, logvar: of q(z | x), `[rows…, latent…]`.
+        likelihood: bernoulli, gaussian, laplace, discretized_logistic, negative_binomial,
+            zero_inflated_negative_binomial, categorical or discretized_logistic_mixture.
+        likelihood_options: further options of `<likelihood>_log_prob`, such as `{"bin_width": 1 / 255}`.
+        event_ndims: how many trailing dimensions of x make one example and are summed.
+        kl_weight: beta of a beta-VAE, or a warm-up.
+        prior_mean, prior_logvar: of p(z); standard normal where absent.
+        spread, clamp_logvar: of q and p, as in `gaussian_kl`.
+        weights: of the examples, broadcastable to the rows.
+        normalize_weights: divide by the sum of the weights: masked means.
+        scale: multiplies the loss.
+        reduction: over the rows: "mean", "sum" or "none".
+
+    Returns:
+        The loss, and the rows of log-likelihood and KL, without weights and scale.
+
+    Raises:
+        TypeError: inputs that are not floating-point tensors (x may hold integers).
+        ValueError: shapes that do not fit together, unknown `likelihood`, `spread` or `reduction`, a wrong number of
+            decoder outputs.
+
+    Source: Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), Eq. 10; beta: Higgins et al. (2017).
+    """
+    _checks.choice("likelihood", likelihood, _PARAMETERS)
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    kl_weight, scale = _checks.number("kl_weight", kl_weight), _checks.number("scale", scale)
+    of_x = _log_prob(likelihood, _parameters(likelihood, decoder), x, event_ndims, likelihood_options)
+    rows = of_x.dim()
+    _checks.floating("mean", mean)
+    if mean.shape[:rows] != of_x.shape:
+        raise ValueError(
+            f"mean: got shape {tuple(mean.shape)}, expected the decoder's rows {tuple(of_x.shape)}, then any "
+            "(for several samples per example there is iwae_objective)"
+        )
+    kl = divergence.gaussian_kl(
+        mean, logvar, prior_mean, prior_logvar,
+        event_ndims=mean.dim() - rows, spread=spread, clamp_logvar=clamp_logvar, reduction="none",
+    )  # fmt: skip
+    loss = kl * kl_weight - of_x
+    weights, reduction = divergence._weighting(weights, normalize_weights, reduction, loss, 0)
+    if weights is not None:
+        loss = loss * weights
+    return Bound(_reduced(loss, reduction, scale), of_x, kl)
+
+
+def iwae_objective(
+    decoder: Decoder,
+    x: Tensor,
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    dim: int,
+    likelihood: str = "bernoulli",
+    likelihood_options: Mapping[str, Any] | None = None,
+    estimator: str = "iwae",
+    num_groups: int | None = None,
+    beta: float | None = None,
+    alpha: float | None = None,
+    order: float | None = None,
+    partition: Sequence[float] | None = None,
+    event_ndims: int = 1,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    spread: str = "logvar",
+    clamp_logvar: tuple[float, float] | None = None,
+    scale: float = 1.0,
+    reduction: str = "mean",
+) -> MultiSampleBound:
+    """A bound from K samples per example, with log_w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x).
+
+    With "iwae": -log (1/K) sum_k exp(log_w_k), whose gradient is -sum_k w~_k d log_w_k, w~ = softmax(log_w). For the
+    elementwise likelihoods (all but the last two below) one kernel reads what the decoder gave once; if the loss is
+    reduced, it writes all gradients in the same pass, and backward only hands them over.
+
+    Args:
+        decoder: `[rows…, event…]`, one of the rows' dimensions being that of the K samples: the likelihood's
+            parameters in the order of `<likelihood>_log_prob`, one tensor or several. The first has the full shape; the
+            others broadcast to it, and one that is the same for all rows (a learned variance, `[event…]` or `()`) has
+            its gradient summed in the kernel. A Gaussian's mean alone has variance 1.
+        x: the data, without the samples' dimension, broadcastable.
+        z: the samples, `[rows…, latent…]`.
+        mean, logvar: of q(z | x), as z without the samples' dimension, broadcastable.
+        dim: the dimension of the samples, counted from the front: of `decoder`, z and log_w.
+        likelihood: bernoulli, gaussian, laplace, discretized_logistic, negative_binomial,
+            zero_inflated_negative_binomial, categorical or discretized_logistic_mixture.
+        likelihood_options: further options of `<likelihood>_log_prob`, such as `{"bin_width": 1 / 255}`.
+        estimator: which loss of log_w:
+            "iwae": as above. "elbo": -mean_k log_w_k.
+            "stl" (sticking the landing): q's parameters detached in log q, so that they are reached through z alone.
+            "dreg": the same, and the gradient that reaches z, from the decoder too, times w~: see `dreg_loss`.
+            "miwae": the mean over `num_groups` stretches of the samples of the loss "iwae" of each.
+            "ciwae": `beta` times "elbo" plus 1 - beta times "iwae".
+            "renyi": `renyi_loss` of the order `alpha`. "cubo": `cubo_loss` of `order` (2 unless told).
+            "tvo": `tvo_loss` of `partition`.
+            Other losses take `log_w`: `piwae_losses`, `rws_losses`, `vimco_loss`, …
+        num_groups, beta, alpha, order, partition: of the estimators that have them.
+        event_ndims: how many trailing dimensions of x make one example and are summed.
+        prior_mean, prior_logvar: of p(z), as `mean`; standard normal where absent.
+        spread, clamp_logvar: of q and p, as in `gaussian_kl`.
+        scale: multiplies the loss.
+        reduction: over the examples: "mean", "sum" or "none".
+
+    Returns:
+        loss; log_w; and for each example the bound and the effective sample size of its weights (with "miwae" its mean
+        over the groups; with "tvo" that of "iwae"). fp32 for fp16 and bf16.
+
+    Raises:
+        TypeError: inputs that are not floating-point tensors (x may hold integers).
+        ValueError: shapes that do not fit together, no samples, unknown names, an option that the estimator lacks or
+            does not have, a wrong number of decoder outputs, samples that `num_groups` does not divide.
+
+    Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), Eq. 8, 14; Roeder, Wu, Duvenaud
+    (2017) for "stl"; Tucker et al. (2018) for "dreg"; Rainforth et al. (2018) for "miwae" and "ciwae"; Li and Turner
+    (2016) for "renyi"; Dieng et al. (2017) for "cubo"; Masrani, Le, Wood (2019) for "tvo".
+    """
+    _checks.choice("likelihood", likelihood, _PARAMETERS)
+    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    scale = _checks.number("scale", scale)
+    given = {"num_groups": num_groups, "beta": beta, "alpha": alpha, "order": order, "partition": partition}
+    option = _estimator_option(estimator, given)
+    parameters = _parameters(likelihood, decoder)
+    gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
+    if estimator in ("stl", "dreg"):
+        gaussians = [*(g.detach() for g in gaussians[:2] if g is not None), *gaussians[2:]]
+    # what the kernel takes, the rest being composed of several: an elementwise likelihood as it stands
+    bins = _bins(likelihood, likelihood_options)
+    fused = likelihood in LIKELIHOODS and bins is not None and not (isinstance(x, Tensor) and x.requires_grad)
+    if fused:
+        tensors, rows = _one_pass_tensors(likelihood, parameters, x, z, gaussians, dim, event_ndims)
+    else:
+        of_x, z, gaussians = _log_likelihood(
+            likelihood, parameters, x, z, gaussians, dim, event_ndims, likelihood_options
+        )
+        rows = of_x.dim()
+    samples = z.size(dim)
+    if samples == 0:
+        raise ValueError(f"z: got shape {tuple(z.shape)}, expected at least one sample along dim {dim}")
+    groups, power, elbo_weight, sign = _power(estimator, option, samples)
+    if fused:
+        gradients = 0 if estimator == "tvo" or reduction == "none" else _to_be_made(tensors)
+        found = _ops.multi_sample_bound(
+            tensors, dim, event_ndims, likelihood, bins, groups, power, elbo_weight, sign * scale, reduction, gradients,
+            visible=4,
+        )  # fmt: skip
+        bound = MultiSampleBound(*found)
+    else:
+        bound = _composed(of_x, z, gaussians, dim, groups, power, elbo_weight, sign * scale, reduction)
+    if estimator == "tvo":
+        each = importance.tvo_loss(bound.log_w, dim=dim, partition=option, reduction="none")
+        return bound._replace(loss=_reduced(each, reduction, scale), bound=-each.detach())
+    if estimator == "dreg" and z.requires_grad and torch.is_grad_enabled():
+        weights = _ops.importance_weights((bound.log_w.detach(),), dim, 1.0)
+        weights = weights.reshape(weights.shape + (1,) * (z.dim() - rows)).to(z.dtype)
+        z.register_hook(lambda grad: grad * weights)
+    return bound
+
+
+def adversary_activated_loss(
+    per_example_loss_real: Tensor,
+    per_example_loss_fake: Tensor,
+    *,
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    reduction: str = "mean",
+) -> Tensor:
+    """1/2 E_real[ D(x) L(x) ] + 1/2 E_fake[ D(x~) L(x~) ]: the loss of an adversary-activated VAE.
+
+    L is a negative bound of each example (`elbo_loss(…, reduction="none").loss`), of real data and of as many samples
+    x~ of the model; D = sigma(logit) the discriminator's probability that an example is real: q^r(y = 0 | x). No
+    gradient reaches the weights. The fakes are constants: pass `x~.detach()` to the model, as the paper's p_theta0(x)
+    says. With D = 1 on data and 0 on fakes it is half the VAE's loss.
+
+    Args:
+        per_example_loss_real: `[B…]`.
+        per_example_loss_fake: `[B'…]`.
+        real_logits, fake_logits: the discriminator's, one for each example: their shapes, or `[B…, 1]`.
+        reduction: "mean", of each side, or "sum".
+
+    Returns:
+        A scalar; fp32 for fp16 and bf16.
+
+    Raises:
+        TypeError: an input is not a floating-point tensor.
+        ValueError: logits and losses of different shapes; unknown `reduction`.
+
+    Source: Hu, Yang, Salakhutdinov, Xing, "On Unifying Deep Generative Models" (2018), Eq. 17. The weights are not
+    normalised there, nor here; that both sides count one half is its p(y), uniform.
+    """
+    _checks.choice("reduction", reduction, ("mean", "sum"))
+    sides = []
+    for side, loss, logits in (
+        ("real", per_example_loss_real, real_logits),
+        ("fake", per_example_loss_fake, fake_logits),
+    ):
+        _checks.floating(f"per_example_loss_{side}", loss)
+        _checks.floating(f"{side}_logits", logits)
+        if logits.shape != loss.shape:
+            if logits.shape != (*loss.shape, 1):
+                raise ValueError(
+                    f"{side}_logits: got shape {tuple(logits.shape)}, expected one for each example, "
+                    f"{tuple(loss.shape)} as per_example_loss_{side}"
+                )
+            logits = logits.squeeze(-1)
+        wide = torch.float64 if torch.float64 in (loss.dtype, logits.dtype) else torch.float32
+        weights = logits.detach().to(wide).sigmoid()
+        sides.append(_reduced(loss.to(wide) * weights, reduction, 0.5))
+    return sides[0] + sides[1]
+
+
+def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Tensor:
+    """log (1/K) sum_k exp(log_w_k) of log-weights that come in chunks: the test log-likelihood, in constant memory.
+
+    For each row a maximum and a sum are kept, in fp64; a chunk is read once and let go. Chunks are asked for without
+    gradients: a generator may compute them as they are needed,
+
+        streaming_log_likelihood((iwae_objective(…, dim=1).log_w for _ in range(20)), dim=1)
+
+    Args:
+        log_w_chunks: log-weights in nats, of one shape but for `dim`; each has at least one sample.
+        dim: the dimension of the samples.
+
+    Returns:
+        Nats, one per row, detached; fp32, or fp64 for fp64. A row of `-inf` gives `-inf`; a NaN or `+inf` makes its row
+        NaN.
+
+    Raises:
+        TypeError: a chunk is not a floating-point tensor.
+        ValueError: no chunks; a chunk without samples, or of other rows than the first.
+
+    Source: Burda, Grosse, Salakhutdinov (2016), Sec. 5: log p(x) by the bound with K = 5000.
+    """
+    running: _RunningSum | None = None
+    with torch.no_grad():
+        for chunk in log_w_chunks:
+            found = _checks.sample_dimension("log_w_chunks", _checks.floating("log_w_chunks", chunk), dim)
+            shift, total = _ops.log_mean_exp((chunk,), found, visible=2)[1].double()
+            if running is None:
+                running = _RunningSum(shift, total, chunk.size(found), chunk.dtype)
+            elif shift.shape != running.shift.shape:
+                raise ValueError(
+                    f"log_w_chunks: got a chunk of rows {tuple(shift.shape)}, expected {tuple(running.shift.shape)} as "
+                    "in the first"
+                )
+            else:
+                running.add(shift, total, chunk.size(found))
+        if running is None:
+            raise ValueError("log_w_chunks: got no chunks, expected at least one")
+        return running.log_mean()
+
+
+class _RunningSum:
+    """Of exponentials, relative to `shift`; rows of -inf so far have sum 0 at whatever shift."""
+
+    def __init__(self, shift: Tensor, total: Tensor, count: int, dtype: torch.dtype) -> None:
+        self.shift, self.total, self.count = shift, total, count
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def add(self, shift: Tensor, total: Tensor, count: int) -> None:
+        empty, before = total == 0, self.total == 0
+        larger = torch.where(empty, self.shift, torch.where(before, shift, torch.maximum(shift, self.shift)))
+        kept = torch.where(before, self.total, self.total * (self.shift - larger).exp())
+        self.total = kept + torch.where(empty, total, total * (shift - larger).exp())
+        self.shift = larger
+        self.count += count
+
+    def log_mean(self) -> Tensor:
+        return (self.shift + self.total.log() - math.log(self.count)).to(self.dtype)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _reduced(rows: Tensor, reduction: str, scale: float) -> Tensor:
+    rows = rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
+    return rows if scale == 1.0 else rows * scale
+
+
+def _parameters(likelihood: str, decoder: Decoder) -> dict[str, Tensor]:
+    """The decoder's outputs by their names in `<likelihood>_log_prob`."""
+    names = _PARAMETERS[likelihood]
+    if isinstance(decoder, Tensor):
+        found = [decoder]
+    elif isinstance(decoder, Sequence) and not isinstance(decoder, str):
+        found = list(decoder)
+    else:
+        raise TypeError(f"decoder: expected a torch.Tensor or a sequence of them, got {type(decoder).__name__}")
+    if len(found) != len(names) and not (likelihood == "gaussian" and len(found) == 1):
+        raise ValueError(f"decoder: got {len(found)} tensors, expected {', '.join(names)} for {likelihood!r}")
+    return {name: _checks.floating(f"decoder's {name}", t) for name, t in zip(names, found, strict=False)}
+
+
+def _gaussians(
+    mean: Tensor,
+    logvar: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    spread: str,
+    clamp_logvar: tuple[float, float] | None,
+) -> list[Tensor | None]:
+    """Means and log-variances of q and p: small tensors, beside what the decoder gave."""
+    _checks.choice("spread", spread, _checks.SPREADS)
+    low, high = _checks.clamp_range(clamp_logvar)
+    found: list[Tensor | None] = []
+    for name, g in (("mean", mean), ("logvar", logvar), ("prior_mean", prior_mean), ("prior_logvar", prior_logvar)):
+        if g is not None or not name.startswith("prior"):
+            g = _checks.floating(name, g)  # type: ignore[arg-type]
+            if name.endswith("logvar") and (spread != "logvar" or clamp_logvar is not None):
+                g = to_logvar(g, spread, low, high)
+        found.append(g)
+    return found
+
+
+def _estimator_option(estimator: str, given: Mapping[str, Any]) -> Any:
+    """The estimator's own option, checked; None if it has none."""
+    _checks.choice("estimator", estimator, _ESTIMATORS)
+    own = {"miwae": "num_groups", "ciwae": "beta", "renyi": "alpha", "cubo": "order", "tvo": "partition"}.get(estimator)
+    for name, value in given.items():
+        if value is not None and name != own:
+            raise ValueError(f"{name}: got {value} with estimator {estimator!r}, which has no such option")
+    if own is None:
+        return None
+    value = given[own]
+    if own == "order":
+        return _checks.number("order", 2.0 if value is None else value, minimum=1.0)
+    if value is None:
+        raise ValueError(f"{own}: got none, expected one for estimator {estimator!r}")
+    if own == "num_groups":
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"num_groups: expected an int, got {type(value).__name__}")
+        return value
+    if own == "partition":
+        return _checks.increasing("partition", value, 0.0, 1.0)
+    value = _checks.number(own, value)
+    if own == "beta" and not 0 <= value <= 1:
+        raise ValueError(f"beta: got {value}, expected a number in [0, 1]")
+    return value
+
+
+def _power(estimator: str, option: Any, samples: int) -> tuple[int, float, float, float]:
+    """(groups, power, weight of the ELBO, sign of the loss) of the estimator's `power_bound_loss`."""
+    groups, power, elbo_weight, sign = 1, 1.0, 0.0, -1.0
+    if estimator == "miwae":
+        groups = option
+        if groups < 1 or samples % groups:
+            raise ValueError(f"num_groups: got {groups}, expected a divisor of the {samples} samples")
+    elif estimator == "elbo":
+        power = 0.0
+    elif estimator == "ciwae":
+        elbo_weight = option
+    elif estimator == "renyi":
+        power = 1.0 - option
+    elif estimator == "cubo":
+        power, sign = option, 1.0
+    return groups, power, elbo_weight, sign
+
+
+def _bins(likelihood: str, options: Mapping[str, Any] | None) -> list[float] | None:
+    """The kernel's options of the likelihood; None where it has not those that are asked for."""
+    if likelihood != "discretized_logistic":
+        return None if options else []
+    wanted = {"bin_width": 2 / 255, "low": -1.0, "high": 1.0, **(options or {})}
+    if len(wanted) != 3:
+        return None  # to `…_log_prob`, which says what it does not take
+    width = _checks.number("bin_width", wanted["bin_width"], minimum=0.0, exclusive=True)
+    low, high = _checks.number("low", wanted["low"]), _checks.number("high", wanted["high"])
+    if not low <= high:
+        raise ValueError(f"low: got {low}, expected at most high = {high}")
+    return [width / 2, low, high]
+
+
+def _sample_dim(dim: int, rows: int) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim: expected an int, got {type(dim).__name__}")
+    if not 0 <= dim < rows:
+        raise ValueError(f"dim: got {dim}, expected one of the {rows} leading dimensions of decoder, from the front")
+    return dim
+
+
+def _expanded(name: str, x: Tensor, shape: Sequence[int], what: str) -> Tensor:
+    if x.shape == shape:
+        return x
+    try:
+        return x.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, expected one that broadcasts to {tuple(shape)}: {what}"
+        ) from None
+
+
+def _latents(
+    z: Tensor, gaussians: Sequence[Tensor | None], rows: Sequence[int], dim: int
+) -> tuple[Tensor, list[Tensor | None]]:
+    """z and the Gaussians' parameters, these expanded to z without the samples, in one dtype on one device."""
+    if _checks.floating("z", z).shape[: len(rows)] != rows:
+        raise ValueError(f"z: got shape {tuple(z.shape)}, expected the decoder's rows {tuple(rows)}, then any")
+    of_example = z.shape[:dim] + z.shape[dim + 1 :]
+    names = ("mean", "logvar", "prior_mean", "prior_logvar")
+    found: list[Tensor | None] = []
+    for name, g in zip(names, gaussians, strict=True):
+        if g is not None:
+            if g.device != z.device:
+                raise ValueError(f"{name}: got device {g.device}, expected {z.device} as z")
+            g = _expanded(name, g, of_example, f"z {tuple(z.shape)} without dimension {dim}")
+        found.append(g)
+    present = [z, *(g for g in found if g is not None)]
+    if any(t.dtype is not z.dtype for t in present):
+        z, *rest = _checks.promoted(present)
+        remaining = iter(rest)
+        found = [None if g is None else next(remaining) for g in found]
+    return z, found
+
+
+def _one_pass_tensors(
+    likelihood: str,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    z: Tensor,
+    gaussians: Sequence[Tensor | None],
+    dim: int,
+    event_ndims: int,
+) -> tuple[tuple[Tensor | None, ...], int]:
+    """The op's nine tensors, and how many dimensions the rows have."""
+    names, outputs = list(parameters), list(parameters.values())
+    first = outputs[0]
+    event_ndims = _checks.event(f"decoder's {names[0]}", first, event_ndims)
+    rows = first.dim() - event_ndims
+    dim = _sample_dim(dim, rows)
+    for name, p in zip(names[1:], outputs[1:], strict=True):
+        if p.device != first.device:
+            raise ValueError(f"decoder's {name}: got device {p.device}, expected {first.device} as {names[0]}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    for name, t in (("x", x), ("z", z)):
+        if isinstance(t, Tensor) and t.device != first.device:
+            raise ValueError(f"{name}: got device {t.device}, expected {first.device} as the decoder's outputs")
+    if not x.is_floating_point():  # fp16 and bf16 do not have every count
+        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+        x = x.to(wide if likelihood in _COUNTS else first.dtype)
+    shape = first.shape
+    for i, (name, p) in enumerate(zip(names[1:], outputs[1:], strict=True), 1):
+        if p.shape != shape:
+            shared = p.dim() <= event_ndims or math.prod(p.shape[: p.dim() - event_ndims]) == 1
+            of_event = p.reshape(p.shape[max(p.dim() - event_ndims, 0) :]) if shared else p
+            target = shape[rows:] if shared else shape
+            outputs[i] = _expanded(f"decoder's {name}", of_event, target, f"that of {names[0]}, {tuple(shape)}")
+    x = _expanded("x", x, shape[:dim] + shape[dim + 1 :], f"decoder {tuple(shape)} without dimension {dim}")
+    z, gaussians = _latents(z, gaussians, shape[:rows], dim)
+    if any(t.dtype is not first.dtype for t in (x, *outputs)):
+        x, *outputs = _checks.promoted([x, *outputs])
+    if (outputs[0].dtype == torch.float64) != (z.dtype == torch.float64):
+        x, z = x.double(), z.double()
+        outputs, gaussians = [p.double() for p in outputs], [None if g is None else g.double() for g in gaussians]
+    return (*outputs, *(None,) * (3 - len(outputs)), x, z, *gaussians), rows
+
+
+def _to_be_made(tensors: Sequence[Tensor | None]) -> int:
+    """The mask of the gradients to be made with the loss: all that are wanted. None of 16-bit tensors: they would be
+    rounded before a loss scale, which keeps them above fp16's smallest number, is multiplied in."""
+    mask = 0
+    if torch.is_grad_enabled():
+        for bit, i in enumerate(_ops.multi_sample_bound.differentiable):
+            t = tensors[i]
+            if t is not None and t.requires_grad:
+                if t.element_size() == 2:
+                    return 0
+                mask |= 1 << bit
+    return mask
+
+
+# ---- compositions ----------------------------------------------------------------------------------------------------
+
+
+def _log_prob(
+    likelihood: str, parameters: Mapping[str, Tensor], x: Tensor, event_ndims: int, options: Mapping[str, Any] | None
+) -> Tensor:
+    """Rows of `<likelihood>_log_prob`."""
+    given = dict(parameters)
+    if likelihood == "gaussian" and len(given) == 1:
+        given["logvar"] = given["mean"].new_zeros(())
+    log_prob: Callable[..., Tensor] = getattr(_likelihood, f"{likelihood}_log_prob")
+    return log_prob(x=x, **given, event_ndims=event_ndims, **(options or {}))
+
+
+def _log_likelihood(
+    likelihood: str,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    z: Tensor,
+    gaussians: Sequence[Tensor | None],
+    dim: int,
+    event_ndims: int,
+    options: Mapping[str, Any] | None,
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """log p(x | z) of every sample, with z and the Gaussians' parameters as `_latents` gives them."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    first = next(iter(parameters.values()))
+    dim = _sample_dim(dim, min(first.dim(), x.dim() + 1))
+    of_x = _log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options)
+    _sample_dim(dim, of_x.dim())
+    z, found = _latents(z, gaussians, of_x.shape, dim)
+    return of_x, z, found
+
+
+def _composed(
+    of_x: Tensor,
+    z: Tensor,
+    gaussians: Sequence[Tensor | None],
+    dim: int,
+    groups: int,
+    power: float,
+    elbo_weight: float,
+    scale: float,
+    reduction: str,
+) -> MultiSampleBound:
+    """What the kernel does in one pass, by those of its parts."""
+    zero = z.new_zeros(())
+    wide = [zero if g is None else g.unsqueeze(dim) for g in gaussians]
+    kl = divergence.gaussian_kl_monte_carlo(
+        z, *wide, event_ndims=z.dim() - of_x.dim(), reduction="none"
+    )  # fmt: skip
+    log_w = of_x - kl
+    grouped = log_w.unflatten(dim, (groups, log_w.size(dim) // groups))
+    rows = _ops.power_bound_loss((grouped,), dim + 1, power, elbo_weight, 1.0, "none").mean(dim)
+    weighted = power_weights(grouped.detach(), dim + 1, power)
+    ess = _ops.effective_sample_size((weighted,), dim + 1).mean(dim)
+    return MultiSampleBound(_reduced(rows, reduction, scale), log_w, rows.detach(), ess)

@@ -1,0 +1,107 @@
+"""Whole bounds in plain PyTorch."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unigen_fast.reference import likelihood as of_likelihood
+from unigen_fast.reference._common import accumulate_dtype, reduce_rows
+from unigen_fast.reference.divergence import gaussian_kl_monte_carlo
+from unigen_fast.reference.importance import effective_sample_size, power_bound_loss
+
+LIKELIHOODS = (
+    "bernoulli",
+    "gaussian",
+    "laplace",
+    "discretized_logistic",
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+)
+_NO_CLAMP = (-math.inf, math.inf)
+
+
+def log_likelihood(
+    likelihood: str, x: Tensor, parameters: Sequence[Tensor], bins: Sequence[float], event_ndims: int
+) -> Tensor:
+    """Rows of log p(x | parameters), which broadcast with x. A Gaussian of one parameter has variance 1."""
+    shape = torch.broadcast_shapes(x.shape, *(p.shape for p in parameters))
+    tensors = [t.expand(shape) for t in (x, *parameters)]
+    if likelihood == "bernoulli":
+        return of_likelihood.bernoulli_log_prob(tensors[1], tensors[0], event_ndims)
+    if likelihood == "gaussian":
+        logvar = tensors[2] if len(parameters) == 2 else torch.zeros_like(tensors[1])
+        return of_likelihood.gaussian_log_prob(tensors[0], tensors[1], logvar, event_ndims, "logvar", *_NO_CLAMP)
+    options = tuple(bins) if likelihood == "discretized_logistic" else ()
+    return getattr(of_likelihood, f"{likelihood}_log_prob")(*tensors, event_ndims, *options)
+
+
+def multi_sample_bound(
+    decoder: Tensor,
+    decoder_2: Tensor | None,
+    decoder_3: Tensor | None,
+    x: Tensor,
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    dim: int,
+    event_ndims: int,
+    likelihood: str,
+    bins: Sequence[float],
+    groups: int,
+    power: float,
+    elbo_weight: float,
+    scale: float,
+    reduction: str,
+    gradients: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """scale · the reduced bound; log_w; the bound and the effective sample size of its weights; log_w less the largest
+    of its group (the smallest for a negative power), whose differences a kernel knows to more digits than log_w has:
+
+        log_w = log p(x | decoder) + log p(z) - log q(z; mean, logvar).
+
+    `decoder` and z have the samples at `dim`, x and the Gaussians' parameters not; decoder_2 and decoder_3 are shaped
+    as `decoder`, or as the event alone. The samples are `groups` stretches of equal length; the bound and the effective
+    sample size are means over these, the former of `power_bound_loss`.
+    """
+    parameters = [p for p in (decoder, decoder_2, decoder_3) if p is not None]
+    rows = decoder.dim() - event_ndims
+    z = z.to(torch.promote_types(accumulate_dtype(decoder.dtype), accumulate_dtype(z.dtype)))
+    of_x = log_likelihood(likelihood, x.unsqueeze(dim), parameters, bins, event_ndims)
+    zero = torch.zeros_like(mean)
+    priors = (zero if prior is None else prior for prior in (prior_mean, prior_logvar))
+    q_mean, q_logvar, p_mean, p_logvar = (g.unsqueeze(dim).expand(z.shape) for g in (mean, logvar, *priors))
+    kl = gaussian_kl_monte_carlo(
+        z, q_mean, q_logvar, p_mean, p_logvar, None, z.dim() - rows, "logvar", *_NO_CLAMP, 1.0, "none"
+    )
+    log_w = of_x - kl
+    grouped = log_w.unflatten(dim, (groups, log_w.size(dim) // groups))
+    bound, _ = power_bound_loss(grouped, dim + 1, power, elbo_weight, 1.0, "none")
+    bound = bound.mean(dim)
+    largest = _largest(grouped.detach(), dim + 1, power)
+    relative = grouped.detach() - torch.where(largest == -math.inf, torch.zeros_like(largest), largest)
+    ess = effective_sample_size(power_weights(grouped.detach(), dim + 1, power), dim + 1).mean(dim)
+    return reduce_rows(bound, reduction, scale), log_w, bound.detach(), ess, relative.flatten(dim, dim + 1)
+
+
+def _largest(log_w: Tensor, dim: int, power: float) -> Tensor:
+    """The log-weight of the largest weight."""
+    return log_w.amin(dim, keepdim=True) if power < 0 else log_w.amax(dim, keepdim=True)
+
+
+def power_weights(log_w: Tensor, dim: int, power: float) -> Tensor:
+    """Log-weights whose softmax the estimator weighs with; -inf where a row's bound has no gradient."""
+    log_w = torch.where(log_w == math.inf, torch.full_like(log_w, math.nan), log_w)
+    base = _largest(log_w, dim, power)
+    if power == 0:
+        exponents = torch.zeros_like(log_w)
+    elif math.isinf(power):
+        exponents = torch.where(log_w == base, torch.zeros_like(log_w), torch.full_like(log_w, -math.inf)) + (
+            base - base
+        )
+    else:
+        exponents = power * (log_w - base)
+    return torch.where(base == -math.inf, torch.full_like(log_w, -math.inf), exponents)
