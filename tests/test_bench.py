@@ -54,6 +54,7 @@ def record() -> dict[str, Any]:
             "replaces": ROWS[name].replaces,
             "shapes": [list(item.shape) for item in ROWS[name].inputs],
             "floor_bytes": 1000,
+            "result_bytes": 500,
             "contestants": {
                 "fused": figures(2e-5, 1024),
                 "eager": figures(eager, 2048),
@@ -188,6 +189,20 @@ def test_table(record):
     assert "faster in 1 of 2 rows; geometric mean 1.37×" in text
 
 
+def test_stars_are_held_to_their_bar(record):
+    """Their own mean, and those that hold more than half of the faster peer's memory without being results alone."""
+    won = record["rows"][0]
+    record["rows"] = [{**won, "row": name} for name in ("mmd_1024", "zinb_2000", "logits_64")]
+    ours = [row["contestants"]["fused"] for row in record["rows"]]
+    record["rows"][0]["contestants"] = {**won["contestants"], "fused": {**ours[0], "peak_bytes": 3000 + 5000}}
+    record["rows"][1] |= {"ratio": 5.0, "result_bytes": 1000}
+    text = report.closing(record)
+    assert "geometric mean 3.15×, of those with a star 3.54×; slowest mmd_1024 ★ 2.50×" in text
+    assert text.splitlines()[2].endswith("not so: mmd_1024 ★")
+    lines = [line for line in report.table(record).splitlines() if "2.0 KiB" in line or "KiB†" in line]
+    assert len(lines) == 2 and all("1.0 KiB / 4.0 KiB†" in line for line in lines)
+
+
 def test_table_of_a_gpu(record):
     record["device"] = {"type": "cuda", "name": "H100"}
     for row in record["rows"]:
@@ -232,7 +247,8 @@ def test_readme_is_brought_up_to_date_once(tmp_path, record):
     once = readme.read_text()
     assert once.startswith("before\n<!-- bench:cpu -->\n| row |") and once.endswith("\n<!-- /bench -->\nafter\n")
     assert "old" not in once and "| **2.50×** |" in once and "| 0.75× (slower) |" in once and "| 50%\\* |" in once
-    assert (tmp_path / "benches" / "results" / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("cpu.png", "cpu_floors.png"):
+        assert (tmp_path / "benches" / "results" / picture).read_bytes().startswith(b"\x89PNG")
     assert bench.main(["--readme", str(readme)]) == 0
     assert readme.read_text() == once
 

@@ -70,6 +70,7 @@ class Case:
         gradients = self._draw_output_gradients()
         leaves = [t for t in first if t.requires_grad]
         self.floor_bytes = _bytes(first) + _bytes(_as_tuple(outputs)) + _bytes(gradients) + _bytes(leaves)
+        self.result_bytes = _bytes(_as_tuple(outputs)) + _bytes(leaves)
         self._sets = [(first, gradients)]
         if device.type == "cuda":  # inputs come from memory, not from the L2 cache where the last step left them
             cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -343,6 +344,7 @@ def measure(
         "replaces": row.replaces,
         "shapes": [list(item.shape) for item in row.inputs],
         "floor_bytes": None,
+        "result_bytes": None,
         "contestants": {},
         "missing": {},
         "fastest_peer": None,
@@ -394,6 +396,7 @@ def _measure(
     level = copy_level(case.floor_bytes, bandwidth)
     result.update(
         floor_bytes=case.floor_bytes,
+        result_bytes=case.result_bytes,
         contestants=figures,
         fastest_peer=peer,
         ratio=figures[peer]["seconds"] / fused["seconds"],

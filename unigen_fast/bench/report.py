@@ -3,11 +3,11 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unigen_fast.bench.cases import describe_shapes
+from unigen_fast.bench.cases import STARRED, describe_shapes
 from unigen_fast.bench.harness import EAGER, FUSED
 
 Record = Mapping[str, Any]
@@ -36,7 +36,8 @@ def size(count: float) -> str:
 
 
 def label(row: Figures) -> str:
-    return row["row"] if row["dtype"] == "float32" else f"{row['row']} ({row['dtype']})"
+    name = row["row"] + (" ★" if row["row"] in STARRED else "")
+    return name if row["dtype"] == "float32" else f"{name} ({row['dtype']})"
 
 
 def _compiled(row: Figures) -> Figures | None:
@@ -65,9 +66,20 @@ def _ratio_of(row: Figures, key: str) -> str:
     return f"{theirs / ours:.2f}×" if ours else _NO_VALUE
 
 
-def _memory(row: Figures) -> str:
+def _peaks(row: Figures) -> tuple[int, int]:
+    """Our peak of memory, and that of the fastest peer."""
     ours, theirs = (row["contestants"][name]["peak_bytes"] for name in (FUSED, row["fastest_peer"]))
-    return f"{size(ours)} / {size(theirs)}"
+    return ours, theirs
+
+
+def _only_results(row: Figures) -> bool:
+    """Whether we hold hardly more than what every contestant must: the results and the gradients."""
+    return _peaks(row)[0] <= 1.1 * row["result_bytes"] + 4096
+
+
+def _memory(row: Figures, mark: str = "†") -> str:
+    ours, theirs = _peaks(row)
+    return f"{size(ours)} / {size(theirs)}" + (mark if _only_results(row) else "")
 
 
 def _share(row: Figures, star: str = "*") -> str:
@@ -122,19 +134,34 @@ def line(record: Record, row: Figures) -> str:
     return f"{label(row):<{_LABEL_WIDTH}}{cells}{'  SLOWER' if row['ratio'] < 1 else ''}{missing}"
 
 
+def _mean_ratio(rows: Sequence[Figures]) -> str:
+    return f"{math.exp(sum(math.log(row['ratio']) for row in rows) / len(rows)):.2f}×"
+
+
 def closing(record: Record) -> str:
-    ratios = [row["ratio"] for row in record["rows"] if row["error"] is None]
-    errors = len(record["rows"]) - len(ratios)
+    rows = [row for row in record["rows"] if row["error"] is None]
+    errors = len(record["rows"]) - len(rows)
     lines = [""]
-    if ratios:
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        won = sum(ratio >= 1 for ratio in ratios)
-        lines.append(f"faster in {won} of {len(ratios)} rows; geometric mean {mean:.2f}×")
+    if rows:
+        won = sum(row["ratio"] >= 1 for row in rows)
+        slowest = min(rows, key=lambda row: row["ratio"])
+        starred = [row for row in rows if row["row"] in STARRED]
+        lines.append(
+            f"faster in {won} of {len(rows)} rows; geometric mean {_mean_ratio(rows)}"
+            + (f", of those with a star {_mean_ratio(starred)}" if starred else "")
+            + f"; slowest {label(slowest)} {_ratio(slowest)}"
+        )
+        large = [row for row in starred if 2 * _peaks(row)[0] > _peaks(row)[1] and not _only_results(row)]
+        lines.append(
+            "Stars, memory: at most half of the faster peer's, or hardly more than results and gradients"
+            + (f"; not so: {', '.join(map(label, large))}" if large else "")
+        )
     if errors:
         lines.append(f"{errors} rows with an ERROR")
     lines += [
         "Forward + backward, medians ± half the distance of the quartiles.",
-        "Faster by: the faster of eager and compile over fused.",
+        "Faster by: the faster of eager and compile over fused. ★: where fusing must pay most.",
+        "Peak memory: beyond the inputs (†: results and gradients are nearly all of ours).",
         "Of copy: every input, output and gradient once, over the time, over the bandwidth of a copy"
         + (" (*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
     ]
@@ -159,7 +186,9 @@ def markdown(record: Record) -> str:
         if row["error"] is not None:
             raise ValueError(f"{label(row)}: {row['error']}: a run with errors is not for publication")
         cells = [
-            f"`{row['row']}`" + ("" if row["dtype"] == "float32" else f" {row['dtype']}"),
+            f"`{row['row']}`"
+            + (" ★" if row["row"] in STARRED else "")
+            + ("" if row["dtype"] == "float32" else f" {row['dtype']}"),
             describe_shapes([tuple(shape) for shape in row["shapes"]]),
             _time(row["contestants"][FUSED]),
             _time(row["contestants"][EAGER]),
@@ -174,17 +203,18 @@ def markdown(record: Record) -> str:
     lines += [
         "",
         f"{where}; torch {record['versions']['torch']}; {record['date'][:10]}. Forward + backward, medians; "
-        "*faster by*: the faster of eager and `torch.compile` over ours; *of copy*: every input, output and gradient "
-        "once, over the time, over the bandwidth of a copy"
+        "*faster by*: the faster of eager and `torch.compile` over ours; ★: where fusing must pay most; *peak memory*: "
+        "beyond the inputs (†: results and gradients are nearly all of ours); *of copy*: "
+        "every input, output and gradient once, over the time, over the bandwidth of a copy"
         + (" (\\*: of a copy within the cache)." if device["type"] == "cpu" else "."),
     ]
     return "\n".join(lines)
 
 
 def update_readme(readme: Path) -> list[str]:
-    """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, and draws NAME.png; returns the names.
+    """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, draws its pictures; returns the names.
 
-    The figures are those of benches/results/NAME.json beside the README; the picture goes there too.
+    The figures are those of benches/results/NAME.json beside the README; NAME.png and NAME_floors.png go there too.
     """
     text = readme.read_text()
     found = list(_MARKERS.finditer(text))
@@ -199,11 +229,12 @@ def update_readme(readme: Path) -> list[str]:
     text = _MARKERS.sub(lambda m: f"{m[1]}{markdown(records[m['name']])}\n{m[4]}", text)
     for name, record in records.items():
         plot(record, results / f"{name}.png")
+        plot_floors(record, results / f"{name}_floors.png")
     readme.write_text(text)
     return list(records)
 
 
-# ---- the picture -----------------------------------------------------------------------------------------------------
+# ---- the pictures ----------------------------------------------------------------------------------------------------
 
 _COLOURS = {
     "importance": "#4477aa",
@@ -266,5 +297,48 @@ def plot(record: Record, path: Path) -> None:
     handles.append(Line2D([], [], marker="o", label="against eager", **style))
     if any(_compiled(row) is not None for row in rows):
         handles.append(Line2D([], [], marker="D", label="against torch.compile", **style))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_floors(record: Record, path: Path) -> None:
+    """Share of a copy's bandwidth against bytes moved, and peak memory against the fastest peer's: a dot a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+    rows = [row for row in record["rows"] if row["error"] is None]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    share, memory = figure.subplots(1, 2)
+    for row in rows:
+        colour = _COLOURS[row["family"]]
+        marker = "*" if row["row"] in STARRED else "o"
+        style: dict[str, Any] = {"marker": marker, "s": 70 if marker == "*" else 22, "color": colour, "zorder": 3}
+        share.scatter(row["floor_bytes"], row["copy_share"], **style)
+        ours, theirs = _peaks(row)
+        memory.scatter(theirs, ours, **style)
+    share.set(xscale="log", xlabel="inputs, outputs and gradients", ylabel="of a copy's bandwidth")
+    share.set_ylim(0, max(1.1, 1.05 * max((row["copy_share"] for row in rows), default=1)))
+    share.axhline(1, color="#222222", linewidth=1)
+    share.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    memory.set(xscale="log", yscale="log", xlabel="peak memory, fastest peer", ylabel="peak memory, ours")
+    least, most = memory.get_xlim()
+    memory.plot([least, most], [least, most], color="#222222", linewidth=1)
+    memory.plot([least, most], [least / 2, most / 2], color="#222222", linewidth=1, linestyle=":")
+    memory.text(most, most / 4, "half", ha="right", va="top", fontsize=8, color="#444444")
+    for axis in (share.xaxis, memory.xaxis, memory.yaxis):
+        axis.set_major_locator(FixedLocator([2**power for power in range(10, 40, 5)]))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda x, _: size(x).replace(".0", "")))
+    for axes in (share, memory):
+        axes.tick_params(labelsize=8)
+        axes.grid(color="#dddddd", linewidth=0.8, zorder=0)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    families = [name for name in _COLOURS if any(row["family"] == name for row in rows)]
+    handles = [Line2D([], [], marker="o", linestyle="none", color=_COLOURS[name], label=name) for name in families]
+    handles.append(Line2D([], [], marker="*", linestyle="none", color="#888888", label="must pay most"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
