@@ -728,6 +728,39 @@ def test_no_host_synchronisation(case: Case, device: torch.device) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def launched(call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """The result, and the names of the kernels that ran on the GPU; the memory's own operations are none."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        result = call()
+        torch.cuda.synchronize()
+    events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return result, [event.name for event in events if not event.name.startswith(("Memcpy", "Memset"))]
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "case",
+    # drawing a seed is PyTorch's kernel; pairs, classes of a minibatch and whole bounds take several
+    [
+        c
+        for c in CASES
+        if not (
+            c.composed or c.random or c.name.startswith(("total_corr", "mmd", "iwae_objective")) or "groups" in c.name
+        )
+    ],
+    ids=repr,
+)
+def test_one_launch_forward_and_one_backward(case: Case, device: torch.device) -> None:
+    tensors = make(case, 6, 40, dtype=torch.float32, device=device)
+    outputs, _, cotangents = value_and_gradients(case, tensors)  # warm: modules are loaded
+    outputs, forward = launched(lambda: as_tuple(case.call(*tensors)))
+    assert len(forward) == 1, forward
+    if case.differentiable:
+        _, backward = launched(lambda: pull_back(outputs, leaves(tensors), cotangents))
+        assert len(backward) <= 1, backward
+
+
 @needs_cuda
 @every_case
 def test_cuda_graph(case: Case, device: torch.device) -> None:

@@ -355,7 +355,7 @@ def _parameters(likelihood: str, decoder: Decoder) -> dict[str, Tensor]:
     """The decoder's outputs by their names in `<likelihood>_log_prob`."""
     names = _PARAMETERS[likelihood]
     if isinstance(decoder, Tensor):
-        found = [decoder]
+        found = [decoder]  # most often
     elif isinstance(decoder, Sequence) and not isinstance(decoder, str):
         found = list(decoder)
     else:
@@ -467,20 +467,22 @@ def _latents(
     z: Tensor, gaussians: Sequence[Tensor | None], rows: Sequence[int], dim: int
 ) -> tuple[Tensor, list[Tensor | None]]:
     """z and the Gaussians' parameters, these expanded to z without the samples, in one dtype on one device."""
-    if _checks.floating("z", z).shape[: len(rows)] != rows:
-        raise ValueError(f"z: got shape {tuple(z.shape)}, expected the decoder's rows {tuple(rows)}, then any")
-    of_example = z.shape[:dim] + z.shape[dim + 1 :]
-    names = ("mean", "logvar", "prior_mean", "prior_logvar")
+    shape = _checks.floating("z", z).shape
+    if shape[: len(rows)] != rows:
+        raise ValueError(f"z: got shape {tuple(shape)}, expected the decoder's rows {tuple(rows)}, then any")
+    of_example = shape[:dim] + shape[dim + 1 :]
     found: list[Tensor | None] = []
-    for name, g in zip(names, gaussians, strict=True):
+    alike = True
+    for name, g in zip(("mean", "logvar", "prior_mean", "prior_logvar"), gaussians, strict=True):
         if g is not None:
             if g.device != z.device:
                 raise ValueError(f"{name}: got device {g.device}, expected {z.device} as z")
-            g = _expanded(name, g, of_example, f"z {tuple(z.shape)} without dimension {dim}")
+            if g.shape != of_example:
+                g = _expanded(name, g, of_example, f"z {tuple(shape)} without dimension {dim}")
+            alike = alike and g.dtype is z.dtype
         found.append(g)
-    present = [z, *(g for g in found if g is not None)]
-    if any(t.dtype is not z.dtype for t in present):
-        z, *rest = _checks.promoted(present)
+    if not alike:
+        z, *rest = _checks.promoted([z, *(g for g in found if g is not None)])
         remaining = iter(rest)
         found = [None if g is None else next(remaining) for g in found]
     return z, found

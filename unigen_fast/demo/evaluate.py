@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import unigen_fast as uf
 from unigen_fast.demo.data import Digits
 from unigen_fast.demo.networks import Adversaries, Autoencoder, classifier
-from unigen_fast.demo.train import NUM_SAMPLES, log_weights, update
+from unigen_fast.demo.train import NUM_SAMPLES, bound, update
 
 TEST_SAMPLES = 500  # K of the log-likelihood estimate
 CHUNK = 20  # digits at a time: their 20 · 500 · 784 logits are 31 MB
@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
 @torch.no_grad()
 def held_out_bounds(model: Autoencoder, x: Tensor) -> Bounds:
     """All from the same 500 samples per digit; the K = 16 figures are means over 31 groups of 16 of them."""
-    log_w = torch.cat([log_weights(model, chunk, TEST_SAMPLES) for chunk in x.split(CHUNK)])
+    log_w = torch.cat([bound(model, chunk, TEST_SAMPLES).log_w for chunk in x.split(CHUNK)])
     groups = log_w[:, : TEST_SAMPLES // NUM_SAMPLES * NUM_SAMPLES].unflatten(1, (-1, NUM_SAMPLES))
     return Bounds(
         elbo=log_w.mean().item(),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unigen_fast.demo.networks import Adversaries, Autoencoder
-from unigen_fast.demo.train import NUM_SAMPLES, AdversarialLosses, AdversarialOptimizers, gaussian_log_prob, update
+from unigen_fast.demo.train import NUM_SAMPLES, AdversarialLosses, AdversarialOptimizers, update
 
 
 def vae_step(model: Autoencoder, optimizer: torch.optim.Optimizer, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -34,6 +34,10 @@ def iwae_step(model: Autoencoder, optimizer: torch.optim.Optimizer, x: Tensor, n
     loss = -(torch.logsumexp(log_w, dim=1) - math.log(NUM_SAMPLES)).mean()
     update(optimizer, loss)
     return loss.detach()
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * ((z - mean).square() * (-logvar).exp() + logvar + math.log(2 * math.pi)).sum(-1)
 
 
 def gan_step(model: Adversaries, optimizers: AdversarialOptimizers, x: Tensor) -> AdversarialLosses:

@@ -1,6 +1,5 @@
 """The four training steps with the losses of unigen_fast, and the plain loops around them. Made to be copied."""
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ def vae_step(model: Autoencoder, optimizer: torch.optim.Optimizer, x: Tensor) ->
 
 def iwae_step(model: Autoencoder, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
     """-log (1/K) sum_k w_k: the importance-weighted bound. `log_w` is `[B, K]`."""
-    loss = uf.iwae_loss(log_weights(model, x, NUM_SAMPLES), dim=1)
+    loss = bound(model, x, NUM_SAMPLES).loss
     update(optimizer, loss)
     return loss.detach()
 
@@ -57,19 +56,11 @@ def iwgan_step(model: Adversaries, optimizers: "AdversarialOptimizers", x: Tenso
     return AdversarialLosses(discriminator_loss.detach(), generator_loss.detach(), logits.detach())
 
 
-def log_weights(model: Autoencoder, x: Tensor, num_samples: int) -> Tensor:
-    """log p(x|z_k) + log p(z_k) - log q(z_k|x) of K samples z_k of q(z|x): `[B, K]`."""
+def bound(model: Autoencoder, x: Tensor, num_samples: int) -> uf.MultiSampleBound:
+    """Of log_w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x), z_k drawn from q(z|x): log (1/K) sum_k exp(log_w_k)."""
     mean, logvar = model.encode(x)
     z = uf.sample_gaussian(mean, logvar, num_samples=num_samples, sample_dim=1)
-    log_likelihood = uf.bernoulli_log_prob(model.decode(z), x.unsqueeze(1))  # x is not repeated in memory
-    zero = z.new_zeros(())
-    log_prior = gaussian_log_prob(z, zero, zero)
-    log_posterior = gaussian_log_prob(z, mean.unsqueeze(1), logvar.unsqueeze(1))
-    return log_likelihood + log_prior - log_posterior
-
-
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return -0.5 * ((z - mean).square() * (-logvar).exp() + logvar + math.log(2 * math.pi)).sum(-1)
+    return uf.iwae_objective(model.decode(z), x, z, mean, logvar, dim=1)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -148,11 +139,11 @@ def train_autoencoder(
             synchronize(digits)
             seconds += time.perf_counter() - start
             with torch.no_grad():
-                log_w = log_weights(model, held_out, NUM_SAMPLES)
+                found = bound(model, held_out, NUM_SAMPLES)
             curve.step.append(n + 1)
             curve.seconds.append(seconds)
-            curve.elbo.append(log_w.mean().item())
-            curve.iwae.append(uf.log_mean_exp(log_w, dim=1).mean().item())
+            curve.elbo.append(found.log_w.mean().item())
+            curve.iwae.append(found.bound.mean().item())
             start = time.perf_counter()
     return curve
 
