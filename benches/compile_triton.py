@@ -269,6 +269,40 @@ def formula_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield f"{name}_backward", scalar_grad if "mean" in options else rows, *inputs, *options, needed
 
 
+def objectives_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    full = dtype == torch.float32
+    likelihoods: list[tuple[str, int, list[float]]] = [
+        ("bernoulli", 1, []),
+        ("gaussian", 1, []),
+        ("gaussian", 2, []),
+        ("laplace", 2, []),
+        ("discretized_logistic", 2, [1 / 255, -1.0, 1.0]),
+        ("negative_binomial", 2, []),
+        ("zero_inflated_negative_binomial", 3, []),
+    ]
+    # a program per example, an example shared among programs, a long latent
+    shapes = ((100, 50, 784, 50), (4, 5000, 784, 64), (256, 64, 32, 512))
+    for (likelihood, count, bins), (examples, samples, cols, latents) in itertools.product(likelihoods, shapes):
+        if likelihood != "bernoulli" and (cols == 32 or (not full and likelihood in ("laplace", "gaussian"))):
+            continue
+        decoder = [tensors(dtype, examples, samples, cols) for _ in range(count)] + [None] * (3 - count)
+        if count > 1 and samples == 50:
+            decoder[1] = tensors(dtype, cols)
+        x, z = tensors(dtype, examples, cols), tensors(dtype, examples, samples, latents)
+        mean, logvar = tensors(dtype, examples, latents, count=2)
+        log_w, every = tensors(wide, examples, samples), (1 << count) - 1 | 56
+        plain, prior = (None, None, 1, 1.0, 0.0, every), (mean, logvar, 2, 0.3, 0.4, every | 192)
+        for prior_mean, prior_logvar, groups, power, elbo_weight, wanted in (
+            (plain, prior) if full and likelihood == "bernoulli" else (plain,) if full else (prior,)
+        ):
+            head = (*decoder, x, z, mean, logvar, prior_mean, prior_logvar)
+            options = (1, 1, likelihood, bins, groups, power, elbo_weight, -1.0, "mean")
+            for gradients in (0, wanted):
+                yield "multi_sample_bound", *head, *options, gradients
+            yield "multi_sample_bound_backward", tensors(wide), log_w, *head, log_w, *options, 0, wanted
+
+
 Variant = tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any], int]
 
 
@@ -304,6 +338,7 @@ def variants() -> list[Variant]:
         pairwise_calls,
         categorical_calls,
         formula_calls,
+        objectives_calls,
     )
     for family, dtype in itertools.product(calls, (torch.float32, torch.bfloat16, torch.float16, torch.float64)):
         for name, *args in family(dtype):

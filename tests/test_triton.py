@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ if SERVING:
     import triton
     import triton.language as tl
 
-    from unigen_fast.triton import OPS, _rows
+    from unigen_fast.triton import OPS, _rows, objectives
     from unigen_fast.triton.philox import words
 
 
@@ -110,6 +110,22 @@ class Case:
         if self.lists:
             return [draw("n", item, dtype, device) for item in self.lists]
         return [draw(letter, shape[: self.rows] if letter == "w" else shape, dtype, device) for letter in self.letters]
+
+
+class BoundCase(Case):
+    """A bound: `shape` is that of what the decoder gave, of a capital letter that of the event alone; latents have 4
+    elements."""
+
+    def tensors(self, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...] | None = None) -> list[Any]:
+        shape = self.shape if shape is None else shape
+        dim, event_ndims = self.options[:2]
+        rows, event = shape[: len(shape) - event_ndims], shape[len(shape) - event_ndims :]
+        examples = rows[:dim] + rows[dim + 1 :]
+        made = []
+        for place, letter in enumerate(self.letters):
+            lead = () if letter.isupper() else rows if place in (0, 1, 2, 4) else examples
+            made.append(draw(letter.lower(), (*lead, *(event if place < 4 else (4,))), dtype, device))
+        return made
 
 
 def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -306,6 +322,29 @@ def formula_kl_cases() -> Iterator[Case]:
         yield Case(f"bernoulli_kl[{letters},{reduction}]", _ops.bernoulli_kl, letters, (2, 0.3, reduction))
 
 
+def bound(
+    likelihood: str, letters: str, shape: tuple[int, ...], dim: int, groups: int = 1, power: float = 1.0,
+    elbo_weight: float = 0.0, reduction: str = "mean", event_ndims: int = 1,
+) -> Case:  # fmt: skip
+    name = f"bound[{likelihood},{letters},{dim},{groups},{power},{elbo_weight},{reduction}]"
+    bins = [0.1, 0.0, 1.0] if likelihood == "discretized_logistic" else []
+    options = (dim, event_ndims, likelihood, bins, groups, power, elbo_weight, -1.5, reduction)
+    return BoundCase(name, _ops.multi_sample_bound, letters, (*options, 0 if reduction == "none" else 255), shape)
+
+
+def bound_cases() -> Iterator[Case]:
+    """Means and log-variances of the prior behind those of the posterior."""
+    yield bound("bernoulli", "n--unnn--", (2, 3, 7), 1)
+    yield bound("bernoulli", "n--unnnnn", (5, 2, 7), 0, power=0.5, elbo_weight=0.4, reduction="sum")
+    yield bound("gaussian", "n--nnnn-n", (2, 6, 7), 1, groups=3, power=0.3, reduction="none")
+    yield bound("gaussian", "nn-nnnnn-", (5, 2, 7), 0, power=-INF, elbo_weight=0.2)
+    yield bound("gaussian", "nN-nnnn--", (2, 4, 2, 5), 1, power=0.0, reduction="sum", event_ndims=2)
+    yield bound("discretized_logistic", "nN-unnn--", (2, 3, 7), 1, reduction="none")
+    yield bound("laplace", "nn-nnnnnn", (1, 2, 4, 5), 2, groups=2, power=INF)
+    yield bound("negative_binomial", "pp-knnn--", (5, 2, 7), 0, power=-2.0)
+    yield bound("zero_inflated_negative_binomial", "pPnknnnnn", (2, 3, 7), 1, power=1.5, elbo_weight=0.4)
+
+
 CASES = [
     *softmax_cases(),
     *estimator_cases(),
@@ -318,6 +357,7 @@ CASES = [
     *formula_kl_cases(),
     *categorical_cases(),
     *mmd_cases(),
+    *bound_cases(),
 ]
 MAIN_NAMES = (
     "log_mean_exp[1]",
@@ -347,10 +387,12 @@ MAIN_NAMES = (
     "zero_inflated[1]",
     "monte_carlo[logstd,-,w,mean]",
     "bernoulli_kl[nnw,sum]",
+    "bound[gaussian,nN-nnnn--,1,1,0.0,0.0,sum]",
+    "bound[zero_inflated_negative_binomial,pPnknnnnn,1,1,1.5,0.4,mean]",
 )
 MAIN = [case for case in CASES if case.name in MAIN_NAMES]
 assert len(MAIN) == len(MAIN_NAMES)
-HALF = [case for i, case in enumerate(CASES) if i % 2 == 0 or case in MAIN]
+HALF = [case for i, case in enumerate(CASES) if case in MAIN or (i % 2 == 0 and not isinstance(case, BoundCase))]
 
 
 # ---- what every case must do -----------------------------------------------------------------------------------------
@@ -390,7 +432,7 @@ def run(
         return outputs, [], []
     if grads is None:
         grads = [torch.randn_like(o) for o in differentiable]
-    return outputs, list(torch.autograd.grad(differentiable, wanted, grads)), grads
+    return outputs, list(torch.autograd.grad(differentiable[: len(grads)], wanted, grads)), grads
 
 
 def check(case: Case, tensors: list[Any], grad_layout: Callable[[Tensor], Tensor] = contiguous) -> Any:
@@ -404,16 +446,27 @@ def check(case: Case, tensors: list[Any], grad_layout: Callable[[Tensor], Tensor
     grads = [grad_layout(torch.randn(s, dtype=low, device=exact[0].device)) for s in shapes]
     if op in (_ops.sample_gaussian, _ops.sample_gaussian_with_kl):
         grads[0] = grad_layout(grads[0].to(tensors[0].dtype))
-    outputs, found, _ = run(op, tensors, case.options, grads, len(oracle))
+    options = (*case.options[:-1], 0) if op.gradients else case.options
+    outputs, found, _ = run(op, tensors, options, grads, len(oracle))
     for actual, expected in zip(outputs, oracle, strict=True):
         assert actual.is_contiguous()
         close(actual, expected.detach())
     if grads:
-        expected_grads = torch.autograd.grad(oracle[: len(grads)], wanted, [g.double() for g in grads])
-        for leaf, actual, expected in zip(differentiated(op, tensors), found, expected_grads, strict=True):
-            assert actual.dtype == leaf.dtype and actual.stride() == torch.empty_like(leaf).stride()
-            close(actual, expected)
+        compare_gradients(op, tensors, found, oracle[: len(grads)], wanted, grads)
+    if op.gradients and case.options[-1]:  # made along with the first output
+        _, made, _ = run(op, tensors, case.options, grads[:1])
+        compare_gradients(op, tensors, made, oracle[:1], wanted, grads[:1])
     return outputs, found, grads
+
+
+def compare_gradients(
+    op: FusedOp, tensors: list[Any], found: list[Tensor], oracle: Sequence[Tensor], exact: list[Tensor],
+    grads: list[Tensor],
+) -> None:  # fmt: skip
+    expected_grads = torch.autograd.grad(oracle, exact, [g.double() for g in grads], retain_graph=True)
+    for leaf, actual, expected in zip(differentiated(op, tensors), found, expected_grads, strict=True):
+        assert actual.dtype == leaf.dtype and actual.stride() == torch.empty_like(leaf).stride()
+        close(actual, expected)
 
 
 @pytest.fixture
@@ -522,6 +575,8 @@ def test_empty(case: Case, shape: tuple[int, ...], device: torch.device) -> None
         case = Case(case.name, case.op, "nn", (1, 0, 3, *case.options[3:]), lists=[shape, (2, 0)])
     elif case.op in SOFTMAX and (case.options[0] is None or not shape[case.options[0]]):
         pytest.skip("at least one sample")
+    elif case.op is _ops.multi_sample_bound and (not shape[case.options[0]] or case.options[1] > 1):
+        pytest.skip("at least one sample; rows of two dimensions")
     elif case.op is _ops.discretized_logistic_mixture_log_prob and not shape[2]:
         pytest.skip("at least one component")
     check(case, case.tensors(torch.float32, device, shape))
@@ -565,6 +620,8 @@ SIZES = [
     Case("long rows", _ops.total_correlation, "nnn", (50_000, "mws"), (4, 50)),
     Case("split rows", _ops.zero_inflated_negative_binomial_log_prob, "kppn", (1,), (2, 9000)),
     Case("one row", _ops.bernoulli_kl, "nnw", (1, 0.5, "mean"), (3, 4000)),
+    bound("bernoulli", "n--unnn--", (1100, 2, 3), 0, power=0.5, elbo_weight=0.4),  # more samples than a tile
+    bound("bernoulli", "n--unnn--", (1, 2100, 2), 1, groups=1050),
 ]
 
 
@@ -577,6 +634,50 @@ def test_sizes(case: Case, device: torch.device) -> None:
     outputs_again, found_again, _ = run(case.op, tensors, case.options, grads, len(outputs))
     for first, second in zip((*outputs, *found), (*outputs_again, *found_again), strict=True):
         assert torch.equal(first, second)
+
+
+@kernels
+def test_examples_shared_among_programs(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, launches: list[str]
+) -> None:
+    """Samples and columns in two shares each: right, and the same bits every time."""
+    monkeypatch.setattr(_rows, "PROGRAMS", 24)
+    monkeypatch.setattr(objectives, "WHOLE", 2)
+    objectives._plan.cache_clear()
+    case = bound("gaussian", "nN-nnnnnn", (2, 20, 140), 1, power=0.5)
+    tensors = case.tensors(torch.float32, device)
+    outputs, found, grads = check(case, tensors)
+    assert launches.count("_bound_kernel") == 2 + 2 + 3
+    outputs_again, found_again, _ = run(case.op, tensors, case.options, grads, len(outputs))
+    for first, second in zip((*outputs, *found), (*outputs_again, *found_again), strict=True):
+        assert torch.equal(first, second)
+    objectives._plan.cache_clear()
+
+
+@kernels
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "float16")], ids=str)
+def test_latents_of_another_dtype(dtypes: tuple[str, str], device: torch.device) -> None:
+    case = bound("gaussian", "nN-nnnn-n", (2, 3, 7), 1)
+    event, latent = (case.tensors(getattr(torch, dtype), device) for dtype in dtypes)
+    check(case, [*event[:4], *latent[4:]])
+
+
+@kernels
+def test_only_the_gradients_that_are_wanted(device: torch.device) -> None:
+    """Each alone, of both ops, as it is among all of them."""
+    op = _ops.multi_sample_bound
+    case = bound("zero_inflated_negative_binomial", "pPNknnnnn", (1, 2, 3), 1)
+    tensors, options = case.tensors(torch.float32, device), case.options[:-1]
+    check(case, tensors)
+    loss, log_w, _, _, relative, *all_made = op.forward(*tensors, *options, 255)
+    given = (torch.randn_like(loss), torch.randn_like(log_w))
+    all_found = op.backward(*given, *tensors, relative, *options, 0, 255)
+    for bit in range(8):
+        made = op.forward(*tensors, *options, 1 << bit)[5:]
+        found = op.backward(*given, *tensors, relative, *options, 0, 1 << bit)
+        for grads, every in ((made, all_made), (found, all_found)):
+            assert torch.equal(grads[bit], every[bit])
+            assert all(grad.shape == (0,) for i, grad in enumerate(grads) if i != bit)
 
 
 @kernels
@@ -600,6 +701,19 @@ def test_more_dimensions_than_kernels_resolve(event: int, device: torch.device) 
         (_ops.importance_weighted_sum, (2.0,)),
     ):
         check(Case("5-D", op, "nn", (2, *options)), tensors)
+
+
+@kernels
+def test_bounds_of_more_dimensions_than_kernels_resolve(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rows, "MAX_DIMS", 1)
+    _rows.geometry.cache_clear()
+    case = bound("bernoulli", "n--unnn--", (3, 2, 2, 5), 0)
+    tensors = case.tensors(torch.float32, device)
+    tensors[0] = tensors[0].transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(_rows.Unsupported):
+        OPS["multi_sample_bound"](*tensors, *case.options)
+    check(case, tensors)
+    _rows.geometry.cache_clear()
 
 
 @kernels
@@ -678,6 +792,29 @@ def test_rows_of_infinities(case: Case, columns: int, device: torch.device) -> N
         expected = torch.autograd.grad(oracle[: len(incoming)], exact, [g[fine].double() for g in incoming])
         for actual, exact_grad in zip(grads, expected, strict=True):
             close(actual[fine], exact_grad)
+
+
+@kernels
+@pytest.mark.parametrize("power", [1.0, 0.0, -INF])
+def test_bounds_of_infinities(power: float, device: torch.device) -> None:
+    """All samples impossible, some, one not a number: 0 of what has no weight, and nothing of it in other examples."""
+    case = bound("gaussian", "n--nnnn--", (4, 5, 3), 1, power=power, reduction="sum")
+    tensors = case.tensors(torch.float32, device)
+    tensors[0][1], tensors[0][2, ::2], tensors[0][3, 1] = INF, INF, NAN  # slopes as infinite as the log-weights
+    outputs = case.op.forward(*tensors, *case.options)
+    _, log_w, value, ess, _, *made = outputs
+    made = [grad for grad in made if grad.numel()]
+    assert (log_w[1] == -INF).all() and value[1] == -INF and ess[1] == 0
+    assert value[3].isnan() and ess[3].isnan() and made[0][3].isnan().all()
+    assert all((grad[1] == 0).all() for grad in made)
+    fine = [0, 2] if power > 0 else [0]  # the smallest, and the mean, are -inf
+    exact = [None if t is None else t[fine].double().requires_grad_() for t in tensors]
+    oracle = case.op.reference(*exact, *case.options)
+    for actual, expected in zip(outputs[1:4], oracle[1:4], strict=True):
+        close(actual[fine], expected.detach())
+    wanted = differentiated(case.op, exact)
+    for actual, expected in zip(made, torch.autograd.grad(oracle[0], wanted), strict=True):
+        close(actual[fine], expected.nan_to_num(0))  # the reference's 0 · inf
 
 
 @kernels

@@ -95,7 +95,7 @@ class FusedOp:
     # ---- the call ----------------------------------------------------------------------------------------------------
 
     def __call__(self, tensors: Tensors, *options: Any, visible: int = 0) -> Any:
-        """`visible`: how many outputs to return, if not those that carry gradient.
+        """`visible`: how many outputs to return, if more than those that carry gradient.
 
         Every microsecond here is one in each loss of each step: loops rather than generators.
         """

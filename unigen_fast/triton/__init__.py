@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from unigen_fast._fused import FusedOp
-from unigen_fast.triton import adversarial, categorical, divergence, importance, likelihood, pairwise
+from unigen_fast.triton import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 from unigen_fast.triton._rows import Unsupported
 
 OPS: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
-    for module in (importance, adversarial, divergence, likelihood, categorical, pairwise)
+    for module in (importance, adversarial, divergence, likelihood, categorical, pairwise, objectives)
     for name in module.__all__
 }
 
@@ -38,6 +38,9 @@ def _any_strides(name: str, kernels: Callable[..., Any]) -> Callable[..., Any]:
     """The op, on contiguous copies where the operands have more dimensions than its kernels resolve."""
     op = next(op for op in FusedOp.every if op.name == name.removesuffix("_backward"))
 
+    def differentiable(inputs: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(inputs[i] for i in op.differentiable)
+
     @functools.wraps(kernels)
     def call(*args: Any) -> Any:
         try:
@@ -45,9 +48,12 @@ def _any_strides(name: str, kernels: Callable[..., Any]) -> Callable[..., Any]:
         except Unsupported:
             result = kernels(*map(_contiguous, args))
         if not name.endswith("_backward"):
-            return result
+            if not op.gradients:
+                return result
+            made = len(result) - op.gradients
+            return *result[:made], *_laid_out_as(result[made:], differentiable(args))
         inputs = args[op.differentiable_outputs :]  # behind the gradients of the outputs
-        return _laid_out_as(result, inputs[0] if op.tensor_list else tuple(inputs[i] for i in op.differentiable))
+        return _laid_out_as(result, inputs[0] if op.tensor_list else differentiable(inputs))
 
     return call
 

@@ -1,7 +1,7 @@
 """Formulas of a few numbers, summed over the event: one pair of kernels for all of them.
 
-`_value` and `_slopes` choose the formula by its name; a new one is a branch in each, the functions it calls, and two
-lines in the module of its family. `parameters` are what the formula takes beside its numbers.
+`formula_value` and `formula_slopes` choose the formula by its name; a new one is a branch in each, the functions it
+calls, and two lines in the module of its family. `parameters` are what the formula takes beside its numbers.
 """
 
 import math
@@ -172,7 +172,7 @@ def _negative_binomial_slopes(x, mu, theta, DATA: tl.constexpr):
 
 
 @triton.jit
-def _value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DTYPE: tl.constexpr):
+def formula_value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DTYPE: tl.constexpr):
     """One element's share of the row; `x`: its numbers."""
     if FORMULA == "gaussian_log_prob":
         v, _ = logvar_of(x[2], parameters, SPREAD)
@@ -224,7 +224,7 @@ def _value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DTYPE: tl
 
 
 @triton.jit
-def _slopes(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DATA: tl.constexpr, DTYPE: tl.constexpr):
+def formula_slopes(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DATA: tl.constexpr, DTYPE: tl.constexpr):
     """Derivatives of the value in each of its numbers; DATA: whether that in the first one is wanted."""
     if FORMULA == "gaussian_log_prob":
         v, slope = logvar_of(x[2], parameters, SPREAD)
@@ -317,7 +317,7 @@ def _formula_kernel(
     for start in range(first, last, BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         numbers = _load_all(inputs, row, col, shape, mask, DTYPE)
-        term = _value(numbers, parameters, FORMULA, SPREAD, DTYPE)
+        term = formula_value(numbers, parameters, FORMULA, SPREAD, DTYPE)
         if weights is not None:
             term *= load(weights, row, col, shape, mask, DTYPE)
         total += tl.where(mask, term, 0.0)
@@ -337,14 +337,14 @@ def _formula_backward_kernel(
     if weights is not None:
         g *= load(weights, row, col, shape, mask, DTYPE)
     numbers = _load_all(inputs, row, col, shape, mask, DTYPE)
-    slopes = _slopes(numbers, parameters, FORMULA, SPREAD, DATA, DTYPE)
+    slopes = formula_slopes(numbers, parameters, FORMULA, SPREAD, DATA, DTYPE)
     for k in tl.static_range(len(grads)):
         if grads[k] is not None:
             store(grads[k], row, col, shape, mask, g * slopes[k])
 
 
 # in fp64 they have registers for two elements a thread
-_LARGE = ("negative_binomial_log_prob", "zero_inflated_negative_binomial_log_prob")
+LARGE = ("negative_binomial_log_prob", "zero_inflated_negative_binomial_log_prob")
 
 
 # ---- host ------------------------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def forward(
 ) -> Tensor:  # fmt: skip
     first = tensors[0]
     columns = _rows.event_dims(first, event_ndims) if reduction == "none" else _rows.all_dims(first)
-    wide = formula in _LARGE and first.dtype == torch.float64
+    wide = formula in LARGE and first.dtype == torch.float64
     value, _ = _rows.sum_rows(
         _formula_kernel,
         columns,

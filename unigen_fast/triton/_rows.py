@@ -205,7 +205,7 @@ def spans(geometries: Sequence[Geometry], budget: int, dtype: Any, most: int) ->
     return Spans(programs, tuple(counts), constants)
 
 
-_geometry = functools.lru_cache(maxsize=4096)(Geometry)
+geometry = functools.lru_cache(maxsize=4096)(Geometry)
 
 
 class Operands(NamedTuple):
@@ -222,7 +222,7 @@ def operands(columns: tuple[int, ...], full: Sequence[Any], per_row: Sequence[Te
     shape = next(t for t in full if isinstance(t, Tensor)).shape
     strides = [t.stride() if isinstance(t, Tensor) else t[1] for t in full if t is not None]
     strides += [_row_strides(t, columns, len(shape)) for t in per_row if t is not None]
-    g = _geometry(shape, columns, tuple(strides))
+    g = geometry(shape, columns, tuple(strides))
     found = iter(g.strides)
     packed = [None if t is None else (t if isinstance(t, Tensor) else t[0], *next(found)) for t in (*full, *per_row)]
     return Operands(g, tuple(packed[: len(full)]), tuple(packed[len(full) :]))

@@ -277,7 +277,7 @@ def importance_weights(log_w: Tensor, dim: int, temperature: float) -> Tensor:
 
 
 @triton.jit
-def _dot(g, w):
+def weighted(g, w):
     return tl.where(w == 0, 0.0, g * w)
 
 
@@ -292,7 +292,7 @@ def _dot_kernel(
     for start in range(first, last, BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         g = load(grad, row, col, shape, mask, DTYPE)
-        total += _dot(g, load(weights, row, col, shape, mask, DTYPE))
+        total += weighted(g, load(weights, row, col, shape, mask, DTYPE))
     close_rows(tl.sum(total, 1), row, split, close, shape, counts, STAGE, DTYPE)
 
 
@@ -306,7 +306,7 @@ def _weights_backward_kernel(
     g = load(grad, row, col, shape, mask, DTYPE)
     w = load(weights, row, col, shape, mask, DTYPE)
     if mean is None:
-        center = tl.sum(_dot(g, w), 1)
+        center = tl.sum(weighted(g, w), 1)
     else:
         center = load_rows(mean, row, shape, counts, DTYPE)
     value = tl.where(w == 0, 0.0, w * (g - center[:, None])) * value_of(inverse_temperature, DTYPE)
@@ -442,7 +442,7 @@ def _tile_at(start, place, DTYPE: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _add_largest(largest, second, tile, parameters, KIND: tl.constexpr):
+def add_largest(largest, second, tile, parameters, KIND: tl.constexpr):
     x, y, mask = tile
     key = _log_weights(x, y, parameters, KIND)
     if (KIND == "power") | (KIND == "small power") | (KIND == "extreme"):
@@ -463,6 +463,63 @@ def _total(term, mask):
 
 
 @triton.jit
+def add_powers(total, mean, excess, squares, x, mask, base, parameters, KIND: tl.constexpr):
+    """One more tile into a row's sums of weights, of distances to the base, of what a small power needs and, where
+    asked for, of squared weights."""
+    log_w = tl.where(x == float("inf"), float("nan"), x)
+    distance = log_w - base[:, None]
+    weight = _power_weight(log_w, base, parameters[0], KIND)
+    total += _total(weight, mask)
+    if (KIND == "mean") | (parameters[3] is not None):
+        mean += _total(distance, mask)
+    if KIND == "small power":
+        excess += _total(expm1(distance * value_of(parameters[0], x.dtype)), mask)
+    if squares is not None:
+        squares += _total(weight * weight, mask)
+    return total, mean, excess, squares
+
+
+@triton.jit
+def power_base(largest, parameters, KIND: tl.constexpr):
+    """(what the largest key stands for: the log-weight at that end, the base of the sums)."""
+    if KIND != "mean":
+        largest *= value_of(parameters[2], largest.dtype)
+    return largest, finite_base(largest)
+
+
+@triton.jit
+def power_value(extreme, base, total, mean, excess, parameters, count, KIND: tl.constexpr):
+    """(the bound, the sum of the weights: 0 in a row of -inf), given the sums of `add_powers`."""
+    mean *= value_of(count[0], mean.dtype)
+    if KIND == "mean":
+        value = mean
+    elif KIND == "extreme":
+        value = total - total
+    else:
+        value = tl.log(total) - value_of(count[1], mean.dtype)
+        if KIND == "small power":
+            excess *= value_of(count[0], mean.dtype)
+            value = tl.where(excess > -0.5, log1p_unit(excess), value)
+        value *= value_of(parameters[1], mean.dtype)
+    if parameters[3] is not None:
+        value += value_of(parameters[3], mean.dtype) * (mean - value)
+    total = tl.where((extreme == float("-inf")) & (total == total), 0.0, total)
+    return tl.where(total == 0, extreme, base + value), total
+
+
+@triton.jit
+def power_slope(x, g, base, total, parameters, count, KIND: tl.constexpr):
+    """g times the derivative of the bound in a tile's log-weights."""
+    bound, each = g, tl.zeros(g.shape, g.dtype)
+    if parameters[3] is not None:
+        elbo = value_of(parameters[3], g.dtype)
+        bound = g * (1 - elbo)
+        each = tl.where(total == 0, 0.0, g * elbo * value_of(count[0], g.dtype))
+    weight = (bound * _inverse(total))[:, None]
+    return weighted(_power_weight(x, base, parameters[0], KIND), weight) + each[:, None]
+
+
+@triton.jit
 def _add_terms(a, b, c, tile, kept, parameters, KIND: tl.constexpr):
     """One more tile into up to three sums of a row."""
     x, y, mask = tile
@@ -474,7 +531,7 @@ def _add_terms(a, b, c, tile, kept, parameters, KIND: tl.constexpr):
         c += _total(tl.where(impossible, 1.0, 0.0).to(x.dtype), mask)
     elif KIND == "signals":
         base, inverse, drop, missing, best, inverse_others = kept
-        a += _total(_dot(y, _vimco_signal(x, base, inverse, drop, missing, best, inverse_others)), mask)
+        a += _total(weighted(y, _vimco_signal(x, base, inverse, drop, missing, best, inverse_others)), mask)
     elif KIND == "variance":
         a += _total(x - kept[0][:, None], mask)
     elif KIND == "squares":
@@ -484,25 +541,19 @@ def _add_terms(a, b, c, tile, kept, parameters, KIND: tl.constexpr):
         distance = x - kept[0][:, None]
         e = _tempered(distance, kept[1])
         a += _total(e, mask)
-        b += _total(_dot(distance, e), mask)
+        b += _total(weighted(distance, e), mask)
     elif (KIND == "rws") | (KIND == "weighted sum"):
         e = tl.exp(_log_weights(x, y, parameters, KIND) - kept[0][:, None])
         a += _total(e, mask)
-        b += _total(_dot(y, e), mask)
+        b += _total(weighted(y, e), mask)
     elif KIND == "diagnostics":
         distance = x - kept[0][:, None]
         e = tl.exp(distance)
         a += _total(e, mask)
         b += _total(e * e, mask)
-        c += _total(_dot(distance, e), mask)
+        c += _total(weighted(distance, e), mask)
     else:
-        log_w = tl.where(x == float("inf"), float("nan"), x)
-        distance = log_w - kept[0][:, None]
-        a += _total(_power_weight(log_w, kept[0], parameters[0], KIND), mask)
-        if (KIND == "mean") | (parameters[3] is not None):
-            b += _total(distance, mask)
-        if KIND == "small power":
-            c += _total(expm1(distance * value_of(parameters[0], x.dtype)), mask)
+        a, b, c, _ = add_powers(a, b, c, None, x, mask, kept[0], parameters, KIND)
     return a, b, c
 
 
@@ -517,9 +568,9 @@ def _largest(
     if tile is None:
         for start in range(first, last, BLOCK_C):
             loaded = _tile_at(start, place, DTYPE, BLOCK_C)
-            largest, second = _add_largest(largest, second, loaded, parameters, KIND)
+            largest, second = add_largest(largest, second, loaded, parameters, KIND)
     else:
-        largest, second = _add_largest(largest, second, tile, parameters, KIND)
+        largest, second = add_largest(largest, second, tile, parameters, KIND)
     return largest, second
 
 
@@ -624,26 +675,9 @@ def _estimators_kernel(
         store_rows(statistics, row, shape, counts, tl.where(empty, 0.0, log_total - extra * inverse), 3)
         base = base + log_total - log_count
     else:
-        if KIND != "mean":
-            largest *= value_of(parameters[2], DTYPE)
-        base = finite_base(largest)
-        empty = largest == float("-inf")
+        extreme, base = power_base(largest, parameters, KIND)
         total, mean, excess = _sums(tile, place, first, last, (base,), parameters, KIND, DTYPE, BLOCK_R, BLOCK_C)
-        mean *= inverse_count
-        if KIND == "mean":
-            value = mean
-        elif KIND == "extreme":
-            value = total - total
-        else:
-            value = tl.log(total) - log_count
-            if KIND == "small power":
-                excess *= inverse_count
-                value = tl.where(excess > -0.5, log1p_unit(excess), value)
-            value *= value_of(parameters[1], DTYPE)
-        if parameters[3] is not None:
-            value += value_of(parameters[3], DTYPE) * (mean - value)
-        total = tl.where(empty & (total == total), 0.0, total)
-        value = tl.where(total == 0, largest, base + value)
+        value, total = power_value(extreme, base, total, mean, excess, parameters, count, KIND)
         store_rows(statistics, row, shape, counts, total, 1)
     store_rows(statistics, row, shape, counts, base)
     if KIND != "diagnostics":
@@ -654,7 +688,7 @@ def _inverse_others(columns: int) -> float:
     return 1 / (columns - 1) if columns > 1 else math.nan
 
 
-def _counts(columns: int) -> tuple[Any, ...]:
+def counts_of(columns: int) -> tuple[Any, ...]:
     numbers = (1 / max(columns, 1), math.log(max(columns, 1)), _inverse_others(columns))
     return tuple(map(_rows.scalar, numbers))
 
@@ -677,8 +711,9 @@ def _estimate(
     scale = _rows.scalar(_rows.reduction_factor(factor, g.rows, reduction))
     common: dict[str, Any] = {"DTYPE": number, "INDEX": g.index}
     _rows.launch(
-        _estimators_kernel, (plan.programs,), x.device, inputs, parameters, _counts(g.cols), rows[0], rows[1:], partial,
-        scale, g.shape, plan.counts, KIND=kind, WHOLE=plan.block_c >= g.cols, STAGE=stage, **common, **plan.constants,
+        _estimators_kernel, (plan.programs,), x.device, inputs, parameters, counts_of(g.cols), rows[0], rows[1:],
+        partial, scale, g.shape, plan.counts, KIND=kind, WHOLE=plan.block_c >= g.cols, STAGE=stage,
+        **common, **plan.constants,
     )  # fmt: skip
     for share, total in zip(partial, out, strict=True):
         if share is not None:
@@ -718,7 +753,7 @@ def _slopes_kernel(
             inverse = _inverse(load_rows(statistics, row, shape, counts, DTYPE, 2 * sweep + 1))
             mean = load_rows(statistics, row, shape, counts, DTYPE, 2 * sweep + 2)
             weight = _tempered(distance, beta) * (width * inverse)[:, None]
-            slope += _dot(tl.where(beta == 0, 1.0, 1 + beta * (distance - mean[:, None])), weight)
+            slope += weighted(tl.where(beta == 0, 1.0, 1 + beta * (distance - mean[:, None])), weight)
         store(out[0], row, col, shape, mask, g[:, None] * slope)
     elif KIND == "variance":
         mean = load_rows(statistics, row, shape, counts, DTYPE, 1)
@@ -733,21 +768,14 @@ def _slopes_kernel(
             second = (other * value_of(factor, DTYPE))[:, None] * weight
         else:
             second = g[:, None] * weight
-            first = _dot((y - other[:, None]) * value_of(parameters, DTYPE), second)
+            first = weighted((y - other[:, None]) * value_of(parameters, DTYPE), second)
         if out[0] is not None:
             store(out[0], row, col, shape, mask, first)
         if out[1] is not None:
             store(out[1], row, col, shape, mask, second)
     else:
         total = load_rows(statistics, row, shape, counts, DTYPE, 1)
-        bound, each = g, tl.zeros([BLOCK_R], DTYPE)
-        if parameters[3] is not None:
-            elbo = value_of(parameters[3], DTYPE)
-            bound = g * (1 - elbo)
-            each = tl.where(total == 0, 0.0, g * elbo * value_of(count[0], DTYPE))
-        weight = (bound * _inverse(total))[:, None]
-        slope = _dot(_power_weight(x, base, parameters[0], KIND), weight) + each[:, None]
-        store(out[0], row, col, shape, mask, slope)
+        store(out[0], row, col, shape, mask, power_slope(x, g, base, total, parameters, count, KIND))
 
 
 def _slopes(
@@ -764,13 +792,13 @@ def _slopes(
     scale = _rows.scalar(_rows.reduction_factor(factor, g.rows, reduction))
     _rows.launch(
         _slopes_kernel, (plan.programs,), x.device, full[: len(inputs)], full[len(inputs) :], rows[1:], rows[0],
-        parameters, _counts(g.cols), scale, g.shape, plan.counts,
+        parameters, counts_of(g.cols), scale, g.shape, plan.counts,
         KIND=kind, DTYPE=number, INDEX=g.index, **plan.constants,
     )  # fmt: skip
     return _rows.present(out, x)
 
 
-def _power(power: float, elbo_weight: float) -> tuple[str, Any]:
+def power_parameters(power: float, elbo_weight: float) -> tuple[str, Any]:
     """(kind, (power, its inverse, the sign of the log-weights of which the largest is wanted, elbo_weight if any))."""
     kind = "mean" if power == 0 else "extreme" if math.isinf(power) else "small power" if abs(power) < 0.5 else "power"
     numbers = (power, 1 / power if power else 0.0, math.copysign(1.0, power))
@@ -780,7 +808,7 @@ def _power(power: float, elbo_weight: float) -> tuple[str, Any]:
 def power_bound_loss(
     log_w: Tensor, dim: int, power: float, elbo_weight: float, scale: float, reduction: str
 ) -> tuple[Tensor, ...]:
-    kind, parameters = _power(power, elbo_weight)
+    kind, parameters = power_parameters(power, elbo_weight)
     return _estimate(kind, log_w, None, dim, parameters, reduction=reduction, factor=scale)
 
 
@@ -788,7 +816,7 @@ def power_bound_loss_backward(
     grad: Tensor, log_w: Tensor, statistics: Tensor, dim: int, power: float, elbo_weight: float, scale: float,
     reduction: str,
 ) -> Tensor:  # fmt: skip
-    kind, parameters = _power(power, elbo_weight)
+    kind, parameters = power_parameters(power, elbo_weight)
     return _slopes(kind, (grad,), log_w, None, statistics, dim, parameters, reduction=reduction, factor=scale)[0]
 
 

@@ -35,6 +35,18 @@ __all__ = [
 
 
 @triton.jit
+def bernoulli_value(logit, x):
+    size = tl.abs(logit)
+    wrong = tl.where(logit >= 0, 1 - x, x)  # the mass on the side that the logit speaks against
+    return -(tl.where(wrong == 0, 0.0, wrong * size) + log1p_unit(tl.exp(-size)))
+
+
+@triton.jit
+def bernoulli_slope(logit, x):
+    return x * sigmoid(-logit) - (1 - x) * sigmoid(logit)
+
+
+@triton.jit
 def _bernoulli_kernel(
     inputs, parameters, close, shape, counts,
     STAGE: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -46,10 +58,7 @@ def _bernoulli_kernel(
         col, mask = columns_at(start, row, counts, BLOCK_C)
         logit = load(logits, row, col, shape, mask, DTYPE)
         x = load(data, row, col, shape, mask, DTYPE)
-        size = tl.abs(logit)
-        wrong = tl.where(logit >= 0, 1 - x, x)  # the mass on the side that the logit speaks against
-        value = tl.where(wrong == 0, 0.0, wrong * size) + log1p_unit(tl.exp(-size))
-        total -= tl.where(mask, value, 0.0)
+        total += tl.where(mask, bernoulli_value(logit, x), 0.0)
     close_rows(tl.sum(total, 1), row, split, close, shape, counts, STAGE, DTYPE)
 
 
@@ -63,7 +72,7 @@ def _bernoulli_backward_kernel(
     logit = load(logits, row, col, shape, mask, DTYPE)
     x = load(data, row, col, shape, mask, DTYPE)
     if grad_logits is not None:
-        store(grad_logits, row, col, shape, mask, g * (x * sigmoid(-logit) - (1 - x) * sigmoid(logit)))
+        store(grad_logits, row, col, shape, mask, g * bernoulli_slope(logit, x))
     if grad_data is not None:
         certain = (tl.abs(logit) == float("inf")) & (tl.where(logit >= 0, 1 - x, x) == 0)
         store(grad_data, row, col, shape, mask, g * tl.where(certain, 0.0, logit))
