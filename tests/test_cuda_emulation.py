@@ -6,6 +6,7 @@ show (speed, real races, its own exponentials) is not here.
 
 import ctypes
 import hashlib
+import math
 import os
 import pathlib
 import shutil
@@ -19,10 +20,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, pairwise
+from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 
 ROOT = pathlib.Path(__file__).parent.parent
-FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise")
+FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise", "objectives")
 FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-w"]
 FLAGS += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/kernels/problem.h
@@ -370,6 +371,36 @@ _FORMULA_END = {"options": FormulaOptions, "reduction": Reduction}
 RowFormula = _arguments("RowFormula", **dict.fromkeys((*_INS, "weights", "value"), Operand), **_FORMULA_END)
 RowFormulaBackward = _arguments(
     "RowFormulaBackward", **dict.fromkeys(("grad", *_INS, "weights", *_GRADS), Operand), **_FORMULA_END
+)
+OUTPUTS = 3
+
+
+class LikelihoodOptions(ctypes.Structure):
+    _fields_ = [("likelihood", INT), ("bins", DOUBLE * 3)]
+
+
+_LATENT = ("z", "mean", "logvar", "prior_mean", "prior_logvar")
+_BOUND = {
+    "likelihood": LikelihoodOptions,
+    **dict.fromkeys(("x", *(f"{kind}{k}" for kind in ("decoder", "grad_decoder") for k in range(OUTPUTS))), Operand),
+    "shared": ctypes.c_bool * OUTPUTS,
+    "latent": Grid,
+    "latent_dtype": INT,
+    **dict.fromkeys((*_LATENT, *(f"grad_{name}" for name in _LATENT)), Operand),
+    "samples": LONG,
+    "groups": LONG,
+    "power": DOUBLE,
+    "elbo_weight": DOUBLE,
+    "reduction": Reduction,
+}
+SampledBound = _arguments(
+    "SampledBound",
+    **_BOUND,
+    **dict.fromkeys(("log_w", "residual", "bound", "ess", "value"), Operand),
+    gradients=ctypes.c_bool,
+)
+SampledBoundBackward = _arguments(
+    "SampledBoundBackward", **_BOUND, **dict.fromkeys(("log_w", "residual", "grad_log_w", "grad_value"), Operand)
 )
 
 
@@ -1283,6 +1314,202 @@ def test_formulas(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout:
                 close(got, want, dtype)
 
 
+# ---- objectives ------------------------------------------------------------------------------------------------------
+
+# name, kinds of x and the decoder's outputs
+LIKELIHOODS = [
+    ("bernoulli", "un"),
+    ("gaussian", "nn"),
+    ("gaussian", "nnn"),
+    ("laplace", "nnn"),
+    ("discretized_logistic", "nnn"),
+    ("negative_binomial", "cpp"),
+    ("zero_inflated_negative_binomial", "cppn"),
+]
+BINS = (0.1, -1.0, 1.0)
+
+
+class Bound:
+    """Examples [examples…, samples, columns] with all operands in a layout, and what the reference says of them."""
+
+    def __init__(
+        self, which: int, shape: Sequence[int], dtype: torch.dtype, layout: Any, *, latents: int = 5,
+        latent_dtype: torch.dtype | None = None, groups: int = 1, power: float = 1.0, elbo_weight: float = 0.0,
+        scale: float = -1.5, shared: Sequence[int] = (), prior: bool = True, reduction: str = "mean",
+    ) -> None:  # fmt: skip
+        self.name, kinds = LIKELIHOODS[which]
+        self.which, self.shape, self.dtype, self.wide = which, tuple(shape), dtype, arithmetic(dtype)
+        self.shared, self.reduction = shared, reduction
+        self.rows, self.examples = self.shape[:-1], self.shape[:-2]
+        self.options = (groups, power, elbo_weight, scale)
+        narrow = latent_dtype or dtype
+        of_example = (*self.examples, shape[-1])
+        x = _drawn(kinds[0].replace("u", "n"), of_example, dtype, 0)
+        self.x = layout((x > 0).to(dtype) if kinds[0] == "u" else x)
+        self.tensors: dict[str, Tensor] = {}
+        for k, kind in enumerate(kinds[1:]):
+            size = self.shape[-1:] if k in shared else self.shape
+            drawn = _drawn(kind, size, dtype, k + 1)
+            self.tensors[f"decoder{k}"] = layout(drawn * 0.3 if kind == "n" else drawn)
+        self.tensors["z"] = layout(normal((*self.rows, latents), narrow, 5))
+        for seed, name in enumerate(_LATENT[1:] if prior else _LATENT[1:3]):
+            self.tensors[name] = layout(normal((*self.examples, latents), narrow, 6 + seed) * 0.5)
+
+    def expected(self, grads: Sequence[Tensor] | None) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The results, and the gradients of the loss or, with `grads`, of what these weigh: the loss and log_w."""
+        leaves = {name: t.double().requires_grad_() for name, t in self.tensors.items()}
+        decoders = [leaves.get(f"decoder{k}") for k in range(OUTPUTS)]
+        groups, power, elbo_weight, scale = self.options
+        results = objectives.multi_sample_bound(
+            *decoders, self.x.double(), *(leaves.get(name) for name in _LATENT), len(self.examples), 1, self.name, BINS,
+            groups, power, elbo_weight, scale, self.reduction,
+        )  # fmt: skip
+        made = torch.autograd.grad(
+            results[:2] if grads else results[0], list(leaves.values()), [g.double() for g in grads] if grads else None
+        )
+        return list(results), dict(zip(leaves, made, strict=True))
+
+    def _wide(self, name: str, t: Tensor) -> Tensor:
+        """As an operand over all rows."""
+        if name.removeprefix("grad_").removeprefix("decoder") in map(str, self.shared):
+            return t.expand(self.shape)
+        return t.unsqueeze(-2).expand(*self.rows, t.shape[-1]) if t.dim() == len(self.examples) + 1 else t
+
+    def describe(self, a: Any, made: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        count = math.prod(self.examples)
+        groups, power, elbo_weight, scale = self.options
+        a.likelihood = LikelihoodOptions(self.which, (DOUBLE * 3)(*BINS))
+        a.shared = (ctypes.c_bool * OUTPUTS)(*(k in self.shared for k in range(OUTPUTS)))
+        a.samples, a.groups, a.power, a.elbo_weight = self.shape[-2], groups, power, elbo_weight
+        reduced = self.reduction != "none"
+        a.reduction = Reduction(reduced, scale, float(count) if self.reduction == "mean" else 1.0)
+        of_rows = {n: t if t.dim() == len(self.rows) else t.unsqueeze(-1).expand(self.rows) for n, t in rows.items()}
+        gradients = {f"grad_{n}": t for n, t in made.items()}
+        operands = {n: self._wide(n, t) for n, t in (self.tensors | gradients).items()}
+        event = {n: t for n, t in operands.items() if "decoder" in n}
+        describe(a, [len(self.rows)], event | {"x": self._wide("x", self.x)}, of_rows)
+
+        class Latent:
+            """The operands of the latent, where `describe` looks for them."""
+
+        latent: Any = Latent()
+        latent.grid = a.latent
+        of_latent = {n: t for n, t in operands.items() if "decoder" not in n}
+        for name in of_latent:
+            setattr(latent, name, getattr(a, name))
+        describe(latent, [len(self.rows)], of_latent, {})
+        a.latent_dtype = latent.dtype
+
+    def compare(self, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+        for name, t in got.items():
+            close(t, expected[name], t.dtype)
+
+    def check(self, library: ctypes.CDLL, multiprocessors: int) -> None:
+        made = {name: empty_like(t) for name, t in self.tensors.items()}
+        value = torch.full(self.examples if self.reduction == "none" else (), 77, dtype=self.wide)
+        bound, ess = (torch.full(self.examples, 77, dtype=self.wide) for _ in range(2))
+        log_w, residual = (torch.full(self.rows, 77, dtype=self.wide) for _ in range(2))
+        rows = {"log_w": log_w, "residual": residual, "bound": bound, "ess": ess}
+        for gradients in (False, True) if self.reduction != "none" else (False,):
+            a = SampledBound(gradients=gradients)
+            self.describe(a, made if gradients else {}, rows | ({"value": value} if value.dim() else {}))
+            a.value.data = value.data_ptr()
+            call(library, "sampled_bound", a, multiprocessors)
+            results, expected = self.expected(None) if value.dim() == 0 else self.expected(self.grads(value))
+            for got, want in zip((value, log_w, bound, ess), results[:4], strict=True):
+                close(got, want, self.wide)
+            assert (residual.abs() <= 2**-22 * log_w.abs()).all()
+            # what is rounded twice that coarsely is far less than what is summed more coarsely
+            assert ((log_w.double() + residual - results[1]).abs() <= 4e-6 * (1 + results[1].abs())).all()
+            if gradients:
+                self.compare(made, expected)
+        grads = self.grads(value)
+        expected = self.expected(grads)[1]
+        for wanted in (list(made), list(made)[1::2]):
+            made = {name: empty_like(self.tensors[name]) for name in wanted}
+            b = SampledBoundBackward()
+            of_rows = {"log_w": log_w, "residual": residual, "grad_log_w": grads[1]} | (
+                {"grad_value": grads[0]} if value.dim() else {}
+            )
+            self.describe(b, made, of_rows)
+            b.grad_value.data = grads[0].data_ptr()
+            call(library, "sampled_bound_backward", b, multiprocessors)
+            self.compare(made, expected)
+
+    def grads(self, value: Tensor) -> list[Tensor]:
+        return [normal(value.shape, self.wide, 20), normal(self.rows, self.wide, 21)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", range(len(LIKELIHOODS)), ids=lambda which: f"{which}_{LIKELIHOODS[which][0]}")
+def test_bound_of_each_likelihood(emulated: ctypes.CDLL, which: int, dtype: torch.dtype) -> None:
+    turn = which + DTYPES.index(dtype)
+    # beside half, a latent of float32, and the other way round
+    latent_dtype = (None, torch.bfloat16, torch.float32)[turn % 3] if dtype != torch.float64 else None
+    last = len(LIKELIHOODS[which][1]) - 2
+    shared = [last] if last > 0 and turn % 2 else []
+    shape = (3, 22, 96) if turn % 2 == 0 else (3, 50, 21)
+    bound = Bound(which, shape, dtype, LAYOUTS[turn % 2], shared=shared, latent_dtype=latent_dtype)
+    bound.check(emulated, 40)
+
+
+ESTIMATES = [
+    {"power": 1.0, "elbo_weight": 0.3, "reduction": "sum"},
+    {"power": 0.5, "groups": 2, "reduction": "none"},
+    {"power": 0.1, "elbo_weight": 0.2, "prior": False},
+    {"power": 0.0, "groups": 3},
+    {"power": float("inf"), "reduction": "none"},
+    {"power": -float("inf"), "groups": 2, "shared": [1], "latents": 40},
+    {"power": -1.0, "groups": 6, "latents": 70, "shared": [1]},
+]
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("options", ESTIMATES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 2, 6, 12), (1, 1536, 3), (2, 6, 700)], ids=str)
+def test_bound_of_each_estimator(emulated: ctypes.CDLL, shape: Any, options: Any, multiprocessors: int) -> None:
+    turn = ESTIMATES.index(options)
+    dtype = torch.float64 if shape[1] > 1000 or turn % 2 else torch.float32
+    Bound(2, shape, dtype, LAYOUTS[turn % 4], **options).check(emulated, multiprocessors)
+
+
+@pytest.mark.parametrize("capability", [8, 9])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_bound_of_teams(emulated: ctypes.CDLL, dtype: torch.dtype, capability: int) -> None:
+    """Several blocks for an example, which meet at the end of a launch or in a cluster."""
+    emulated.set_compute_capability(capability)
+    Bound(2, (7, 100, 96), dtype, _contiguous, groups=4, shared=[1], latents=70).check(emulated, 100)
+    emulated.set_compute_capability(9)
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 8), (3, 1, 1), (1, 1, 2000), (4, 3, 0), (300, 2, 4)], ids=str)
+def test_bound_of_few_numbers(emulated: ctypes.CDLL, shape: Any) -> None:
+    Bound(0, shape, torch.float32, _contiguous).check(emulated, 100)
+    Bound(3, shape, torch.float32, _contiguous, shared=[1], latents=0).check(emulated, 100)
+
+
+@pytest.mark.parametrize("which,power", [(0, 1.0), (0, 0.5), (1, 1.0)])
+def test_bound_of_impossible_samples(emulated: ctypes.CDLL, which: int, power: float) -> None:
+    """Weights of 0 have gradients of 0, be the slopes infinite, and do not spoil the other samples' gradients."""
+    bound = Bound(which, (3, 6, 8), torch.float32, _contiguous, groups=2, power=power)
+    bound.x[:, 0] = 1
+    logits = bound.tensors["decoder0"]
+    logits[0, 1, 0] = logits[1, :3, 0] = logits[2, :, 0] = -float("inf")
+    value = torch.full((), 77.0)
+    log_w, residual, ess, bounds = (torch.full(size, 77.0) for size in ((3, 6), (3, 6), (3,), (3,)))
+    made = {name: empty_like(t) for name, t in bound.tensors.items()}
+    a = SampledBound(gradients=True)
+    bound.describe(a, made, {"log_w": log_w, "residual": residual, "bound": bounds, "ess": ess})
+    a.value.data = value.data_ptr()
+    call(emulated, "sampled_bound", a, 100)
+    assert torch.equal(log_w == -float("inf"), logits[:, :, 0] == -float("inf"))
+    assert bounds.isfinite().tolist() == [True, False, False] and ess[2] == 0 and not ess.isnan().any()
+    assert all(grad.isfinite().all() for grad in made.values())
+    for name in ("decoder0", "z"):
+        assert (made[name][log_w == -float("inf")] == 0).all() and (made[name][0, 0] != 0).all()
+    assert (made["mean"][2] == 0).all() and (made["logvar"][2] == 0).all()
+
+
 # ---- edges -----------------------------------------------------------------------------------------------------------
 
 
@@ -1296,6 +1523,18 @@ def test_no_rows(emulated: ctypes.CDLL, reduction: str, expected: float) -> None
     a.mean.data = a.spread.data = value.data_ptr()
     call(emulated, "gaussian_kl", a, 100)
     torch.testing.assert_close(value, torch.tensor(expected), equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction,expected", [("mean", float("nan")), ("sum", 0.0)])
+def test_bound_of_no_rows(emulated: ctypes.CDLL, reduction: str, expected: float) -> None:
+    value, made = torch.full((), 77.0), {"decoder1": torch.full((5,), 77.0)}
+    bound = Bound(2, (0, 3, 5), torch.float32, _contiguous, shared=[1], reduction=reduction)
+    a = SampledBound(gradients=True)
+    bound.describe(a, made, {})
+    a.value.data, a.grad_decoder1.data = value.data_ptr(), made["decoder1"].data_ptr()
+    call(emulated, "sampled_bound", a, 100)
+    torch.testing.assert_close(value, torch.tensor(expected), equal_nan=True)
+    assert (made["decoder1"] == 0).all()
 
 
 def test_no_columns(emulated: ctypes.CDLL) -> None:

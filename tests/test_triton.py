@@ -447,8 +447,9 @@ def check(case: Case, tensors: list[Any], grad_layout: Callable[[Tensor], Tensor
     if op in (_ops.sample_gaussian, _ops.sample_gaussian_with_kl):
         grads[0] = grad_layout(grads[0].to(tensors[0].dtype))
     options = (*case.options[:-1], 0) if op.gradients else case.options
-    outputs, found, _ = run(op, tensors, options, grads, len(oracle))
-    for actual, expected in zip(outputs, oracle, strict=True):
+    shown = 4 if op.gradients else len(oracle)  # the fifth is what rounding takes from the second
+    outputs, found, _ = run(op, tensors, options, grads, shown)
+    for actual, expected in zip(outputs, oracle[:shown], strict=True):
         assert actual.is_contiguous()
         close(actual, expected.detach())
     if grads:
@@ -669,12 +670,12 @@ def test_only_the_gradients_that_are_wanted(device: torch.device) -> None:
     case = bound("zero_inflated_negative_binomial", "pPNknnnnn", (1, 2, 3), 1)
     tensors, options = case.tensors(torch.float32, device), case.options[:-1]
     check(case, tensors)
-    loss, log_w, _, _, relative, *all_made = op.forward(*tensors, *options, 255)
+    loss, log_w, _, _, residual, *all_made = op.forward(*tensors, *options, 255)
     given = (torch.randn_like(loss), torch.randn_like(log_w))
-    all_found = op.backward(*given, *tensors, relative, *options, 0, 255)
+    all_found = op.backward(*given, *tensors, log_w, residual, *options, 0, 255)
     for bit in range(8):
         made = op.forward(*tensors, *options, 1 << bit)[5:]
-        found = op.backward(*given, *tensors, relative, *options, 0, 1 << bit)
+        found = op.backward(*given, *tensors, log_w, residual, *options, 0, 1 << bit)
         for grads, every in ((made, all_made), (found, all_found)):
             assert torch.equal(grads[bit], every[bit])
             assert all(grad.shape == (0,) for i, grad in enumerate(grads) if i != bit)

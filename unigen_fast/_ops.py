@@ -313,13 +313,13 @@ _OF_BOUND = ("decoder", "decoder_2", "decoder_3", "z", "mean", "logvar", "prior_
 # the tensors are not of one shape here: the reference says which is of which
 multi_sample_bound = FusedOp(
     f"multi_sample_bound({_BOUND_TENSORS}, {_BOUND}) -> (Tensor loss, Tensor log_w, Tensor bound, Tensor ess,"
-    f" Tensor relative, {', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",
+    f" Tensor residual, {', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",
     objectives.multi_sample_bound,
-    backward=f"(Tensor grad_loss, Tensor grad_log_w, {_BOUND_TENSORS}, Tensor relative, {_BOUND}, int needed)"
-    f" -> ({', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",
+    backward=f"(Tensor grad_loss, Tensor grad_log_w, {_BOUND_TENSORS}, Tensor log_w, Tensor residual, {_BOUND},"
+    f" int needed) -> ({', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",
     tensors=9,
     differentiable=(0, 1, 2, 4, 5, 6, 7, 8),
     differentiable_outputs=2,
-    saved=(4,),
+    saved=(1, 4),
     gradients=True,
 )

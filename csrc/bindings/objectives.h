@@ -98,12 +98,12 @@ BoundResult multi_sample_bound(const Tensor& decoder, const optional<Tensor>& de
   call.describe(a, event, latent, gradients, grads);
   const auto dtype = arithmetic_type(decoder.scalar_type());
   Dims examples = event.row_sizes();
-  Tensor log_w = empty_contiguous(decoder, examples, dtype), relative = empty_contiguous(decoder, examples, dtype);
+  Tensor log_w = empty_contiguous(decoder, examples, dtype), residual = empty_contiguous(decoder, examples, dtype);
   examples.erase(dim);
   Tensor bound = empty_contiguous(decoder, examples, dtype), ess = empty_contiguous(decoder, examples, dtype);
   Tensor value = empty_contiguous(decoder, a.reduction.reduce ? Dims{} : examples, dtype);
   event.row(a.log_w, log_w);
-  event.row(a.relative, relative);
+  event.row(a.residual, residual);
   event.row_of_example(a.bound, bound);
   event.row_of_example(a.ess, ess);
   if (!a.reduction.reduce) event.row_of_example(a.value, value);
@@ -112,7 +112,7 @@ BoundResult multi_sample_bound(const Tensor& decoder, const optional<Tensor>& de
   a.grid = event.finish_samples();
   a.latent = latent.finish_samples();
   Backend::sampled_bound(a, decoder);
-  return std::tuple_cat(std::make_tuple(value, log_w, bound, ess, relative), tuple_of(grads));
+  return std::tuple_cat(std::make_tuple(value, log_w, bound, ess, residual), tuple_of(grads));
 }
 
 template <class Backend>
@@ -120,7 +120,7 @@ BoundGradients multi_sample_bound_backward(const Tensor& grad_loss, const Tensor
                                            const optional<Tensor>& decoder_2, const optional<Tensor>& decoder_3,
                                            const Tensor& x, const Tensor& z, const Tensor& mean, const Tensor& logvar,
                                            const optional<Tensor>& prior_mean, const optional<Tensor>& prior_logvar,
-                                           const Tensor& relative, int64_t dim, int64_t event_ndims, const string& likelihood,
+                                           const Tensor& log_w, const Tensor& residual, int64_t dim, int64_t event_ndims, const string& likelihood,
                                            const vector<double>& bins, int64_t groups, double power, double elbo_weight,
                                            double scale, const string& reduction, int64_t, int64_t needed) {
   const BoundCall call = {decoder, decoder_2, decoder_3, x, z, mean, logvar, prior_mean, prior_logvar, dim, event_ndims,
@@ -129,7 +129,8 @@ BoundGradients multi_sample_bound_backward(const Tensor& grad_loss, const Tensor
   SampledBoundBackward a;
   std::array<Tensor, kBoundGradients> grads;
   call.describe(a, event, latent, needed, grads);
-  event.row(a.relative, relative);
+  event.row(a.log_w, log_w);
+  event.row(a.residual, residual);
   event.row(a.grad_log_w, grad_log_w);
   event.row_of_example(a.grad_value, grad_loss);
   a.grid = event.finish_samples();

@@ -461,7 +461,7 @@ class Samples {
 template <class T, class F>
 class Bound {
  public:
-  Bound(const BoundTensors& a, const Operand& log_w, const Operand& relative, const F& formula, const Parallel& parallel)
+  Bound(const BoundTensors& a, const Operand& log_w, const Operand& residual, const F& formula, const Parallel& parallel)
       : parallel_(parallel),
         samples_(a.samples),
         examples_(a.grid.rows / larger(1, a.samples)),
@@ -471,7 +471,7 @@ class Bound {
         latent_(a),
         estimator_(a),
         log_w_(a.grid, arithmetic(log_w, a), Axis::none, Axis::rows),
-        relative_(a.grid, arithmetic(relative, a), Axis::none, Axis::rows) {}
+        residual_(a.grid, arithmetic(residual, a), Axis::none, Axis::rows) {}
 
   // take(unit, example, found), units in order within an example's; returns how many units there are
   template <class Take>
@@ -519,8 +519,16 @@ class Bound {
     pull_back_shared_rows(coefficients.data(), false);
   }
 
-  const T* relative(int64_t example, T* room) const { return relative_.read(0, example * samples_, samples_, room); }
-  const Samples<T>& estimator() const { return estimator_; }
+  // coefficients of grad · loss, given log_w
+  void reweigh(int64_t example, T grad, T* room, T* coefficients) const {
+    std::vector<double> sums(samples_);
+    for (const Stream<T>* stream : {&log_w_, &residual_}) {
+      const T* part = stream->read(0, example * samples_, samples_, room);
+      for (int64_t k = 0; k < samples_; ++k) sums[k] += double(part[k]);
+    }
+    estimator_.relate(sums.data(), room);
+    estimator_.weigh(room, grad, coefficients);
+  }
 
  private:
   template <class Take>
@@ -528,8 +536,9 @@ class Bound {
     latent_.add(example, sums);
     for (int64_t k = 0; k < samples_; ++k) room[k] = T(sums[k]);
     log_w_.write(0, example * samples_, samples_, room);
+    for (int64_t k = 0; k < samples_; ++k) room[k] = __builtin_isfinite(sums[k]) ? T(sums[k] - double(room[k])) : T(0);
+    residual_.write(0, example * samples_, samples_, room);
     const double shift = estimator_.relate(sums, room);
-    relative_.write(0, example * samples_, samples_, room);
     auto found = estimator_.weigh(room, T(1), coefficients);
     found.bound += shift;
     take(unit, example, found);
@@ -609,12 +618,12 @@ class Bound {
   Density<T, F> density_;
   Latent<T> latent_;
   Samples<T> estimator_;
-  Stream<T> log_w_, relative_;
+  Stream<T> log_w_, residual_;
 };
 
 template <class T, class F>
 void sampled_bound_of(const SampledBound& a, const F& formula, const Parallel& parallel) {
-  const Bound<T, F> bound(a, a.log_w, a.relative, formula, parallel);
+  const Bound<T, F> bound(a, a.log_w, a.residual, formula, parallel);
   const auto of_examples = [&](const Operand& operand) {
     return Stream<T>(a.grid, arithmetic(operand, a), Axis::none, Axis::rows);
   };
@@ -637,12 +646,12 @@ void sampled_bound_of(const SampledBound& a, const F& formula, const Parallel& p
 
 template <class T, class F>
 void sampled_bound_backward_of(const SampledBoundBackward& a, const F& formula, const Parallel& parallel) {
-  const Bound<T, F> bound(a, {}, a.relative, formula, parallel);
+  const Bound<T, F> bound(a, a.log_w, a.residual, formula, parallel);
   const Stream<T> grad_log_w(a.grid, arithmetic(a.grad_log_w, a), Axis::none, Axis::rows);
   const Stream<T> grad_value(a.grid, arithmetic(a.grad_value, a), Axis::rows, Axis::none);
   bound.backward([&](int64_t example, T* room, T* coefficients) {
     const int64_t first = example * a.samples;
-    bound.estimator().weigh(bound.relative(example, room), grad_value.value(first), coefficients);
+    bound.reweigh(example, grad_value.value(first), room, coefficients);
     const T* own = grad_log_w.read(0, first, a.samples, room);
     for (int64_t k = 0; k < a.samples; ++k) coefficients[k] += own[k];
   });

@@ -232,6 +232,20 @@ struct Group {
     return x;
   }
 
+  // Several at once: within a warp their shuffles overlap.
+  template <class T, int N, class Combine>
+  UNIGEN_DEVICE void reduce_each(T (&x)[N], Combine combine) const {
+    if (!transposed && lanes <= kWarp) {
+      for (int step = lanes / 2; step > 0; step /= 2) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) x[n] = combine(x[n], __shfl_xor_sync(~0u, x[n], step));
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) x[n] = reduce(x[n], combine);
+    }
+  }
+
   // all threads of a block as one group
   static UNIGEN_DEVICE Group block() {
     Tiling tile;
@@ -240,6 +254,14 @@ struct Group {
     return Group(tile);
   }
 };
+
+// All threads of all blocks of a cluster; what they wrote before, each of them sees after.
+UNIGEN_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+#endif
+}
 
 struct NoState {};
 
@@ -462,6 +484,30 @@ const char* start(void (*kernel)(Parameters...), int64_t blocks, int64_t blocks_
   config.gridDim = dim3(unsigned(blocks), unsigned(blocks_y));
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(launch.stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, given...);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// of the current device
+inline bool has_clusters() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
+// `size` blocks beside each other are a cluster
+template <class... Parameters, class... Given>
+const char* start_clusters(void (*kernel)(Parameters...), int64_t blocks, int64_t size, const Launch& launch,
+                           const Given&... given) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(size), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, given...);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -30,20 +30,19 @@ struct BoundTensors : Problem {
   Reduction reduction;
 };
 
-// log_w of each row, and less the one of its group that has the largest weight (finite_shift of it): their differences are
-// known to more digits than log_w has; of each example the bound and the effective sample size (means over the groups); the loss. With
+// log_w of each row, and what rounding has taken from it (0 if it is not finite); of each example the bound and the effective sample size (means over the groups); the loss. With
 // `gradients` also those of the loss, where it is reduced. All in the arithmetic type.
 struct SampledBound : BoundTensors {
-  Operand log_w, relative;  // over the rows
+  Operand log_w, residual;  // over the rows
   Operand bound, ess;  // over the examples: row strides 0 along the samples
   Operand value;       // the same, unless reduced: then one number
   bool gradients = false;
 };
 
-// Gradients, given the relative log_w, of grad_value · loss + grad_log_w · log_w.
+// Gradients, given log_w and residual, of grad_value · loss + grad_log_w · log_w.
 struct SampledBoundBackward : BoundTensors {
-  Operand relative, grad_log_w;  // over the rows
-  Operand grad_value;            // row strides 0 along the samples; all 0 if reduced
+  Operand log_w, residual, grad_log_w;  // over the rows
+  Operand grad_value;                   // row strides 0 along the samples; all 0 if reduced
 };
 
 #define UNIGEN_OBJECTIVES_KERNELS(X) \

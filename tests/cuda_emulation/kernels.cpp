@@ -21,4 +21,5 @@ const unigen::cuda::Launch launch_with(int multiprocessors) {
   extern "C" int64_t sizeof_##function() { return int64_t(sizeof(unigen::Arguments)); }
 UNIGEN_KERNELS(UNIGEN_ENTRY)
 extern "C" int64_t max_dims() { return unigen::kMaxDims; }
+extern "C" void set_compute_capability(int major) { compute_capability = major; }
 #endif

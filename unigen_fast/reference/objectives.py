@@ -58,8 +58,8 @@ def multi_sample_bound(
     reduction: str,
     gradients: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """scale · the reduced bound; log_w; the bound and the effective sample size of its weights; log_w less the largest
-    of its group (the smallest for a negative power), whose differences a kernel knows to more digits than log_w has:
+    """scale · the reduced bound; log_w; the bound and the effective sample size of its weights; and what rounding has
+    taken from log_w (here nothing): weights hang on its differences, and a kernel has more digits of these.
 
         log_w = log p(x | decoder) + log p(z) - log q(z; mean, logvar).
 
@@ -81,21 +81,14 @@ def multi_sample_bound(
     grouped = log_w.unflatten(dim, (groups, log_w.size(dim) // groups))
     bound, _ = power_bound_loss(grouped, dim + 1, power, elbo_weight, 1.0, "none")
     bound = bound.mean(dim)
-    largest = _largest(grouped.detach(), dim + 1, power)
-    relative = grouped.detach() - torch.where(largest == -math.inf, torch.zeros_like(largest), largest)
     ess = effective_sample_size(power_weights(grouped.detach(), dim + 1, power), dim + 1).mean(dim)
-    return reduce_rows(bound, reduction, scale), log_w, bound.detach(), ess, relative.flatten(dim, dim + 1)
-
-
-def _largest(log_w: Tensor, dim: int, power: float) -> Tensor:
-    """The log-weight of the largest weight."""
-    return log_w.amin(dim, keepdim=True) if power < 0 else log_w.amax(dim, keepdim=True)
+    return reduce_rows(bound, reduction, scale), log_w, bound.detach(), ess, torch.zeros_like(log_w).detach()
 
 
 def power_weights(log_w: Tensor, dim: int, power: float) -> Tensor:
     """Log-weights whose softmax the estimator weighs with; -inf where a row's bound has no gradient."""
     log_w = torch.where(log_w == math.inf, torch.full_like(log_w, math.nan), log_w)
-    base = _largest(log_w, dim, power)
+    base = log_w.amin(dim, keepdim=True) if power < 0 else log_w.amax(dim, keepdim=True)
     if power == 0:
         exponents = torch.zeros_like(log_w)
     elif math.isinf(power):

@@ -168,47 +168,57 @@ def _weigh(
 
 
 @triton.jit
-def _grouped(address, step, group, first, length, groups, BLOCK_S: tl.constexpr):
+def _grouped(row, group, first, length, groups, BLOCK_S: tl.constexpr):
     """(addresses, which exist, numbers of the samples) of a tile [groups, samples of each]."""
     place = first + tl.arange(0, BLOCK_S)
     mask = (group < groups)[:, None] & (place < length)[None, :]
     sample = group.to(tl.int64)[:, None] * length + place[None, :]
-    return address + sample * step, mask, sample
+    return row + sample, mask, sample
 
 
 @triton.jit
-def _added_up(partial, sample, mask, example, counts, splits):
-    """log_w, out of the shares of the columns."""
+def _exact(partial, log_w, residual, sample, mask, example, counts, splits):
+    """log_w in fp64: out of the shares of the columns or, in the backward pass, out of its two parts."""
     total = tl.zeros(sample.shape, tl.float64)
-    for split in range(0, splits):
-        place = (tl.full((), split, tl.int64) * counts[0] + example) * counts[1] + sample
-        total += tl.load(partial + place, mask=mask, other=0.0)
+    if partial is None:
+        total += tl.load(log_w[0] + sample * log_w[2], mask=mask, other=0.0).to(tl.float64)
+        total += tl.load(residual[0] + sample * residual[2], mask=mask, other=0.0).to(tl.float64)
+    else:
+        for split in range(0, splits):
+            place = (tl.full((), split, tl.int64) * counts[0] + example) * counts[1] + sample
+            total += tl.load(partial + place, mask=mask, other=0.0)
     return total
 
 
 @triton.jit
 def _relate(
-    partial, relative, log_w, example, parameters, grouping, sizes, counts, splits,
+    partial, log_w, residual, relative, example, parameters, grouping, sizes, counts, splits,
     KIND: tl.constexpr, DTYPE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Stores log_w, and less the one of the largest weight in each group; returns the sum of these over the groups."""
+    """Stores log_w relative to the one of the largest weight in each group; returns the sum of these over the groups.
+    Given the shares of the columns, stores log_w itself too, and what rounding takes from it."""
     groups, length = grouping
-    to = log_w[0] + offsets(example, sizes[0], log_w[1])
-    relative_to = relative[0] + offsets(example, sizes[0], relative[1])
+    of_rows = offsets(example, sizes[0], log_w[1]), offsets(example, sizes[0], residual[1])
+    log_w = (log_w[0] + of_rows[0], None, log_w[2])
+    residual = (residual[0] + of_rows[1], None, residual[2])
     shifts = tl.zeros([BLOCK_G], tl.float64)
     for start in range(0, groups, BLOCK_G):
         group = start + tl.arange(0, BLOCK_G)
         largest = tl.full([BLOCK_G], float("-inf"), tl.float64)
         for first in range(0, length, BLOCK_S):
-            _, mask, sample = _grouped(to, log_w[2], group, first, length, groups, BLOCK_S)
-            x = _added_up(partial, sample, mask, example, counts, splits)
+            _, mask, sample = _grouped(relative, group, first, length, groups, BLOCK_S)
+            x = _exact(partial, log_w, residual, sample, mask, example, counts, splits)
             largest, _ = add_largest(largest, largest, (x, x, mask), parameters, KIND)
         _, shift = power_base(largest, parameters, KIND)
         for first in range(0, length, BLOCK_S):
-            places, mask, sample = _grouped(to, log_w[2], group, first, length, groups, BLOCK_S)
-            x = _added_up(partial, sample, mask, example, counts, splits)
-            tl.store(places, x.to(DTYPE), mask=mask)
-            tl.store(relative_to + sample * relative[2], (x - shift[:, None]).to(DTYPE), mask=mask)
+            places, mask, sample = _grouped(relative, group, first, length, groups, BLOCK_S)
+            x = _exact(partial, log_w, residual, sample, mask, example, counts, splits)
+            tl.store(places, (x - shift[:, None]).to(DTYPE), mask=mask)
+            if partial is not None:
+                rounded = x.to(DTYPE)
+                lost = tl.where(tl.abs(x) < float("inf"), x - rounded.to(tl.float64), 0.0).to(DTYPE)
+                tl.store(log_w[0] + sample * log_w[2], rounded, mask=mask)
+                tl.store(residual[0] + sample * residual[2], lost, mask=mask)
         shifts += tl.where(group < groups, shift, 0.0)
     return tl.sum(shifts, 0)
 
@@ -218,11 +228,10 @@ def _estimate(
     relative, rows, given, shift, coefficients, partial, example, parameters, numbers, grouping, sizes, counts,
     KIND: tl.constexpr, STAGE: tl.constexpr, DTYPE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """`rows`: log_w, bound, ess, loss; None in the backward pass, which is `given` the gradients of loss and log_w.
+    """`rows`: bound, ess, loss; None in the backward pass, which is `given` the gradients of loss and log_w.
     `shift`: of `_relate`. `numbers`: 1 / groups, the factor of the loss, and those of the count of samples in a group.
     """
     groups, length = grouping
-    address = relative[0] + offsets(example, sizes[0], relative[1])
     grad = value_of(numbers[1], DTYPE) * value_of(numbers[0], DTYPE)
     if given is not None:
         grad *= tl.load(given[0][0] + offsets(example, sizes[0], given[0][1])).to(DTYPE)
@@ -232,7 +241,7 @@ def _estimate(
         group = start + tl.arange(0, BLOCK_G)
         largest = tl.full([BLOCK_G], float("-inf"), DTYPE)
         for first in range(0, length, BLOCK_S):
-            places, mask, _ = _grouped(address, relative[2], group, first, length, groups, BLOCK_S)
+            places, mask, _ = _grouped(relative, group, first, length, groups, BLOCK_S)
             x = tl.load(places, mask=mask, other=0.0)
             largest, _ = add_largest(largest, largest, (x, x, mask), parameters, KIND)
         extreme, base = power_base(largest, parameters, KIND)
@@ -241,7 +250,7 @@ def _estimate(
         excess = tl.zeros([BLOCK_G], DTYPE)
         squares = tl.zeros([BLOCK_G], DTYPE)
         for first in range(0, length, BLOCK_S):
-            places, mask, _ = _grouped(address, relative[2], group, first, length, groups, BLOCK_S)
+            places, mask, _ = _grouped(relative, group, first, length, groups, BLOCK_S)
             x = tl.load(places, mask=mask, other=0.0)
             total, mean, excess, squares = add_powers(total, mean, excess, squares, x, mask, base, parameters, KIND)
         value, total = power_value(extreme, base, total, mean, excess, parameters, numbers[2], KIND)
@@ -252,7 +261,7 @@ def _estimate(
         if coefficients is not None:
             g = tl.zeros([BLOCK_G], DTYPE) + grad
             for first in range(0, length, BLOCK_S):
-                places, mask, sample = _grouped(address, relative[2], group, first, length, groups, BLOCK_S)
+                places, mask, sample = _grouped(relative, group, first, length, groups, BLOCK_S)
                 x = tl.load(places, mask=mask, other=0.0)
                 slope = power_slope(x, g, base, total, parameters, numbers[2], KIND)
                 if given is not None:
@@ -261,14 +270,14 @@ def _estimate(
                 tl.store(coefficients + (example.to(tl.int64) * counts[1] + sample), slope, mask=mask)
     if rows is not None:
         value = ((tl.sum(bound, 0).to(tl.float64) + shift) * value_of(numbers[0], tl.float64)).to(DTYPE)
-        tl.store(rows[1][0] + offsets(example, sizes[0], rows[1][1]), value)
+        tl.store(rows[0][0] + offsets(example, sizes[0], rows[0][1]), value)
         effective = tl.sum(ess, 0) * value_of(numbers[0], DTYPE)
-        tl.store(rows[2][0] + offsets(example, sizes[0], rows[2][1]), effective)
+        tl.store(rows[1][0] + offsets(example, sizes[0], rows[1][1]), effective)
         if STAGE == "rows":
             loss = value * value_of(numbers[1], DTYPE)
-            tl.store(rows[3][0] + offsets(example, sizes[0], rows[3][1]), loss)
+            tl.store(rows[2][0] + offsets(example, sizes[0], rows[2][1]), loss)
         else:
-            close_total(tl.full([1], 0.0, DTYPE) + value, partial, rows[3], numbers[1], STAGE, DTYPE)
+            close_total(tl.full([1], 0.0, DTYPE) + value, partial, rows[2], numbers[1], STAGE, DTYPE)
 
 
 @triton.jit
@@ -330,7 +339,7 @@ def _descend(
 
 @triton.jit
 def _bound_kernel(
-    event, latent, relative, rows, given, grads, partials, coefficients, bins, parameters, numbers, grouping, spans,
+    event, latent, log_weights, rows, given, grads, partials, coefficients, bins, parameters, numbers, grouping, spans,
     splits, sizes, counts, FORMULA: tl.constexpr, KIND: tl.constexpr, STAGE: tl.constexpr,
     WEIGH: tl.constexpr, ESTIMATE: tl.constexpr, DESCEND: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -352,13 +361,13 @@ def _bound_kernel(
     if WEIGH and ESTIMATE:
         tl.debug_barrier()  # a number may be read by another thread than the one that wrote it
     if ESTIMATE:
-        shift = tl.zeros((), tl.float64)
-        if rows is not None:
-            shift = _relate(
-                partials[0], relative, rows[0], example, parameters, grouping, sizes, counts, splits,
-                KIND, DTYPE, BLOCK_G, BLOCK_S,
-            )  # fmt: skip
-            tl.debug_barrier()
+        log_w, residual, relative = log_weights
+        relative += example.to(tl.int64) * counts[1]
+        shift = _relate(
+            partials[0], log_w, residual, relative, example, parameters, grouping, sizes, counts, splits,
+            KIND, DTYPE, BLOCK_G, BLOCK_S,
+        )  # fmt: skip
+        tl.debug_barrier()
         _estimate(
             relative, rows, given, shift, coefficients, partials[1], example, parameters, numbers, grouping, sizes,
             counts, KIND, STAGE, DTYPE, BLOCK_G, BLOCK_S,
@@ -445,14 +454,14 @@ def _operands(sides: Sequence[tuple[Sequence[Any], tuple[int, ...]]], rows: tupl
 
 
 def _run(
-    tensors: Sequence[Tensor | None], relative: Tensor, results: Sequence[Tensor], given: Sequence[Tensor], wanted: int,
-    dim: int, event_ndims: int, likelihood: str, bins: Sequence[float], groups: int, power: float, elbo_weight: float,
-    scale: float, reduction: str,
+    tensors: Sequence[Tensor | None], log_w: Tensor, residual: Tensor, results: Sequence[Tensor],
+    given: Sequence[Tensor], wanted: int, dim: int, event_ndims: int, likelihood: str, bins: Sequence[float],
+    groups: int, power: float, elbo_weight: float, scale: float, reduction: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Fills `relative` and the `results` log_w, bound, ess and loss; or takes it as it is, `given` gradients of loss and
-    log_w. Returns gradients of the differentiable tensors, empty where they are not wanted."""
+    """Fills log_w, its residual and the `results` bound, ess and loss; or, `given` gradients of loss and log_w, reads
+    these two. Returns gradients of the differentiable tensors, empty where they are not wanted."""
     decoder, *others, x, z, mean, logvar, prior_mean, prior_logvar = tensors
-    rows = tuple(relative.shape)
+    rows = tuple(log_w.shape)
     event, latent = (decoder, *others), (z, mean, logvar, prior_mean, prior_logvar)
     event_shape, latent_shape = tuple(decoder.shape[len(rows) :]), tuple(z.shape[len(rows) :])
     examples = math.prod(rows[:dim] + rows[dim + 1 :])
@@ -470,13 +479,13 @@ def _run(
     for i, grad in enumerate(grads):
         of_all_rows = 0 < i < 3 and grad is not None and grad.dim() == event_ndims
         if of_all_rows or (i > 3 and grad is not None and sample_shares > 1):
-            partial = relative.new_empty((examples * sample_shares if of_all_rows else sample_shares, *grad.shape))
+            partial = log_w.new_empty((examples * sample_shares if of_all_rows else sample_shares, *grad.shape))
             targets[i] = (partial, partial.stride()[1:])
             sums.append((grad, partial))
     sides = (
         ((x, *event, *targets[:3]), event_shape),
         ((*latent, *targets[3:]), latent_shape),
-        ((relative, *results, *given), ()),
+        ((log_w, residual, *results, *given), ()),
     )
     (of_event, of_latent, of_rows), sizes, index = _operands(sides, rows, dim)
     of_grads = (
@@ -487,19 +496,21 @@ def _run(
     kind, parameters = power_parameters(power, elbo_weight)
     factor = _rows.scalar(_rows.reduction_factor(scale, examples, reduction))
     stage = "rows" if reduction == "none" else "total" if examples == 1 else "programs"
-    shares = relative.new_empty((examples,), dtype=torch.float64) if results and stage == "programs" else None
-    splits = relative.new_empty((column_shares, examples, samples), dtype=torch.float64) if results else None
-    coefficients = relative.new_empty((examples, samples)) if descends else None
+    shares = log_w.new_empty((examples,), dtype=torch.float64) if results and stage == "programs" else None
+    splits = log_w.new_empty((column_shares, examples, samples), dtype=torch.float64) if results else None
+    coefficients = log_w.new_empty((examples, samples)) if descends else None
+    log_weights = (*of_rows[:2], log_w.new_empty((examples, samples)))
     common: dict[str, Any] = {"DTYPE": dtype, "INDEX": index}
 
     def launch(programs: int, spans: Any, weigh: bool, estimate: bool, descend: bool) -> None:
         """Arguments that none of the phases takes are None: less to compile."""
         data = (of_event[:4], of_latent[:5], tuple(map(_rows.scalar, bins)) or None, formula)
         event, latent, options, name = data if weigh or descend else (None, None, None, "")
-        estimator = (of_rows[1:] if results else None, of_rows[1:] if given else None, parameters, kind)
-        kept, incoming, powers, power_kind = estimator if estimate else (None, None, None, "")
+        kept, incoming = (of_rows[2:] if tensors else None for tensors in (results, given))
+        estimator = (log_weights, kept, incoming, parameters, kind)
+        weights, kept, incoming, powers, power_kind = estimator if estimate else (None, None, None, None, "")
         _rows.launch(
-            _bound_kernel, (programs,), decoder.device, event, latent, of_rows[0], kept, incoming,
+            _bound_kernel, (programs,), decoder.device, event, latent, weights, kept, incoming,
             of_grads if descend else (None, None), (splits, shares), coefficients, options, powers,
             (_rows.scalar(1 / groups), factor, counts_of(samples // groups)), (groups, samples // groups), spans,
             column_shares, sizes, (examples, samples, cols, latents), FORMULA=name, KIND=power_kind, STAGE=stage,
@@ -516,7 +527,7 @@ def _run(
         if descends:
             launch(programs, plan.spans, False, False, True)
     if shares is not None:
-        _rows.finish_total(shares, results[3], factor, common)
+        _rows.finish_total(shares, results[2], factor, common)
     for grad, partial in sums:
         grad.copy_(partial.sum(0))
     return _rows.present(grads, decoder)
@@ -528,13 +539,13 @@ def multi_sample_bound(*args: Any) -> tuple[Tensor, ...]:
     rows = decoder.shape[: decoder.dim() - event_ndims]
     examples = rows[:dim] + rows[dim + 1 :]
     dtype = _rows.result_dtype(decoder)
-    log_w, relative = (decoder.new_empty(rows, dtype=dtype) for _ in range(2))
+    log_w, residual = (decoder.new_empty(rows, dtype=dtype) for _ in range(2))
     shapes = (examples, examples, examples if reduction == "none" else ())
     bound, ess, loss = (decoder.new_empty(shape, dtype=dtype) for shape in shapes)
-    grads = _run(tensors, relative, (log_w, bound, ess, loss), (), wanted, *options)
-    return loss, log_w, bound, ess, relative, *grads
+    grads = _run(tensors, log_w, residual, (bound, ess, loss), (), wanted, *options)
+    return loss, log_w, bound, ess, residual, *grads
 
 
 def multi_sample_bound_backward(*args: Any) -> tuple[Tensor, ...]:
-    given, tensors, relative, options, needed = args[:2], args[2:11], args[11], args[12:-2], args[-1]
-    return _run(tensors, relative, (), given, needed, *options)
+    given, tensors, parts, options, needed = args[:2], args[2:11], args[11:13], args[13:-2], args[-1]
+    return _run(tensors, *parts, (), given, needed, *options)
