@@ -66,20 +66,21 @@ sys.exit(not any(b.name == "cuda" and b.loaded for b in uf.info().backends))'
 # ---- tests -------------------------------------------------------------------------------------------------------------
 # one row for each op, at sizes that end within a vector
 SMALL="test_row_equals_eager and float32 and (log_mean_exp_64 or iwae_loss_50 or importance_weights or effective \
-or logits_64 or patchgan or iwgan_generator or gaussian_kl_tiny or kl_latent or bernoulli_784_small)"
+or logits_64 or patchgan or iwgan_generator or gaussian_kl_tiny or kl_latent or bernoulli_784_small \
+or iwae_bernoulli_original)"
 pytest=(python3 -m pytest -q -p no:cacheprovider)
 workers=()
 if python3 -c "import xdist" 2>/dev/null; then workers=(-n 12 --dist worksteal); fi
 stage tests.log 150 "tests, CUDA" "${pytest[@]}" "${workers[@]}" tests
 triton_tests=()
-for name in triton bench importance adversarial divergence likelihood; do
+for name in triton bench importance adversarial divergence likelihood objectives; do
     if [[ -f tests/test_$name.py ]]; then triton_tests+=("tests/test_$name.py"); fi
 done
 stage triton.log 90 "tests, Triton" env UNIGEN_FAST_DISABLE=cuda "${pytest[@]}" "${workers[@]}" "${triton_tests[@]}"
 
 # ---- benchmarks --------------------------------------------------------------------------------------------------------
 bench=(python3 -m unigen_fast bench --device cuda --seconds 0.4)
-stage bench.log 240 "benchmarks, CUDA" "${bench[@]}" --json "$OUT/$slug-cuda.json"
+stage bench.log 240 "benchmarks, CUDA" "${bench[@]}" --all --json "$OUT/$slug-cuda.json"
 stage bench.log 90 "benchmarks, Triton" env UNIGEN_FAST_DISABLE=cuda "${bench[@]}" --dtype float32 \
     --json "$OUT/$slug-triton.json"
 

@@ -11,12 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unigen_fast import bench
-from unigen_fast.bench import harness, report
+from unigen_fast.bench import harness, report, steps
 from unigen_fast.bench.cases import ROWS, Row, describe_shapes
 
 CPU = torch.device("cpu")
+SMALL_STEPS = {
+    step.name: step
+    for step in (
+        steps.iwae_mnist(batch=5, samples=7, pixels=20, hidden=16, latent=3),
+        steps.dreamer_kl(batch=3, time=4, observation=10, actions=2, units=16, latents=5, classes=6),
+        steps.beta_tcvae(batch=9, pixels=20, hidden=16, latent=3),
+        steps.vocoder_discriminator(batch=2, segment=200, discriminators=3, channels=4),
+    )
+}
+IWAE = SMALL_STEPS["step_iwae_mnist"]
 
 
 def shrunk(row: Row) -> Row:
@@ -80,7 +91,34 @@ def record() -> dict[str, Any]:
             row("logits_64", "float32", 6e-5, 5e-5, "cache"),
             row("gaussian_kl_large", "bfloat16", 1.5e-5, 3e-5, "memory"),
         ],
+        "steps": [],
     }
+
+
+@pytest.fixture
+def record_of_steps(record) -> dict[str, Any]:
+    """The same with training steps won, lost, and neither; made up."""
+    contestants = json.dumps(record["rows"][0]["contestants"])
+
+    def step(name: str, eager: float, compiled: float) -> dict[str, Any]:
+        figures = json.loads(contestants)
+        for contestant, seconds in {"fused": 0.1, "eager": eager, "compile": compiled}.items():
+            figures[contestant] |= {"seconds": seconds, "quartiles": [0.9 * seconds, 1.2 * seconds]}
+        return {
+            "step": name,
+            "stands_for": steps.STEPS[name].stands_for,
+            "sizes": steps.STEPS[name].sizes,
+            "contestants": figures,
+            "missing": {},
+            "network": figures["fused"] | {"seconds": 0.08, "quartiles": [0.08, 0.08]},
+            "fastest_peer": "compile",
+            "ratio": compiled / 0.1,
+            "loss_shares": {"fused": 0.2, "compile": 1 - 0.08 / compiled},
+            "error": None,
+        }
+
+    won, lost = step("step_beta_tcvae", 0.5, 0.4), step("step_iwae_mnist", 0.12, 0.09)
+    return record | {"steps": [won, lost, step("step_dreamer_kl", 0.2, 0.0999)]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -178,6 +216,114 @@ def test_peak_memory(device):
     assert harness.peak_bytes(step, device) == 2 * 2**20
 
 
+# ---- whole training steps --------------------------------------------------------------------------------------------
+
+
+def test_every_step_has_a_small_form():
+    assert SMALL_STEPS.keys() == steps.STEPS.keys()
+
+
+@pytest.mark.parametrize("step", SMALL_STEPS.values(), ids=list(SMALL_STEPS))
+def test_training_step(step: steps.TrainingStep, device: torch.device):
+    """Every contestant updates parameters of its own with the same gradients, step after step; also without a loss."""
+    training = steps.Training(step, device)
+    training.check()
+    before = [p.clone() for p in training.networks.parameters()]
+    updates: list[list[torch.Tensor]] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        updates.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    hook = register_optimizer_step_pre_hook(keep)
+    try:
+        for contestant in ("fused", "eager", "network"):
+            torch.manual_seed(0)
+            train = training.run(contestant)
+            for _ in range(2):
+                torch.manual_seed(0)
+                train()
+    finally:
+        hook.remove()
+    fused, *others = updates
+    assert len(fused) == len(before) and len(others) == 5
+    for other in others:
+        for got, want in zip(fused, other, strict=True):
+            assert (got - want).abs().max() <= 1e-3 * want.abs().max()
+    for p, first in zip(training.networks.parameters(), before, strict=True):
+        assert p.grad is None and torch.equal(p, first)
+
+
+def _detached_logits(logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    return IWAE.eager(logits.detach(), *others) + 0 * logits.sum()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fused": lambda *outputs: 1.001 * IWAE.eager(*outputs)}, "loss: fused differs from eager"),
+        ({"fused": _detached_logits}, "gradient of encoder.0.weight: fused differs"),
+        ({"fused": lambda *outputs: math.nan * IWAE.eager(*outputs)}, "loss: fused differs"),
+        ({"fused": _detached_logits, "eager": _detached_logits}, "gradient of decoder.0.weight: 0.0 throughout"),
+    ],
+    ids=["value", "gradient", "nan", "zero"],
+)
+def test_wrong_step_is_not_timed(wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harness, "time_steps", lambda *_: pytest.fail("timed"))
+    result = steps.measure(dataclasses.replace(IWAE, **wrong), CPU, 0.0, False)
+    assert message in result["error"] and result["ratio"] is None
+
+
+def test_figures_of_a_step(monkeypatch):
+    """Only the loss lines are compiled; networks alone are no peer, and a share is never below zero."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    seconds = {"fused": 2.0, "eager": 5.0, "compile": 4.0, "network": 3.0}
+
+    def time_steps(run: dict[str, harness.Step], *_: Any) -> dict[str, dict[str, Any]]:
+        assert run.keys() == seconds.keys()
+        return {name: {"seconds": seconds[name]} for name in run}
+
+    monkeypatch.setattr(harness, "time_steps", time_steps)
+    result = steps.measure(IWAE, CPU, 0.0, True)
+    assert result["error"] is None and compiled == [IWAE.eager]
+    assert result["contestants"].keys() == {"fused", "eager", "compile"} and result["network"]["seconds"] == 3
+    assert result["fastest_peer"] == "compile" and result["ratio"] == 2
+    assert result["loss_shares"] == {"fused": 0.0, "compile": 0.25}
+
+
+@pytest.mark.parametrize(("option", "rows"), [("--steps", 0), ("--all", 1)])
+def test_steps_through_the_command_line(option, rows, device, small_copies, tmp_path: Path, monkeypatch, capsys):
+    wrong = dataclasses.replace(IWAE, name="step_wrong", fused=lambda *outputs: 2 * IWAE.eager(*outputs))
+    monkeypatch.setattr(steps, "STEPS", {"step_iwae_mnist": IWAE})
+    path = tmp_path / "figures.json"
+    options = [option, "--rows", "logits_64", "--dtype", "float32", "--no-compile", "--seconds", "0"]
+    options += ["--device", device.type, "--json", str(path)]
+    assert bench.main(options) == 0
+    record = json.loads(path.read_text())
+    assert len(record["rows"]) == rows
+    (step,) = record["steps"]
+    assert step["error"] is None and set(step["contestants"]) == {"fused", "eager"}
+    for figures in (*step["contestants"].values(), step["network"]):
+        first, third = figures["quartiles"]
+        assert 0 < first <= figures["seconds"] <= third < math.inf
+        assert figures["rounds"] >= 6 and figures["peak_bytes"] > 0
+    out = capsys.readouterr().out
+    assert "step_iwae_mnist" in out and ("logits_64" in out) == (rows == 1)
+    steps.STEPS["step_wrong"] = wrong
+    assert bench.main(options) == 1
+    out = capsys.readouterr().out
+    assert "ERROR  AssertionError: loss" in out and "1 steps with an ERROR" in out
+
+
+def test_no_picture_of_steps(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--steps", "--plot", str(tmp_path / "steps.png")])
+    assert "--plot draws rows" in capsys.readouterr().err
+
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
+
+
 def test_table(record):
     text = report.table(record)
     won, lost = (
@@ -201,6 +347,19 @@ def test_stars_are_held_to_their_bar(record):
     assert text.splitlines()[2].endswith("not so: mmd_1024 ★")
     lines = [line for line in report.table(record).splitlines() if "2.0 KiB" in line or "KiB†" in line]
     assert len(lines) == 2 and all("1.0 KiB / 4.0 KiB†" in line for line in lines)
+
+
+def test_table_of_steps(record, record_of_steps):
+    assert "training step" not in report.table(record)
+    text = report.table(record_of_steps)
+    won, lost = (next(line for line in text.splitlines() if name in line) for name in ("tcvae", "iwae_mnist"))
+    assert won.count("±15%") == 3 and "SLOWER" not in won
+    assert won.split() == (
+        "step_beta_tcvae 100 ms ±15% 500 ms ±15% 400 ms ±15% 80.0 ms ± 0% 4.00× 20% / 80% 1.0 KiB / 4.0 KiB".split()
+    )
+    assert "0.90×" in lost and "20% / 11%" in lost and lost.endswith("SLOWER")
+    record_of_steps["steps"][0]["missing"] = {"compile": "RuntimeError: no compiler"}
+    assert "no compile: RuntimeError: no compiler" in report.table(record_of_steps)
 
 
 def test_table_of_a_gpu(record):
@@ -253,10 +412,39 @@ def test_readme_is_brought_up_to_date_once(tmp_path, record):
     assert readme.read_text() == once
 
 
+def test_readme_takes_steps(tmp_path, record_of_steps):
+    readme = _readme(tmp_path, "before\n<!-- steps:cpu -->\nold\n<!-- /steps -->\nafter\n", record_of_steps)
+    assert bench.main(["--readme", str(readme)]) == 0
+    once = readme.read_text()
+    assert once.startswith("before\n<!-- steps:cpu -->\n| training step |")
+    assert once.endswith("\n<!-- /steps -->\nafter\n") and "old" not in once
+    sizes = steps.STEPS["step_beta_tcvae"].sizes
+    assert f" | {sizes} | 100 ms | 500 ms | 400 ms | 80.0 ms | **4.00×** | 20% / 80% | 1.0 KiB / 4.0 KiB |" in once
+    assert "| 0.90× (slower) | 20% / 11% |" in once and "| 1.00× | 20% / 20% |" in once
+    assert not (tmp_path / "benches" / "results" / "cpu.png").exists()  # it shows rows
+    assert bench.main(["--readme", str(readme)]) == 0
+    assert readme.read_text() == once
+
+
+@pytest.mark.parametrize("change", ["none", "error"])
+def test_readme_takes_no_steps_that_are_none(change, tmp_path, record_of_steps):
+    if change == "none":
+        del record_of_steps["steps"]
+    else:
+        record_of_steps["steps"][1]["error"] = "AssertionError: loss"
+    text = "<!-- steps:cpu -->\n<!-- /steps -->\n"
+    readme = _readme(tmp_path, text, record_of_steps)
+    with pytest.raises(ValueError, match="--all" if change == "none" else "step_iwae_mnist: AssertionError"):
+        bench.main(["--readme", str(readme)])
+    assert readme.read_text() == text
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "no markers\n",
+        "<!-- steps:cpu -->\n<!-- /bench -->\n",
+        "<!-- bench:cpu -->\n<!-- steps:cpu -->\n<!-- /steps -->\n<!-- /bench -->\n",
         "<!-- bench:cpu -->\nnever closed\n",
         "<!-- bench:cpu -->\n<!-- bench:cpu -->\n<!-- /bench -->\n",
         "<!-- bench:cpu --> not on a line of its own <!-- /bench -->\n",

@@ -1,4 +1,7 @@
-"""`python -m unigen_fast bench`: every row's forward + backward against eager PyTorch and `torch.compile`."""
+"""`python -m unigen_fast bench`: every row's forward + backward against eager PyTorch and `torch.compile`.
+
+With `--all`, whole training steps as well.
+"""
 
 import argparse
 import json
@@ -12,6 +15,7 @@ import torch
 
 import unigen_fast as uf
 from unigen_fast.bench import harness, report
+from unigen_fast.bench import steps as training
 from unigen_fast.bench.cases import ROWS, Row, describe_shapes
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -30,16 +34,21 @@ def _names(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m unigen_fast bench", description=__doc__)
-    parser.add_argument("--list", action="store_true", help="print the rows and leave")
+    parser.add_argument("--list", action="store_true", help="print the rows and the steps, and leave")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="the rows, and whole training steps")
+    which.add_argument("--steps", action="store_true", help="whole training steps, and no rows")
     parser.add_argument("--rows", type=_names([*ROWS], "row"), default=[*ROWS], help="comma-separated (default: all)")
     parser.add_argument(
         "--dtype", type=_names(_DTYPES, "dtype"), help="comma-separated (default: float32; on a GPU bfloat16 as well)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each row, beside compilation (default: 2)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="time for each row or step, beside compilation (default: 2)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures, after every row")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures, after every row and step")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios (needs matplotlib)")
     parser.add_argument(
         "--readme",
@@ -53,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def new_record(device: torch.device, seconds: float) -> dict[str, Any]:
-    """All of a run's figures but its rows."""
+    """All of a run's figures but its rows and steps."""
     try:
         import triton
     except ImportError:
@@ -72,48 +81,66 @@ def new_record(device: torch.device, seconds: float) -> dict[str, Any]:
         "seconds_per_row": seconds,
         "copy_bandwidth": harness.copy_bandwidth(device),
         "rows": [],
+        "steps": [],
     }
 
 
-def _list_rows(rows: Sequence[Row]) -> None:
+def _list(rows: Sequence[Row]) -> None:
     width = max(len(row.name) for row in rows)
     for row in rows:
         shapes = describe_shapes([item.shape for item in row.inputs])
         print(f"{row.name:<{width}}  {row.family:<12} {shapes:<32} {row.replaces}")
+    for step in training.STEPS.values():
+        print(f"{step.name:<{width}}  {step.stands_for}: {step.sizes}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 if a row has an error."""
-    options = _parser().parse_args(argv)
+    """Returns the exit status: 1 if a row or a step has an error."""
+    parser = _parser()
+    options = parser.parse_args(argv)
     if options.list:
-        _list_rows(list(ROWS.values()))
+        _list(list(ROWS.values()))
         return 0
     if options.readme is not None:
         for name in report.update_readme(options.readme):
             print(f"{options.readme}: {name}")
         return 0
+    if options.steps and options.plot is not None:
+        parser.error("--plot draws rows, and --steps measures none")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtypes = options.dtype or list(_DTYPES[: 1 if device.type == "cpu" else 2])
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     harness.keep_freed_memory()
     record = new_record(device, options.seconds)
-    print(report.heading(record), flush=True)
-    for dtype in dtypes:
-        for name in options.rows:
-            row = harness.measure(
-                ROWS[name],
-                device,
-                getattr(torch, dtype),
-                options.seconds,
-                not options.no_compile,
-                record["copy_bandwidth"],
-            )
-            record["rows"].append(row)
-            print(report.line(record, row), flush=True)
-            if options.json is not None:
-                options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(report.closing(record))
+
+    def keep(kind: str, figures: dict[str, Any], line: str) -> None:
+        record[kind].append(figures)
+        print(line, flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    print(report.machine(record))
+    if not options.steps:
+        print(report.heading(record), flush=True)
+        for dtype in dtypes:
+            for name in options.rows:
+                row = harness.measure(
+                    ROWS[name],
+                    device,
+                    getattr(torch, dtype),
+                    options.seconds,
+                    not options.no_compile,
+                    record["copy_bandwidth"],
+                )
+                keep("rows", row, report.line(record, row))
+        print(report.closing(record))
+    if options.all or options.steps:
+        print(report.steps_heading(), flush=True)
+        for step in training.STEPS.values():
+            figures = training.measure(step, device, options.seconds, not options.no_compile)
+            keep("steps", figures, report.step_line(figures))
+        print(report.steps_closing(record))
     if options.plot is not None:
         report.plot(record, options.plot)
-    return 1 if any(row["error"] is not None for row in record["rows"]) else 0
+    return 1 if any(figures["error"] is not None for figures in record["rows"] + record["steps"]) else 0

@@ -915,10 +915,24 @@ ROWS: dict[str, Row] = {
 
 # where fusing must pay most
 STARRED = frozenset(
-    name
-    for name in ROWS
-    if name.startswith(("iwae_bernoulli_", "iwae_gaussian_", "iwae_eval_", "total_correlation_", "vits_discriminator"))
-    or name in ("dreamer_kl", "zinb_2000", "nb_2000", "vimco_50", "mmd_1024")
+    [
+        "iwae_bernoulli_784",
+        "iwae_bernoulli_original_1",
+        "iwae_bernoulli_original_5",
+        "iwae_bernoulli_original_50",
+        "iwae_gaussian_784",
+        "iwae_bernoulli_pixels",
+        "iwae_eval_5000",
+        "total_correlation_256",
+        "total_correlation_1024",
+        "total_correlation_4096",
+        "dreamer_kl",
+        "zinb_2000",
+        "nb_2000",
+        "vits_discriminator",
+        "vimco_50",
+        "mmd_1024",
+    ]
 )
 
 

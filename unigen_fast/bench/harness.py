@@ -47,6 +47,13 @@ def contestants(device: torch.device, compiled: bool) -> list[str]:
     return [FUSED, EAGER, *(_COMPILE_MODES[device.type] if compiled else ())]
 
 
+def peer_function(eager: Callable[..., Any], contestant: str, device: torch.device) -> Callable[..., Any]:
+    """Eager as this contestant runs it: as it stands, or compiled."""
+    if contestant == EAGER:
+        return eager
+    return torch.compile(eager, fullgraph=True, dynamic=False, mode=_COMPILE_MODES[device.type][contestant])
+
+
 def _as_tuple(x: Any) -> tuple[Tensor, ...]:
     return (x,) if isinstance(x, Tensor) else tuple(x)
 
@@ -97,13 +104,7 @@ class Case:
         ]
 
     def function(self, contestant: str) -> Callable[..., Any]:
-        if contestant == FUSED:
-            return self.row.fused
-        eager = self._eager()
-        if contestant == EAGER:
-            return eager
-        mode = _COMPILE_MODES[self.device.type][contestant]
-        return torch.compile(eager, fullgraph=True, dynamic=False, mode=mode)
+        return self.row.fused if contestant == FUSED else peer_function(self._eager(), contestant, self.device)
 
     def _eager(self) -> Callable[..., Any]:
         """Below fp32 the fused functions compute in fp32 and return fp32 losses; the same is asked of the peers."""
@@ -330,6 +331,32 @@ def copy_level(floor_bytes: int, bandwidth: Mapping[str, float]) -> str:
     return "cache" if "cache" in bandwidth and floor_bytes <= 4 * _CACHE_COPY else "memory"
 
 
+def time_and_memory(
+    steps: Mapping[str, Step], device: torch.device, seconds: float, missing: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Time and peak memory of each step, warmed up; `missing` takes the compiled ones that do not run, and why."""
+    modes, running = _COMPILE_MODES[device.type], dict[str, Step]()
+    if modes.keys() & steps:
+        torch._dynamo.reset()  # none is recompiled, or compiled for dynamic shapes, because of what was measured before
+    for name, step in steps.items():
+        try:
+            for _ in range(3):
+                start = time.perf_counter()
+                step()
+                if time.perf_counter() - start > _LONG_STEP and name not in modes:  # nothing to compile
+                    break
+        except Exception as error:
+            if name not in modes:
+                raise
+            missing[name] = _one_line(error)  # no compiler, most often
+        else:
+            running[name] = step
+    figures = time_steps(running, device, seconds)
+    for name, step in running.items():
+        figures[name]["peak_bytes"] = peak_bytes(step, device)
+    return figures
+
+
 # ---- one row ---------------------------------------------------------------------------------------------------------
 
 
@@ -371,26 +398,8 @@ def _measure(
 ) -> None:
     case = Case(row, device, dtype)
     case.check()
-    if compiled:
-        torch._dynamo.reset()  # no row is recompiled, or compiled for dynamic shapes, because of another
-    steps: dict[str, Step] = {}
-    for name in contestants(device, compiled):
-        step = case.step(case.function(name))
-        try:
-            for _ in range(3):
-                start = time.perf_counter()
-                step()
-                if time.perf_counter() - start > _LONG_STEP and name == EAGER:  # nothing to compile
-                    break
-        except Exception as error:
-            if name in (FUSED, EAGER):
-                raise
-            result["missing"][name] = _one_line(error)  # no compiler, most often
-        else:
-            steps[name] = step
-    figures = time_steps(steps, device, seconds)
-    for name, step in steps.items():
-        figures[name]["peak_bytes"] = peak_bytes(step, device)
+    steps = {name: case.step(case.function(name)) for name in contestants(device, compiled)}
+    figures = time_and_memory(steps, device, seconds, result["missing"])
     peer = min((name for name in figures if name != FUSED), key=lambda name: figures[name]["seconds"])
     fused = figures[FUSED]
     level = copy_level(case.floor_bytes, bandwidth)

@@ -14,7 +14,9 @@ Record = Mapping[str, Any]
 Figures = Mapping[str, Any]
 
 _NO_VALUE = "–"
-_MARKERS = re.compile(r"(<!-- bench:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /bench -->)", re.DOTALL)
+_MARKERS = re.compile(
+    r"(?P<open><!-- (?P<kind>bench|steps):(?P<name>[\w.-]+) -->\n).*?(?P<close><!-- /(?P=kind) -->)", re.DOTALL
+)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -77,13 +79,19 @@ def _only_results(row: Figures) -> bool:
     return _peaks(row)[0] <= 1.1 * row["result_bytes"] + 4096
 
 
-def _memory(row: Figures, mark: str = "†") -> str:
-    ours, theirs = _peaks(row)
-    return f"{size(ours)} / {size(theirs)}" + (mark if _only_results(row) else "")
+def _memory(figures: Figures) -> str:
+    """Of a row or, which knows no results, of a training step."""
+    ours, theirs = _peaks(figures)
+    return f"{size(ours)} / {size(theirs)}" + ("†" if "result_bytes" in figures and _only_results(figures) else "")
 
 
 def _share(row: Figures, star: str = "*") -> str:
     return f"{100 * row['copy_share']:.0f}%" + (star if row["copy_level"] == "cache" else "")
+
+
+def _loss_shares(step: Figures) -> str:
+    ours, theirs = (step["loss_shares"][name] for name in (FUSED, step["fastest_peer"]))
+    return f"{100 * ours:.0f}% / {100 * theirs:.0f}%"
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------
@@ -111,8 +119,8 @@ def _columns(record: Record) -> list[Column]:
     return _COLUMNS[:4] + _GPU_COLUMNS + _COLUMNS[4:]
 
 
-def heading(record: Record) -> str:
-    """The machine, the kernels in use, and the head of the table."""
+def machine(record: Record) -> str:
+    """The machine, and the kernels in use."""
     versions = record["versions"]
     copies = ", ".join(f"{rate / 1e9:.1f} GB/s in {where}" for where, rate in record["copy_bandwidth"].items())
     lines = [
@@ -120,18 +128,28 @@ def heading(record: Record) -> str:
         f"torch {versions['torch']}, Triton {versions['triton']}, Python {versions['python']}",
         *record["kernels"],
         f"copy, read + written: {copies}",
-        "",
-        "row".ljust(_LABEL_WIDTH) + "".join(name.rjust(width) for name, width, _ in _columns(record)),
     ]
     return "\n".join(lines)
 
 
+def _head(first: str, columns: list[Column]) -> str:
+    return "\n" + first.ljust(_LABEL_WIDTH) + "".join(name.rjust(width) for name, width, _ in columns)
+
+
+def _cells(figures: Figures, name: str, columns: list[Column]) -> str:
+    if figures["error"] is not None:
+        return f"{name:<{_LABEL_WIDTH}}ERROR  {figures['error']}"
+    cells = "".join(cell(figures).rjust(width) for _, width, cell in columns)
+    missing = "".join(f"\n    no {peer}: {reason}" for peer, reason in figures["missing"].items())
+    return f"{name:<{_LABEL_WIDTH}}{cells}{'  SLOWER' if figures['ratio'] < 1 else ''}{missing}"
+
+
+def heading(record: Record) -> str:
+    return _head("row", _columns(record))
+
+
 def line(record: Record, row: Figures) -> str:
-    if row["error"] is not None:
-        return f"{label(row):<{_LABEL_WIDTH}}ERROR  {row['error']}"
-    cells = "".join(cell(row).rjust(width) for _, width, cell in _columns(record))
-    missing = "".join(f"\n    no {name}: {reason}" for name, reason in row["missing"].items())
-    return f"{label(row):<{_LABEL_WIDTH}}{cells}{'  SLOWER' if row['ratio'] < 1 else ''}{missing}"
+    return _cells(row, label(row), _columns(record))
 
 
 def _mean_ratio(rows: Sequence[Figures]) -> str:
@@ -170,8 +188,40 @@ def closing(record: Record) -> str:
     return "\n".join(lines)
 
 
+_STEP_COLUMNS: list[Column] = [
+    *_COLUMNS[:3],
+    ("networks alone", 17, lambda step: _time(step["network"], spread=True)),
+    ("faster by", 11, _ratio),
+    ("loss's share: ours / theirs", 29, _loss_shares),
+    ("peak memory: ours / theirs", 28, _memory),
+]
+
+
+def steps_heading() -> str:
+    return _head("training step", _STEP_COLUMNS)
+
+
+def step_line(step: Figures) -> str:
+    return _cells(step, step["step"], _STEP_COLUMNS)
+
+
+def steps_closing(record: Record) -> str:
+    errors = sum(step["error"] is not None for step in record["steps"])
+    return "\n".join(
+        [
+            "",
+            *([f"{errors} steps with an ERROR"] if errors else []),
+            "Networks, loss, backward and Adam; only the loss lines differ. Networks alone: the same without a loss.",
+            "Loss's share: of the whole step, what it takes beyond networks alone; ours and the faster peer's.",
+        ]
+    )
+
+
 def table(record: Record) -> str:
-    return "\n".join([heading(record), *(line(record, row) for row in record["rows"]), closing(record)])
+    lines = [machine(record), heading(record), *(line(record, row) for row in record["rows"]), closing(record)]
+    if record["steps"]:
+        lines += [steps_heading(), *map(step_line, record["steps"]), steps_closing(record)]
+    return "\n".join(lines)
 
 
 # ---- README.md -------------------------------------------------------------------------------------------------------
@@ -198,38 +248,78 @@ def markdown(record: Record) -> str:
             _share(row, star="\\*"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    device = record["device"]
-    where = device["name"] if device["type"] != "cpu" else f"{device['name']}, {record['threads']} threads"
     lines += [
         "",
-        f"{where}; torch {record['versions']['torch']}; {record['date'][:10]}. Forward + backward, medians; "
-        "*faster by*: the faster of eager and `torch.compile` over ours; ★: where fusing must pay most; *peak memory*: "
-        "beyond the inputs (†: results and gradients are nearly all of ours); *of copy*: "
-        "every input, output and gradient once, over the time, over the bandwidth of a copy"
-        + (" (\\*: of a copy within the cache)." if device["type"] == "cpu" else "."),
+        f"{_origin(record)} Forward + backward, medians; *faster by*: the faster of eager and `torch.compile` over "
+        "ours; ★: where fusing must pay most; *peak memory*: beyond the inputs (†: results and gradients are nearly "
+        "all of ours); *of copy*: every input, output and gradient once, over the time, over the bandwidth of a copy"
+        + (" (\\*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
     ]
     return "\n".join(lines)
 
 
+def markdown_steps(record: Record) -> str:
+    lines = [
+        "| training step | sizes | unigen_fast | eager loss | compiled loss | networks alone | faster by "
+        "| loss's share: ours / theirs | peak memory: ours / theirs |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    if not record.get("steps"):
+        raise ValueError("a run without training steps: `python -m unigen_fast bench --all` has them")
+    for step in record["steps"]:
+        if step["error"] is not None:
+            raise ValueError(f"{step['step']}: {step['error']}: a run with errors is not for publication")
+        ratio = round(step["ratio"], 2)  # within half a percent of 1 there is nothing to tell apart
+        cells = [
+            f"`{step['step']}`: {step['stands_for']}",
+            step["sizes"],
+            _time(step["contestants"][FUSED]),
+            _time(step["contestants"][EAGER]),
+            _time(_compiled(step)),
+            _time(step["network"]),
+            f"**{_ratio(step)}**" if ratio > 1 else _ratio(step) if ratio == 1 else f"{_ratio(step)} (slower)",
+            _loss_shares(step),
+            _memory(step),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"{_origin(record)} Networks, loss, backward and Adam, float32, medians; *faster by*: the faster of eager and "
+        "compiled loss over ours; *networks alone*: the same step without a loss; *loss's share*: of the whole step, "
+        "what it takes beyond that.",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(record: Record) -> str:
+    device = record["device"]
+    where = device["name"] if device["type"] != "cpu" else f"{device['name']}, {record['threads']} threads"
+    return f"{where}; torch {record['versions']['torch']}; {record['date'][:10]}."
+
+
+_TABLES: dict[str, Callable[[Record], str]] = {"bench": markdown, "steps": markdown_steps}
+
+
 def update_readme(readme: Path) -> list[str]:
-    """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, draws its pictures; returns the names.
+    """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, and draws its pictures; the table of the
+    training steps between `<!-- steps:NAME -->` and `<!-- /steps -->`. Returns the names.
 
     The figures are those of benches/results/NAME.json beside the README; NAME.png and NAME_floors.png go there too.
     """
     text = readme.read_text()
     found = list(_MARKERS.finditer(text))
-    opened, closed = text.count("<!-- bench:"), text.count("<!-- /bench -->")
+    opened, closed = (sum(text.count(start + kind) for kind in _TABLES) for start in ("<!-- ", "<!-- /"))
     if not found or not len(found) == opened == closed:
         raise ValueError(
-            f"{readme}: expected pairs of lines `<!-- bench:NAME -->` and `<!-- /bench -->`, "
+            f"{readme}: expected pairs of lines `<!-- bench:NAME -->` and `<!-- /bench -->`, or of steps, "
             f"got {opened} and {closed}, {len(found)} of them paired"
         )
     results = readme.parent / "benches" / "results"
     records = {m["name"]: json.loads((results / f"{m['name']}.json").read_text()) for m in found}
-    text = _MARKERS.sub(lambda m: f"{m[1]}{markdown(records[m['name']])}\n{m[4]}", text)
-    for name, record in records.items():
-        plot(record, results / f"{name}.png")
-        plot_floors(record, results / f"{name}_floors.png")
+    text = _MARKERS.sub(lambda m: f"{m['open']}{_TABLES[m['kind']](records[m['name']])}\n{m['close']}", text)
+    for name in {m["name"] for m in found if m["kind"] == "bench"}:
+        plot(records[name], results / f"{name}.png")
+        plot_floors(records[name], results / f"{name}_floors.png")
     readme.write_text(text)
     return list(records)
 
