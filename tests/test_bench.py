@@ -3,6 +3,7 @@
 Numbers and errors only; no timing is asserted.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -360,6 +361,20 @@ def test_table_of_steps(record, record_of_steps):
     assert "0.90×" in lost and "20% / 11%" in lost and lost.endswith("SLOWER")
     record_of_steps["steps"][0]["missing"] = {"compile": "RuntimeError: no compiler"}
     assert "no compile: RuntimeError: no compiler" in report.table(record_of_steps)
+
+
+def test_two_runs_agree_within_their_spread(record, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    paths[0].write_text(json.dumps(record))
+    for factor, status in ((1.5, 0), (2.0, 1)):  # each time's quartiles are 15 % apart: the two ratios by up to 60 %
+        other = copy.deepcopy(record)
+        other["rows"][0]["ratio"] *= factor
+        paths[1].write_text(json.dumps(other))
+        assert bench.main(["--compare", *map(str, paths)]) == status
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split()[1:5] == ["2.50×", f"{2.5 * factor:.2f}×", f"{100 * math.log(factor):.0f}%", "60%"]
+        assert lines[1].endswith("APART") == bool(status)
+        assert lines[-1].startswith(f"{2 - status} of 2 rows agree")
 
 
 def test_table_of_a_gpu(record):

@@ -146,7 +146,8 @@ def iwae_objective(
 
     With "iwae": -log (1/K) sum_k exp(log_w_k), whose gradient is -sum_k w~_k d log_w_k, w~ = softmax(log_w). For the
     elementwise likelihoods (all but the last two below) one kernel reads what the decoder gave once; if the loss is
-    reduced, it writes all gradients in the same pass, and backward only hands them over.
+    reduced, it writes all gradients in the same pass, and backward only hands them over (those of fp16 and bf16 are
+    made in backward, behind a loss scale). Log-weights of any size are weighed by fp32's digits of their differences.
 
     Args:
         decoder: `[rows…, event…]`, one of the rows' dimensions being that of the K samples: the likelihood's

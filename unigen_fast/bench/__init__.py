@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures, after every row and step")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios (needs matplotlib)")
     parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar="PATH",
+        help="measure nothing: whether two runs' ratios agree within their spread",
+    )
+    parser.add_argument(
         "--readme",
         type=Path,
         nargs="?",
@@ -101,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         _list(list(ROWS.values()))
         return 0
+    if options.compare is not None:
+        text, agree = report.comparison(*(json.loads(path.read_text()) for path in options.compare))
+        print(text)
+        return 0 if agree else 1
     if options.readme is not None:
         for name in report.update_readme(options.readme):
             print(f"{options.readme}: {name}")

@@ -224,6 +224,28 @@ def table(record: Record) -> str:
     return "\n".join(lines)
 
 
+def _spread(row: Figures) -> float:
+    """Half the distance of the quartiles of both times that a row's ratio is made of, relative to their medians."""
+    times = (row["contestants"][name] for name in (FUSED, row["fastest_peer"]))
+    return sum((t["quartiles"][1] - t["quartiles"][0]) / (2 * t["seconds"]) for t in times)
+
+
+def comparison(first: Record, second: Record) -> tuple[str, bool]:
+    """Two runs' ratios row by row, and whether all agree: logarithms no further apart than both runs' spreads."""
+    rows = {label(row): row for row in second["rows"] if row["error"] is None}
+    lines = ["row".ljust(_LABEL_WIDTH) + "".join(name.rjust(10) for name in ("first", "second", "apart", "spread"))]
+    apart = 0
+    pairs = [(row, rows[label(row)]) for row in first["rows"] if row["error"] is None and label(row) in rows]
+    for a, b in pairs:
+        distance, spread = abs(math.log(a["ratio"] / b["ratio"])), _spread(a) + _spread(b)
+        apart += distance > spread
+        cells = f"{_ratio(a):>10}{_ratio(b):>10}{100 * distance:>9.0f}%{100 * spread:>9.0f}%"
+        lines.append(f"{label(a):<{_LABEL_WIDTH}}{cells}{'  APART' if distance > spread else ''}")
+    means = (_mean_ratio([pair[i] for pair in pairs]) for i in range(2))
+    lines.append(f"{len(pairs) - apart} of {len(pairs)} rows agree; geometric means {', '.join(means)}")
+    return "\n".join(lines), not apart
+
+
 # ---- README.md -------------------------------------------------------------------------------------------------------
 
 
