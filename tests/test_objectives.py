@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases.objectives import bernoulli, bound, log_weights
-from helpers import NATIVE, assert_close, assert_refused, assert_same_bits, recorded_ops
+from cases.base import Spec, draw
+from cases.likelihood import negative_binomial, zero_inflated
+from cases.objectives import bernoulli, bins, bound, gaussian, laplace, log_weights, unit
+from helpers import LAYOUTS, NATIVE, assert_close, assert_refused, assert_same_bits, recorded_ops
 from torch import Tensor
 
 import unigen_fast as uf
@@ -220,6 +222,67 @@ def test_same_bits_in_every_run() -> None:
                     assert_same_bits(g, e)
     finally:
         torch.set_num_threads(threads)
+
+
+# ---- likelihoods -----------------------------------------------------------------------------------------------------
+
+# options, density, kinds of x and of what the decoder gives
+LIKELIHOODS: dict[str, tuple[dict[str, Any], Any, list[str]]] = {
+    "bernoulli": ({}, bernoulli, ["binary", "logits"]),
+    "gaussian of variance 1": ({"likelihood": "gaussian"}, unit, ["normal"] * 2),
+    "gaussian": ({"likelihood": "gaussian"}, gaussian, ["normal"] * 3),
+    "laplace": ({"likelihood": "laplace"}, laplace, ["normal"] * 3),
+    "discretized_logistic": (
+        {"likelihood": "discretized_logistic", "likelihood_options": {"bin_width": 0.2, "low": 0.0, "high": 1.0}},
+        bins,
+        ["unit", "normal", "normal"],
+    ),
+    "negative_binomial": ({"likelihood": "negative_binomial"}, negative_binomial, ["counts", "std", "std"]),
+    "zero_inflated_negative_binomial": (
+        {"likelihood": "zero_inflated_negative_binomial"},
+        zero_inflated,
+        ["counts", "std", "std", "logits"],
+    ),
+}
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("layout", ["sliced", "transposed", "mixed", "shared"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_likelihoods(likelihood: str, layout: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Made with the loss, and with a loss of log_w beside it; in groups; the last output each sample's, or shared."""
+    options, density, (x_kind, *kinds) = LIKELIHOODS[likelihood]
+    if layout == "shared" and len(kinds) == 1:
+        pytest.skip("has one output")
+    examples, samples, pixels = (3, 4, 41) if dtype == torch.float64 else (17, 6, 9)
+    specs = [Spec((examples, pixels), x_kind), *(Spec((examples, samples, pixels), kind) for kind in kinds)]
+    if layout == "shared":
+        specs[-1] = Spec((pixels,), kinds[-1])
+    specs += [Spec((examples, samples, L)), Spec((examples, L)), Spec((examples, L), "unit")]
+    lay_out = LAYOUTS[{"mixed": "stepped", "shared": "contiguous"}.get(layout, layout)]
+    given = [lay_out(draw(spec, dtype)) for spec in specs]
+    if layout == "mixed":
+        given[1] = LAYOUTS["transposed"](given[1])
+    given = [t.detach().to(device).requires_grad_(i > 0) for i, t in enumerate(given)]
+
+    def ours(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        found = uf.iwae_objective(rest[:-3], x, *rest[-3:], dim=1, estimator="miwae", num_groups=2, **options)
+        return found.loss, found.log_w
+
+    def by_definition(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        log_w = log_weights(density, rest[:-3], x, rest[-3], rest[-2:])
+        return -bound(log_w.unflatten(1, (2, -1)), 2).mean(), log_w
+
+    wide = [t.detach().double().requires_grad_(i > 0) for i, t in enumerate(given)]
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
+    for beside in (0.0, 0.3):
+        (loss, log_w), (expected, wide_log_w) = ours(*given), by_definition(*wide)
+        assert_close(loss, expected, min(tolerance, 1e-5))
+        assert_close(log_w, wide_log_w, min(tolerance, 1e-5))
+        got = torch.autograd.grad(loss + beside * log_w.mean() if beside else loss, leaves(given))
+        wanted = torch.autograd.grad(expected + beside * wide_log_w.mean() if beside else expected, leaves(wide))
+        for g, w in zip(got, wanted, strict=True):
+            assert_close(g, w, tolerance, 1e-30)
 
 
 # ---- estimators ------------------------------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ struct BoundOp : BoundArguments {
   using T = Arithmetic<E>;
   using Row = T;  // its coefficient
   static constexpr int kOutputs = F::kInputs - 1;
-  // a large formula takes longer than its loads
-  static constexpr int kVector = F::kLarge && kWidest<E> > 2 ? 2 : kWidest<E>;
+  // a large formula, or one in double, takes longer than its loads
+  static constexpr int kVector = F::kLarge || sizeof(T) == 8 ? 1 : kWidest<E>;
   static constexpr int kUnroll = F::kLarge || kVector == 8 ? 1 : 2;
   template <int V>
   struct Loaded {

@@ -405,7 +405,7 @@ def _plan(examples: int, samples: int, groups: int, cols: int, latents: int, for
     wide, deep = _rows.power_of_2(cols), _rows.power_of_2(latents)
     block_k = min(_rows.power_of_2(samples), tile // min(max(wide, deep), 128))
     block_c, block_l = min(wide, tile // block_k), min(deep, max(tile // block_k // 2, 1))
-    log_weights = 512 if dtype == tl.float64 else 1024
+    log_weights = 256 if dtype == tl.float64 else 512  # of which sums are taken in fp64
     block_s = min(_rows.power_of_2(samples // groups), log_weights)
     block_g = min(_rows.power_of_2(groups), log_weights // block_s)
     blocks = max(_rows.ceil_div(samples, block_k), 1)
@@ -419,7 +419,9 @@ def _plan(examples: int, samples: int, groups: int, cols: int, latents: int, for
     spans = (sample_shares, column_shares, of_samples * block_k, of_columns * block_c, of_columns * block_l)
     warps = max(block_k * max(block_c, block_l) // (32 * elements), block_g * block_s // 256, 1)
     blocks_of = {"BLOCK_K": block_k, "BLOCK_C": block_c, "BLOCK_L": block_l, "BLOCK_G": block_g, "BLOCK_S": block_s}
-    return _Plan(spans, {**blocks_of, "num_warps": warps})
+    # an upper limit that is none: without one ptxas spills around the calls of its division
+    registers = {} if torch.version.hip else {"maxnreg": 255}
+    return _Plan(spans, {**blocks_of, "num_warps": warps, **registers})
 
 
 def _strides(item: Any, columns: int, rows: int, dim: int) -> tuple[tuple[int, ...], int | None, tuple[int, ...]]:
