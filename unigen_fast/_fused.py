@@ -239,7 +239,9 @@ class FusedOp:
         if self.gradients:
             inputs, options = self._split_forward(args)
             one = torch.ones_like(fresh[0])
-            fresh += tuple(self._reference_gradients([one], inputs, options, self._needed(inputs, options[-1])))
+            # hooks on what a graph saves are meant for the caller's graph, not for the one within
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+                fresh += tuple(self._reference_gradients([one], inputs, options, self._needed(inputs, options[-1])))
         return fresh if isinstance(outputs, tuple) else fresh[0]
 
     def _fake_forward(self, *args: Any) -> Any:

@@ -15,6 +15,11 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(accumulate_dtype(x.dtype))
 
 
+def precise(x: Tensor) -> Tensor:
+    """float64 where there is one."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), exact in the tails (`torch.nn.functional.softplus` turns linear above 20)."""
     return -torch.nn.functional.logsigmoid(-x)

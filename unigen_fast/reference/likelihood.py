@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from unigen_fast.reference._common import softplus, sum_event, upcast
+from unigen_fast.reference._common import precise, softplus, sum_event, upcast
 from unigen_fast.reference.divergence import to_logvar
 
 
@@ -81,13 +81,9 @@ def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     return rest + total * log_ratio + torch.xlogy(x, torch.where(certain, torch.ones_like(mu), mu)) - of_x
 
 
-def _precise(x: Tensor) -> Tensor:
-    """float64 where there is one: differences of lgamma, and their derivatives, need it."""
-    return x if x.device.type == "mps" else x.double()
-
-
 def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int) -> Tensor:
-    terms = _negative_binomial(_precise(x), _precise(mu), _precise(theta))
+    # differences of lgamma, and their derivatives, need it
+    terms = _negative_binomial(precise(x), precise(mu), precise(theta))
     return sum_event(terms, event_ndims).to(upcast(mu).dtype)
 
 
@@ -95,8 +91,8 @@ def zero_inflated_negative_binomial_log_prob(
     x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int
 ) -> Tensor:
     x = torch.where(x == 0, torch.zeros_like(x), x)  # a zero is one event, whatever its neighbourhood: no gradient
-    count = _negative_binomial(_precise(x), _precise(mu), _precise(theta))
-    gate = _precise(gate_logits)
+    count = _negative_binomial(precise(x), precise(mu), precise(theta))
+    gate = precise(gate_logits)
     # log(sigma(g) + sigma(-g) p) = log1p(-sigma(-g) (1 - p)), but for p and sigma(g) both small
     rest = (-gate).sigmoid() * torch.expm1(count)
     usual = rest > -0.5

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast.reference import likelihood as of_likelihood
-from unigen_fast.reference._common import accumulate_dtype, reduce_rows
+from unigen_fast.reference._common import accumulate_dtype, precise, reduce_rows
 from unigen_fast.reference.divergence import gaussian_kl_monte_carlo
 from unigen_fast.reference.importance import effective_sample_size, power_bound_loss
 
@@ -59,7 +59,7 @@ def multi_sample_bound(
     gradients: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """scale · the reduced bound; log_w; the bound and the effective sample size of its weights; and what rounding has
-    taken from log_w (here nothing): weights hang on its differences, and a kernel has more digits of these.
+    taken from log_w: weights hang on its differences, and need more digits of it than float32 has.
 
         log_w = log p(x | decoder) + log p(z) - log q(z; mean, logvar).
 
@@ -67,13 +67,14 @@ def multi_sample_bound(
     as `decoder`, or as the event alone. The samples are `groups` stretches of equal length; the bound and the effective
     sample size are means over these, the former of `power_bound_loss`.
     """
-    parameters = [p for p in (decoder, decoder_2, decoder_3) if p is not None]
+    dtype = torch.promote_types(accumulate_dtype(decoder.dtype), accumulate_dtype(z.dtype))
+    parameters = [precise(p) for p in (decoder, decoder_2, decoder_3) if p is not None]
     rows = decoder.dim() - event_ndims
-    z = z.to(torch.promote_types(accumulate_dtype(decoder.dtype), accumulate_dtype(z.dtype)))
-    of_x = log_likelihood(likelihood, x.unsqueeze(dim), parameters, bins, event_ndims)
-    zero = torch.zeros_like(mean)
-    priors = (zero if prior is None else prior for prior in (prior_mean, prior_logvar))
-    q_mean, q_logvar, p_mean, p_logvar = (g.unsqueeze(dim).expand(z.shape) for g in (mean, logvar, *priors))
+    z, zero = precise(z), precise(torch.zeros_like(mean))
+    of_x = log_likelihood(likelihood, precise(x).unsqueeze(dim), parameters, bins, event_ndims)
+    priors = (zero if prior is None else precise(prior) for prior in (prior_mean, prior_logvar))
+    of_example = (precise(mean), precise(logvar), *priors)
+    q_mean, q_logvar, p_mean, p_logvar = (g.unsqueeze(dim).expand(z.shape) for g in of_example)
     kl = gaussian_kl_monte_carlo(
         z, q_mean, q_logvar, p_mean, p_logvar, None, z.dim() - rows, "logvar", *_NO_CLAMP, 1.0, "none"
     )
@@ -82,7 +83,11 @@ def multi_sample_bound(
     bound, _ = power_bound_loss(grouped, dim + 1, power, elbo_weight, 1.0, "none")
     bound = bound.mean(dim)
     ess = effective_sample_size(power_weights(grouped.detach(), dim + 1, power), dim + 1).mean(dim)
-    return reduce_rows(bound, reduction, scale), log_w, bound.detach(), ess, torch.zeros_like(log_w).detach()
+    rounded = log_w.to(dtype)
+    lost = (log_w - rounded).detach()
+    residual = torch.where(lost.isfinite(), lost, torch.zeros_like(lost))
+    loss = reduce_rows(bound, reduction, scale)
+    return loss.to(dtype), rounded, bound.detach().to(dtype), ess.to(dtype), residual.to(dtype)
 
 
 def power_weights(log_w: Tensor, dim: int, power: float) -> Tensor:
