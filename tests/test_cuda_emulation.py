@@ -392,15 +392,17 @@ _BOUND = {
     "power": DOUBLE,
     "elbo_weight": DOUBLE,
     "reduction": Reduction,
+    "log_w": Operand,
+    "residual": Operand,
 }
 SampledBound = _arguments(
     "SampledBound",
     **_BOUND,
-    **dict.fromkeys(("log_w", "residual", "bound", "ess", "value"), Operand),
+    **dict.fromkeys(("bound", "ess", "value"), Operand),
     gradients=ctypes.c_bool,
 )
 SampledBoundBackward = _arguments(
-    "SampledBoundBackward", **_BOUND, **dict.fromkeys(("log_w", "residual", "grad_log_w", "grad_value"), Operand)
+    "SampledBoundBackward", **_BOUND, **dict.fromkeys(("grad_log_w", "grad_value"), Operand)
 )
 
 

@@ -406,6 +406,15 @@ def test_latents_of_another_dtype(device: torch.device) -> None:
         assert_close(g, e, tolerance)
 
 
+def test_integers_beside_a_16_bit_decoder(device: torch.device) -> None:
+    """Data of more digits than bf16 has are not rounded, no more than in the log-likelihood by itself."""
+    given = tensors(dtype=torch.bfloat16, device=device)
+    x = torch.arange(B * D, device=device).reshape(B, D) + 1001
+    found = uf.iwae_objective(given[0], x, *given[2:], dim=1, likelihood="gaussian")
+    log_px = uf.gaussian_log_prob(x.unsqueeze(1), given[0], given[0].new_zeros(()))
+    assert_close(found.log_w, log_px, 1e-5)  # beside which the latent is nothing
+
+
 # ---- the others ------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,13 @@ def number(name: str, value: float, *, minimum: float = -math.inf, exclusive: bo
     return float(value)
 
 
+def fraction(name: str, value: float) -> float:
+    value = number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: got {value}, expected a number in [0, 1]")
+    return value
+
+
 def dimension(name: str, x: Tensor, dim: int, *, extra: int = 0) -> int:
     """`dim` counted from the front, of a tensor with `extra` more dimensions than `x`."""
     if isinstance(dim, bool) or not isinstance(dim, int):

@@ -184,8 +184,8 @@ class FusedOp:
         self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool], create_graph: bool
     ) -> list[Tensor | None]:
         """Gradients of `inputs` through the reference."""
-        outputs = _as_tuple(self.reference(*self._pack(inputs), *options))
-        reached = [(o, g) for o, g in zip(outputs, grads, strict=False) if o.requires_grad]
+        outputs = _as_tuple(self.reference(*self._pack(inputs), *options))[: len(grads)]
+        reached = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
         wanted = [(i, t) for i, t in enumerate(inputs) if needed[i] and t is not None]
         return _pull_back(reached, wanted, len(inputs), create_graph=create_graph, materialize_grads=True)
 

@@ -74,12 +74,12 @@ def gaussian_kl(
         prior_logvar=prior_logvar,
     )
     event_ndims = _checks.event("mean", mean, event_ndims)
-    weights, reduction = _weighting(weights, normalize_weights, reduction, mean, event_ndims)
+    weights, reduction = weighting(weights, normalize_weights, reduction, mean, event_ndims)
     options = (event_ndims, spread, free_bits, free_bits_mode, low, high)
     return _weighted(_ops.gaussian_kl, (mean, logvar, prior_mean, prior_logvar), weights, options, scale, reduction)
 
 
-def _weighting(
+def weighting(
     weights: Tensor | None, normalize: bool, reduction: str, like: Tensor, event_ndims: int
 ) -> tuple[Tensor | None, str]:
     """Checked weights over the rows of `like`, normalised if wanted, and the reduction that goes with them."""
@@ -182,7 +182,7 @@ def gaussian_kl_monte_carlo(
         optional=("mean",), z=z, mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar
     )
     event_ndims = _checks.event("z", tensors[0], event_ndims)
-    weights, reduction = _weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
+    weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     options = (event_ndims, spread, low, high)
     return _weighted(_ops.gaussian_kl_monte_carlo, tensors, weights, options, scale, reduction)
 
@@ -223,7 +223,7 @@ def bernoulli_kl(
         optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
     )
     event_ndims = _checks.event("logits_q", tensors[0], event_ndims)
-    weights, reduction = _weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
+    weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     return _weighted(_ops.bernoulli_kl, tensors, weights, (event_ndims,), scale, reduction)
 
 
@@ -385,7 +385,7 @@ def categorical_kl(
     class_dim = _checks.dimension("class_dim", logits_q, class_dim)
     # the rows are what is left of the dimensions but that of the classes
     rows_of = logits_q.movedim(class_dim, -1)
-    weights, reduction = _weighting(weights, normalize_weights, reduction, rows_of, event_ndims + 1)
+    weights, reduction = weighting(weights, normalize_weights, reduction, rows_of, event_ndims + 1)
     options = (class_dim, event_ndims, unimix)
     return _weighted(_ops.categorical_kl, (logits_q, logits_p), weights, options, scale, reduction)
 

@@ -289,9 +289,7 @@ def ciwae_loss(log_w: Tensor, *, dim: int, beta: float, reduction: str = "mean")
     Source: Rainforth et al. (2018), CIWAE.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
-    beta = _checks.number("beta", beta, minimum=0.0)
-    if beta > 1:
-        raise ValueError(f"beta: got {beta}, expected a number in [0, 1]")
+    beta = _checks.fraction("beta", beta)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     return _ops.power_bound_loss((log_w,), dim, 1.0, beta, -1.0, reduction)
 
@@ -479,11 +477,16 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
     if z.shape[: log_w.dim()] != log_w.shape:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected that of log_w, {tuple(log_w.shape)}, then any")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    weigh_gradient(z, log_w, dim)
+    return _ops.iwae_loss((log_w,), dim, reduction, "bound")
+
+
+def weigh_gradient(z: Tensor, log_w: Tensor, dim: int) -> None:
+    """What reaches z in the backward pass is multiplied by its sample's normalised weight."""
     if z.requires_grad and torch.is_grad_enabled():
         weights = _ops.importance_weights((log_w.detach(),), dim, 1.0)
         weights = weights.reshape(weights.shape + (1,) * (z.dim() - log_w.dim())).to(z.dtype)
         z.register_hook(lambda grad: grad * weights)
-    return _ops.iwae_loss((log_w,), dim, reduction, "bound")
 
 
 def log_variance_loss(log_w: Tensor, *, dim: int, reduction: str = "mean") -> Tensor:

@@ -122,13 +122,18 @@ def discretized_logistic_log_prob(
 
     Source: Salimans et al., "PixelCNN++" (2017), Eq. 2; Kingma et al. (2016), App. for the single logistic.
     """
+    bins = logistic_bins(bin_width, low, high)
+    tensors = _of_data(x, mean=mean, log_scale=log_scale)
+    return _ops.discretized_logistic_log_prob(tensors, _checks.event("x", tensors[0], event_ndims), *bins)
+
+
+def logistic_bins(bin_width: float = 2 / 255, low: float = -1.0, high: float = 1.0) -> tuple[float, float, float]:
+    """Half the width of a bin and the extreme levels, checked."""
     bin_width = _checks.number("bin_width", bin_width, minimum=0.0, exclusive=True)
     low, high = _checks.number("low", low), _checks.number("high", high)
     if not low <= high:
         raise ValueError(f"low: got {low}, expected at most high = {high}")
-    tensors = _of_data(x, mean=mean, log_scale=log_scale)
-    event_ndims = _checks.event("x", tensors[0], event_ndims)
-    return _ops.discretized_logistic_log_prob(tensors, event_ndims, bin_width / 2, low, high)
+    return bin_width / 2, low, high
 
 
 def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, *, event_ndims: int = 1) -> Tensor:
@@ -190,11 +195,15 @@ def zero_inflated_negative_binomial_log_prob(
 
 def _of_data(x: Tensor, **parameters: Tensor) -> tuple[Tensor, ...]:
     """Data, of integers too, and parameters: checked, broadcast to one shape, in one dtype."""
-    if isinstance(x, Tensor) and (x.dtype == torch.bool or not x.is_floating_point()):
-        given = [t.dtype for t in parameters.values() if isinstance(t, Tensor) and t.is_floating_point()]
-        # fp16 and bf16 do not have every count
-        x = x.to(torch.float64 if torch.float64 in given else torch.float32)
-    return _checks.same_kind(x=x, **parameters)  # type: ignore[arg-type, return-value]
+    return _checks.same_kind(x=counts(x, *parameters.values()), **parameters)  # type: ignore[arg-type, return-value]
+
+
+def counts(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Integers as floating-point numbers: fp16 and bf16 do not have every one of them."""
+    if not isinstance(x, Tensor) or x.is_floating_point():
+        return x
+    wide = any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in parameters)
+    return x.to(torch.float64 if wide else torch.float32)
 
 
 def categorical_log_prob(logits: Tensor, x: Tensor, *, class_dim: int = -1, event_ndims: int = 0) -> Tensor:

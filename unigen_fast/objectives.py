@@ -9,8 +9,9 @@ from torch import Tensor
 
 from unigen_fast import _checks, _ops, divergence, importance
 from unigen_fast import likelihood as _likelihood
+from unigen_fast.reference._common import reduce_rows, reduce_weighted
 from unigen_fast.reference.divergence import to_logvar
-from unigen_fast.reference.objectives import LIKELIHOODS, power_weights
+from unigen_fast.reference.objectives import power_weights
 
 Decoder = Tensor | Sequence[Tensor]
 
@@ -24,8 +25,8 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "categorical": ("logits",),
     "discretized_logistic_mixture": ("params",),
 }
+_NOT_ELEMENTWISE = ("categorical", "discretized_logistic_mixture")
 _ESTIMATORS = ("iwae", "stl", "dreg", "elbo", "miwae", "ciwae", "renyi", "cubo", "tvo")
-_COUNTS = ("negative_binomial", "zero_inflated_negative_binomial")
 
 
 class Bound(NamedTuple):
@@ -112,10 +113,8 @@ def elbo_loss(
         event_ndims=mean.dim() - rows, spread=spread, clamp_logvar=clamp_logvar, reduction="none",
     )  # fmt: skip
     loss = kl * kl_weight - of_x
-    weights, reduction = divergence._weighting(weights, normalize_weights, reduction, loss, 0)
-    if weights is not None:
-        loss = loss * weights
-    return Bound(_reduced(loss, reduction, scale), of_x, kl)
+    weights, reduction = divergence.weighting(weights, normalize_weights, reduction, loss, 0)
+    return Bound(reduce_weighted(loss, weights, scale, reduction), of_x, kl)
 
 
 def iwae_objective(
@@ -199,16 +198,17 @@ def iwae_objective(
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     if estimator in ("stl", "dreg"):
         gaussians = [*(g.detach() for g in gaussians[:2] if g is not None), *gaussians[2:]]
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     # what the kernel takes, the rest being composed of several: an elementwise likelihood as it stands
     bins = _bins(likelihood, likelihood_options)
-    fused = likelihood in LIKELIHOODS and bins is not None and not (isinstance(x, Tensor) and x.requires_grad)
+    fused = likelihood not in _NOT_ELEMENTWISE and bins is not None and not x.requires_grad
     if fused:
-        tensors, rows = _one_pass_tensors(likelihood, parameters, x, z, gaussians, dim, event_ndims)
+        tensors = _one_pass_tensors(likelihood, parameters, x, z, gaussians, dim, event_ndims)
     else:
         of_x, z, gaussians = _log_likelihood(
             likelihood, parameters, x, z, gaussians, dim, event_ndims, likelihood_options
         )
-        rows = of_x.dim()
     samples = z.size(dim)
     if samples == 0:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected at least one sample along dim {dim}")
@@ -224,11 +224,9 @@ def iwae_objective(
         bound = _composed(of_x, z, gaussians, dim, groups, power, elbo_weight, sign * scale, reduction)
     if estimator == "tvo":
         each = importance.tvo_loss(bound.log_w, dim=dim, partition=option, reduction="none")
-        return bound._replace(loss=_reduced(each, reduction, scale), bound=-each.detach())
-    if estimator == "dreg" and z.requires_grad and torch.is_grad_enabled():
-        weights = _ops.importance_weights((bound.log_w.detach(),), dim, 1.0)
-        weights = weights.reshape(weights.shape + (1,) * (z.dim() - rows)).to(z.dtype)
-        z.register_hook(lambda grad: grad * weights)
+        return bound._replace(loss=reduce_rows(each, reduction, scale), bound=-each.detach())
+    if estimator == "dreg":
+        importance.weigh_gradient(z, bound.log_w, dim)
     return bound
 
 
@@ -280,7 +278,7 @@ def adversary_activated_loss(
             logits = logits.squeeze(-1)
         wide = torch.float64 if torch.float64 in (loss.dtype, logits.dtype) else torch.float32
         weights = logits.detach().to(wide).sigmoid()
-        sides.append(_reduced(loss.to(wide) * weights, reduction, 0.5))
+        sides.append(reduce_rows(loss.to(wide) * weights, reduction, 0.5))
     return sides[0] + sides[1]
 
 
@@ -347,11 +345,6 @@ class _RunningSum:
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _reduced(rows: Tensor, reduction: str, scale: float) -> Tensor:
-    rows = rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
-    return rows if scale == 1.0 else rows * scale
-
-
 def _parameters(likelihood: str, decoder: Decoder) -> dict[str, Tensor]:
     """The decoder's outputs by their names in `<likelihood>_log_prob`."""
     names = _PARAMETERS[likelihood]
@@ -407,10 +400,7 @@ def _estimator_option(estimator: str, given: Mapping[str, Any]) -> Any:
         return value
     if own == "partition":
         return _checks.increasing("partition", value, 0.0, 1.0)
-    value = _checks.number(own, value)
-    if own == "beta" and not 0 <= value <= 1:
-        raise ValueError(f"beta: got {value}, expected a number in [0, 1]")
-    return value
+    return _checks.fraction("beta", value) if own == "beta" else _checks.number(own, value)
 
 
 def _power(estimator: str, option: Any, samples: int) -> tuple[int, float, float, float]:
@@ -435,14 +425,9 @@ def _bins(likelihood: str, options: Mapping[str, Any] | None) -> list[float] | N
     """The kernel's options of the likelihood; None where it has not those that are asked for."""
     if likelihood != "discretized_logistic":
         return None if options else []
-    wanted = {"bin_width": 2 / 255, "low": -1.0, "high": 1.0, **(options or {})}
-    if len(wanted) != 3:
+    if options and not options.keys() <= {"bin_width", "low", "high"}:
         return None  # to `…_log_prob`, which says what it does not take
-    width = _checks.number("bin_width", wanted["bin_width"], minimum=0.0, exclusive=True)
-    low, high = _checks.number("low", wanted["low"]), _checks.number("high", wanted["high"])
-    if not low <= high:
-        raise ValueError(f"low: got {low}, expected at most high = {high}")
-    return [width / 2, low, high]
+    return [*_likelihood.logistic_bins(**(options or {}))]
 
 
 def _sample_dim(dim: int, rows: int) -> int:
@@ -497,8 +482,8 @@ def _one_pass_tensors(
     gaussians: Sequence[Tensor | None],
     dim: int,
     event_ndims: int,
-) -> tuple[tuple[Tensor | None, ...], int]:
-    """The op's nine tensors, and how many dimensions the rows have."""
+) -> tuple[Tensor | None, ...]:
+    """The op's nine tensors."""
     names, outputs = list(parameters), list(parameters.values())
     first = outputs[0]
     event_ndims = _checks.event(f"decoder's {names[0]}", first, event_ndims)
@@ -507,14 +492,11 @@ def _one_pass_tensors(
     for name, p in zip(names[1:], outputs[1:], strict=True):
         if p.device != first.device:
             raise ValueError(f"decoder's {name}: got device {p.device}, expected {first.device} as {names[0]}")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     for name, t in (("x", x), ("z", z)):
         if isinstance(t, Tensor) and t.device != first.device:
             raise ValueError(f"{name}: got device {t.device}, expected {first.device} as the decoder's outputs")
-    if not x.is_floating_point():  # fp16 and bf16 do not have every count
-        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-        x = x.to(wide if likelihood in _COUNTS else first.dtype)
+    if not x.is_floating_point():
+        x = x.to(first.dtype) if likelihood == "bernoulli" else _likelihood.counts(x, *outputs)
     shape = first.shape
     for i, (name, p) in enumerate(zip(names[1:], outputs[1:], strict=True), 1):
         if p.shape != shape:
@@ -529,7 +511,7 @@ def _one_pass_tensors(
     if (outputs[0].dtype == torch.float64) != (z.dtype == torch.float64):
         x, z = x.double(), z.double()
         outputs, gaussians = [p.double() for p in outputs], [None if g is None else g.double() for g in gaussians]
-    return (*outputs, *(None,) * (3 - len(outputs)), x, z, *gaussians), rows
+    return *outputs, *(None,) * (3 - len(outputs)), x, z, *gaussians
 
 
 def _to_be_made(tensors: Sequence[Tensor | None]) -> int:
@@ -571,8 +553,6 @@ def _log_likelihood(
     options: Mapping[str, Any] | None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """log p(x | z) of every sample, with z and the Gaussians' parameters as `_latents` gives them."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     first = next(iter(parameters.values()))
     dim = _sample_dim(dim, min(first.dim(), x.dim() + 1))
     of_x = _log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options)
@@ -603,4 +583,4 @@ def _composed(
     rows = _ops.power_bound_loss((grouped,), dim + 1, power, elbo_weight, 1.0, "none").mean(dim)
     weighted = power_weights(grouped.detach(), dim + 1, power)
     ess = _ops.effective_sample_size((weighted,), dim + 1).mean(dim)
-    return MultiSampleBound(_reduced(rows, reduction, scale), log_w, rows.detach(), ess)
+    return MultiSampleBound(reduce_rows(rows, reduction, scale), log_w, rows.detach(), ess)

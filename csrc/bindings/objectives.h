@@ -33,12 +33,19 @@ struct BoundCall {
   const string& reduction;
 
   int64_t rows() const { return decoder.dim() - event_ndims; }
-  GridBuilder of_event() const { return GridBuilder::of_samples(decoder, rows(), dim); }
-  GridBuilder of_latent() const { return GridBuilder::of_samples(z, rows(), dim); }
 
-  // Everything but what only one of the two kernels has; `grads` are made, those whose bit of `wanted` is not set empty.
-  void describe(BoundTensors& a, GridBuilder& event, GridBuilder& latent, int64_t wanted,
-                std::array<Tensor, kBoundGradients>& grads) const {
+  Dims row_sizes() const {
+    Dims sizes;
+    for (int64_t d = 0; d < rows(); ++d) sizes.push_back(decoder.size(d));
+    return sizes;
+  }
+
+  // All of the arguments, those that only one of the two kernels has by own(a, builder of the event's grid); `grads` are
+  // made, those whose bit of `wanted` is not set empty.
+  template <class Arguments, class Own>
+  void describe(Arguments& a, int64_t wanted, std::array<Tensor, kBoundGradients>& grads, const Tensor& log_w,
+                const Tensor& residual, const Own& own) const {
+    GridBuilder event = GridBuilder::of_samples(decoder, rows(), dim), latent = GridBuilder::of_samples(z, rows(), dim);
     a.dtype = dtype_of(decoder);
     a.latent_dtype = dtype_of(z);
     a.likelihood.likelihood = likelihood_of(likelihood, decoder_2.has_value());
@@ -48,6 +55,9 @@ struct BoundCall {
     a.power = power;
     a.elbo_weight = elbo_weight;
     a.reduction = reduction_of(reduction, event.examples(), scale);
+    event.row(a.log_w, log_w);
+    event.row(a.residual, residual);
+    own(a, event);
     int bit = 0;
     const auto gradient = [&](const Tensor* tensor) {
       const bool is_wanted = tensor && (wanted >> bit & 1);
@@ -77,11 +87,13 @@ struct BoundCall {
     of_example(a.logvar, a.grad_logvar, &logvar);
     of_example(a.prior_mean, a.grad_prior_mean, prior_mean ? &*prior_mean : nullptr);
     of_example(a.prior_logvar, a.grad_prior_logvar, prior_logvar ? &*prior_logvar : nullptr);
+    a.grid = event.finish_samples();
+    a.latent = latent.finish_samples();
   }
 };
 
-using BoundResult = tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BoundGradients = tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BoundResult = decltype(std::tuple_cat(tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(), BoundGradients()));
 
 template <class Backend>
 BoundResult multi_sample_bound(const Tensor& decoder, const optional<Tensor>& decoder_2, const optional<Tensor>& decoder_3,
@@ -92,49 +104,40 @@ BoundResult multi_sample_bound(const Tensor& decoder, const optional<Tensor>& de
                                int64_t gradients) {
   const BoundCall call = {decoder, decoder_2, decoder_3, x, z, mean, logvar, prior_mean, prior_logvar, dim, event_ndims,
                           likelihood, bins, groups, power, elbo_weight, scale, reduction};
-  GridBuilder event = call.of_event(), latent = call.of_latent();
+  const auto dtype = arithmetic_type(decoder.scalar_type());
+  Dims sizes = call.row_sizes();
+  Tensor log_w = empty_contiguous(decoder, sizes, dtype), residual = empty_contiguous(decoder, sizes, dtype);
+  sizes.erase(dim);
+  Tensor bound = empty_contiguous(decoder, sizes, dtype), ess = empty_contiguous(decoder, sizes, dtype);
+  Tensor value = empty_contiguous(decoder, reduction == "none" ? sizes : Dims{}, dtype);
   SampledBound a;
   std::array<Tensor, kBoundGradients> grads;
-  call.describe(a, event, latent, gradients, grads);
-  const auto dtype = arithmetic_type(decoder.scalar_type());
-  Dims examples = event.row_sizes();
-  Tensor log_w = empty_contiguous(decoder, examples, dtype), residual = empty_contiguous(decoder, examples, dtype);
-  examples.erase(dim);
-  Tensor bound = empty_contiguous(decoder, examples, dtype), ess = empty_contiguous(decoder, examples, dtype);
-  Tensor value = empty_contiguous(decoder, a.reduction.reduce ? Dims{} : examples, dtype);
-  event.row(a.log_w, log_w);
-  event.row(a.residual, residual);
-  event.row_of_example(a.bound, bound);
-  event.row_of_example(a.ess, ess);
-  if (!a.reduction.reduce) event.row_of_example(a.value, value);
-  a.value.data = value.data_ptr();
+  call.describe(a, gradients, grads, log_w, residual, [&](SampledBound& own, GridBuilder& event) {
+    event.row_of_example(own.bound, bound);
+    event.row_of_example(own.ess, ess);
+    if (!own.reduction.reduce) event.row_of_example(own.value, value);
+    own.value.data = value.data_ptr();
+  });
   a.gradients = gradients != 0;
-  a.grid = event.finish_samples();
-  a.latent = latent.finish_samples();
   Backend::sampled_bound(a, decoder);
   return std::tuple_cat(std::make_tuple(value, log_w, bound, ess, residual), tuple_of(grads));
 }
 
 template <class Backend>
-BoundGradients multi_sample_bound_backward(const Tensor& grad_loss, const Tensor& grad_log_w, const Tensor& decoder,
-                                           const optional<Tensor>& decoder_2, const optional<Tensor>& decoder_3,
-                                           const Tensor& x, const Tensor& z, const Tensor& mean, const Tensor& logvar,
-                                           const optional<Tensor>& prior_mean, const optional<Tensor>& prior_logvar,
-                                           const Tensor& log_w, const Tensor& residual, int64_t dim, int64_t event_ndims, const string& likelihood,
-                                           const vector<double>& bins, int64_t groups, double power, double elbo_weight,
-                                           double scale, const string& reduction, int64_t, int64_t needed) {
+BoundGradients multi_sample_bound_backward(
+    const Tensor& grad_loss, const Tensor& grad_log_w, const Tensor& decoder, const optional<Tensor>& decoder_2,
+    const optional<Tensor>& decoder_3, const Tensor& x, const Tensor& z, const Tensor& mean, const Tensor& logvar,
+    const optional<Tensor>& prior_mean, const optional<Tensor>& prior_logvar, const Tensor& log_w, const Tensor& residual,
+    int64_t dim, int64_t event_ndims, const string& likelihood, const vector<double>& bins, int64_t groups, double power,
+    double elbo_weight, double scale, const string& reduction, int64_t, int64_t needed) {
   const BoundCall call = {decoder, decoder_2, decoder_3, x, z, mean, logvar, prior_mean, prior_logvar, dim, event_ndims,
                           likelihood, bins, groups, power, elbo_weight, scale, reduction};
-  GridBuilder event = call.of_event(), latent = call.of_latent();
   SampledBoundBackward a;
   std::array<Tensor, kBoundGradients> grads;
-  call.describe(a, event, latent, needed, grads);
-  event.row(a.log_w, log_w);
-  event.row(a.residual, residual);
-  event.row(a.grad_log_w, grad_log_w);
-  event.row_of_example(a.grad_value, grad_loss);
-  a.grid = event.finish_samples();
-  a.latent = latent.finish_samples();
+  call.describe(a, needed, grads, log_w, residual, [&](SampledBoundBackward& own, GridBuilder& event) {
+    event.row(own.grad_log_w, grad_log_w);
+    event.row_of_example(own.grad_value, grad_loss);
+  });
   Backend::sampled_bound_backward(a, decoder);
   return tuple_of(grads);
 }

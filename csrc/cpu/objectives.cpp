@@ -461,7 +461,15 @@ class Samples {
 template <class T, class F>
 class Bound {
  public:
-  Bound(const BoundTensors& a, const Operand& log_w, const Operand& residual, const F& formula, const Parallel& parallel)
+  // numbers of an example's samples
+  struct Room {
+    std::vector<double> sums;
+    std::vector<T> numbers;
+
+    explicit Room(int64_t samples) : sums(samples), numbers(samples) {}
+  };
+
+  Bound(const BoundTensors& a, const F& formula, const Parallel& parallel)
       : parallel_(parallel),
         samples_(a.samples),
         examples_(a.grid.rows / larger(1, a.samples)),
@@ -470,18 +478,17 @@ class Bound {
         density_(a, formula),
         latent_(a),
         estimator_(a),
-        log_w_(a.grid, arithmetic(log_w, a), Axis::none, Axis::rows),
-        residual_(a.grid, arithmetic(residual, a), Axis::none, Axis::rows) {}
+        log_w_(a.grid, arithmetic(a.log_w, a), Axis::none, Axis::rows),
+        residual_(a.grid, arithmetic(a.residual, a), Axis::none, Axis::rows) {}
 
   // take(unit, example, found), units in order within an example's; returns how many units there are
   template <class Take>
   int64_t forward(bool gradients, const Take& take) const {
     const bool keep = gradients && density_.keeps();
     if (!few_) {
-      return by_example(gradients, [&](int64_t unit, int64_t example, T* room, T* coefficients, T* const* totals) {
-        std::vector<double> sums(samples_);
-        for (int64_t k = 0; k < samples_; ++k) sums[k] = density_.value(example * samples_ + k, 0, cols_, keep);
-        weigh(unit, example, sums.data(), room, gradients ? coefficients : nullptr, take);
+      return by_example(gradients, [&](int64_t unit, int64_t example, Room& room, T* coefficients, T* const* totals) {
+        for (int64_t k = 0; k < samples_; ++k) room.sums[k] = density_.value(example * samples_ + k, 0, cols_, keep);
+        weigh(unit, example, room, gradients ? coefficients : nullptr, take);
         if (gradients) pull_back(example, coefficients, keep, totals);
       });
     }
@@ -490,56 +497,61 @@ class Bound {
     by_piece(pieces, [&](int64_t row, int64_t piece, int64_t begin, int64_t end) {
       partial[row * pieces + piece] = density_.value(row, begin, end, keep);
     });
-    std::vector<T> room(samples_), coefficients(rows);
-    std::vector<double> sums(samples_);
+    Room room(samples_);
+    std::vector<T> coefficients(rows);
     for (int64_t example = 0; example < examples_; ++example) {
       for (int64_t k = 0; k < samples_; ++k) {
         const double* of_row = partial.data() + (example * samples_ + k) * pieces;
-        sums[k] = 0;
-        for (int64_t p = 0; p < pieces; ++p) sums[k] += of_row[p];
+        room.sums[k] = 0;
+        for (int64_t p = 0; p < pieces; ++p) room.sums[k] += of_row[p];
       }
-      weigh(0, example, sums.data(), room.data(), gradients ? coefficients.data() + example * samples_ : nullptr, take);
+      weigh(0, example, room, gradients ? coefficients.data() + example * samples_ : nullptr, take);
     }
     if (gradients) pull_back_shared_rows(coefficients.data(), keep);
     return 1;
   }
 
-  // of(example, room for its samples, coefficients): fills in the latter
+  // of(example, room, coefficients): fills in the latter
   template <class Coefficients>
   void backward(const Coefficients& of) const {
     if (!few_) {
-      by_example(true, [&](int64_t, int64_t example, T* room, T* coefficients, T* const* totals) {
+      by_example(true, [&](int64_t, int64_t example, Room& room, T* coefficients, T* const* totals) {
         of(example, room, coefficients);
         pull_back(example, coefficients, false, totals);
       });
       return;
     }
-    std::vector<T> room(samples_), coefficients(examples_ * samples_);
-    for (int64_t b = 0; b < examples_; ++b) of(b, room.data(), coefficients.data() + b * samples_);
+    Room room(samples_);
+    std::vector<T> coefficients(examples_ * samples_);
+    for (int64_t b = 0; b < examples_; ++b) of(b, room, coefficients.data() + b * samples_);
     pull_back_shared_rows(coefficients.data(), false);
   }
 
   // coefficients of grad · loss, given log_w
-  void reweigh(int64_t example, T grad, T* room, T* coefficients) const {
-    std::vector<double> sums(samples_);
+  void reweigh(int64_t example, T grad, Room& room, T* coefficients) const {
+    T* const numbers = room.numbers.data();
+    for (double& sum : room.sums) sum = 0;
     for (const Stream<T>* stream : {&log_w_, &residual_}) {
-      const T* part = stream->read(0, example * samples_, samples_, room);
-      for (int64_t k = 0; k < samples_; ++k) sums[k] += double(part[k]);
+      const T* part = stream->read(0, example * samples_, samples_, numbers);
+      for (int64_t k = 0; k < samples_; ++k) room.sums[k] += double(part[k]);
     }
-    estimator_.relate(sums.data(), room);
-    estimator_.weigh(room, grad, coefficients);
+    estimator_.relate(room.sums.data(), numbers);
+    estimator_.weigh(numbers, grad, coefficients);
   }
 
  private:
   template <class Take>
-  void weigh(int64_t unit, int64_t example, double* sums, T* room, T* coefficients, const Take& take) const {
+  void weigh(int64_t unit, int64_t example, Room& room, T* coefficients, const Take& take) const {
+    double* const sums = room.sums.data();
+    T* const numbers = room.numbers.data();
     latent_.add(example, sums);
-    for (int64_t k = 0; k < samples_; ++k) room[k] = T(sums[k]);
-    log_w_.write(0, example * samples_, samples_, room);
-    for (int64_t k = 0; k < samples_; ++k) room[k] = __builtin_isfinite(sums[k]) ? T(sums[k] - double(room[k])) : T(0);
-    residual_.write(0, example * samples_, samples_, room);
-    const double shift = estimator_.relate(sums, room);
-    auto found = estimator_.weigh(room, T(1), coefficients);
+    for (int64_t k = 0; k < samples_; ++k) numbers[k] = T(sums[k]);
+    log_w_.write(0, example * samples_, samples_, numbers);
+    for (int64_t k = 0; k < samples_; ++k)
+      numbers[k] = __builtin_isfinite(sums[k]) ? T(sums[k] - double(numbers[k])) : T(0);
+    residual_.write(0, example * samples_, samples_, numbers);
+    const double shift = estimator_.relate(sums, numbers);
+    auto found = estimator_.weigh(numbers, T(1), coefficients);
     found.bound += shift;
     take(unit, example, found);
   }
@@ -556,7 +568,7 @@ class Bound {
     if (latent_.any()) latent_.gradients(example, coefficients);
   }
 
-  // work(unit, example, room for its samples, room for coefficients, sums of shared gradients)
+  // work(unit, example, room, room for coefficients, sums of shared gradients)
   template <class Work>
   int64_t by_example(bool gradients, const Work& work) const {
     const bool sums = gradients && density_.sums();
@@ -565,12 +577,13 @@ class Bound {
                               sums ? larger(kUnit, ceil_div(examples_ * elements, kSharedUnits)) : kUnit);
     std::vector<std::unique_ptr<T[]>> rooms(sums ? partition.count : 0);
     partition.run(parallel_, [&](int64_t unit) {
-      std::vector<T> room(2 * samples_);
+      Room room(samples_);
+      std::vector<T> coefficients(samples_);
       T* totals[kMaxDecoderOutputs];
       std::unique_ptr<T[]> own;
       if (sums) own = density_.sums_room(totals);
       for (int64_t b = partition.row_begin(unit); b < partition.row_end(unit); ++b) {
-        work(unit, b, room.data(), room.data() + samples_, totals);
+        work(unit, b, room, coefficients.data(), totals);
       }
       if (sums) rooms[unit] = std::move(own);
     });
@@ -623,7 +636,7 @@ class Bound {
 
 template <class T, class F>
 void sampled_bound_of(const SampledBound& a, const F& formula, const Parallel& parallel) {
-  const Bound<T, F> bound(a, a.log_w, a.residual, formula, parallel);
+  const Bound<T, F> bound(a, formula, parallel);
   const auto of_examples = [&](const Operand& operand) {
     return Stream<T>(a.grid, arithmetic(operand, a), Axis::none, Axis::rows);
   };
@@ -646,13 +659,13 @@ void sampled_bound_of(const SampledBound& a, const F& formula, const Parallel& p
 
 template <class T, class F>
 void sampled_bound_backward_of(const SampledBoundBackward& a, const F& formula, const Parallel& parallel) {
-  const Bound<T, F> bound(a, a.log_w, a.residual, formula, parallel);
+  const Bound<T, F> bound(a, formula, parallel);
   const Stream<T> grad_log_w(a.grid, arithmetic(a.grad_log_w, a), Axis::none, Axis::rows);
   const Stream<T> grad_value(a.grid, arithmetic(a.grad_value, a), Axis::rows, Axis::none);
-  bound.backward([&](int64_t example, T* room, T* coefficients) {
+  bound.backward([&](int64_t example, auto& room, T* coefficients) {
     const int64_t first = example * a.samples;
     bound.reweigh(example, grad_value.value(first), room, coefficients);
-    const T* own = grad_log_w.read(0, first, a.samples, room);
+    const T* own = grad_log_w.read(0, first, a.samples, room.numbers.data());
     for (int64_t k = 0; k < a.samples; ++k) coefficients[k] += own[k];
   });
 }

@@ -17,7 +17,7 @@ constexpr int kMaxCluster = 8;
 
 // What both kernels are given.
 struct BoundArguments : BoundTensors {
-  Operand log_w, residual, bound, ess, value;
+  Operand bound, ess, value;
   Operand grad_value, grad_log_w;  // absent: 1 and 0
   int64_t examples, group_size;
   double factor;                                                   // of the slopes
@@ -547,6 +547,7 @@ const char* run_arguments(BoundArguments a, bool weighs, bool slopes, const Laun
                  &a.grad_decoder[2], &a.log_w, &a.residual, &a.bound, &a.ess, &a.value, &a.grad_value, &a.grad_log_w});
   align(a.latent, {&a.z, &a.mean, &a.logvar, &a.prior_mean, &a.prior_logvar, &a.grad_z, &a.grad_mean, &a.grad_logvar,
                    &a.grad_prior_mean, &a.grad_prior_logvar});
+  if (a.log_w.row[kInnermost] != a.residual.row[kInnermost]) return "expected log_w and residual of the same strides";
   return with_likelihood(a.likelihood, [&](auto density) {
     return dispatch(a.dtype, [&](auto e) {
       return run_bound(BoundOp<decltype(e), decltype(density)>(a, density), weighs, slopes, launch);
@@ -558,8 +559,6 @@ const char* run_arguments(BoundArguments a, bool weighs, bool slopes, const Laun
 
 const char* sampled_bound(const SampledBound& given, const Launch& launch) {
   BoundArguments a(given);
-  a.log_w = given.log_w;
-  a.residual = given.residual;
   a.bound = given.bound;
   a.ess = given.ess;
   a.value = given.value;
@@ -568,8 +567,6 @@ const char* sampled_bound(const SampledBound& given, const Launch& launch) {
 
 const char* sampled_bound_backward(const SampledBoundBackward& given, const Launch& launch) {
   BoundArguments a(given);
-  a.log_w = given.log_w;
-  a.residual = given.residual;
   a.grad_value = given.grad_value;
   a.grad_log_w = given.grad_log_w;
   return run_arguments(a, false, true, launch);

@@ -28,12 +28,14 @@ struct BoundTensors : Problem {
   int64_t samples = 1, groups = 1;
   double power = 1, elbo_weight = 0;
   Reduction reduction;
+
+  // over the rows, of the arithmetic type as all below: log_w, and what rounding has taken from it (0 if it is not finite)
+  Operand log_w, residual;
 };
 
-// log_w of each row, and what rounding has taken from it (0 if it is not finite); of each example the bound and the effective sample size (means over the groups); the loss. With
-// `gradients` also those of the loss, where it is reduced. All in the arithmetic type.
+// log_w and residual; of each example the bound and the effective sample size (means over the groups); the loss. With
+// `gradients` also those of the loss, where it is reduced.
 struct SampledBound : BoundTensors {
-  Operand log_w, residual;  // over the rows
   Operand bound, ess;  // over the examples: row strides 0 along the samples
   Operand value;       // the same, unless reduced: then one number
   bool gradients = false;
@@ -41,8 +43,8 @@ struct SampledBound : BoundTensors {
 
 // Gradients, given log_w and residual, of grad_value · loss + grad_log_w · log_w.
 struct SampledBoundBackward : BoundTensors {
-  Operand log_w, residual, grad_log_w;  // over the rows
-  Operand grad_value;                   // row strides 0 along the samples; all 0 if reduced
+  Operand grad_log_w;  // over the rows
+  Operand grad_value;  // row strides 0 along the samples; all 0 if reduced
 };
 
 #define UNIGEN_OBJECTIVES_KERNELS(X) \

@@ -11,14 +11,6 @@ from unigen_fast.reference._common import accumulate_dtype, precise, reduce_rows
 from unigen_fast.reference.divergence import gaussian_kl_monte_carlo
 from unigen_fast.reference.importance import effective_sample_size, power_bound_loss
 
-LIKELIHOODS = (
-    "bernoulli",
-    "gaussian",
-    "laplace",
-    "discretized_logistic",
-    "negative_binomial",
-    "zero_inflated_negative_binomial",
-)
 _NO_CLAMP = (-math.inf, math.inf)
 
 
