@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from helpers import seed_generators
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    seed_generators(0)
 
 
 @pytest.fixture
