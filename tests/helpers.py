@@ -65,7 +65,7 @@ MIXED = (sliced, transposed, expanded_rows, stepped, contiguous)
 
 
 def seed_generators(seed: int) -> None:
-    """`torch.manual_seed`, which takes 2 ms where there is no GPU: it notes a stack for each kind of device that is not there."""
+    """`torch.manual_seed`; that takes 2 ms without a GPU: it notes a stack for each kind of device that is absent."""
     if torch.cuda.is_available():
         torch.manual_seed(seed)
     else:
