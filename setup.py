@@ -23,16 +23,14 @@ ROOT = Path(__file__).parent
 FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise", "objectives")
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and later
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -g0"
-# NaN and infinity keep their meaning: no -ffast-math. The default unit carries no ISA flag.
+# NaN and infinity keep their meaning: no -ffast-math. The default unit carries no ISA flag; few processors need it, and
+# it is compiled the faster.
 ISA_FLAGS = {
-    "default": "",
+    "default": "-O2",
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c -mprefer-vector-width=512",
 }
-NVCC_FLAGS = (
-    "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --threads 2 -gencode arch=compute_80,code=sm_80 "
-    "-gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90"
-)
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --threads 2"
 
 
 def importable(module: str) -> bool:
@@ -75,6 +73,13 @@ def missing_for_cuda() -> str | None:
     import torch
 
     return None if torch.version.cuda or wanted == "1" else "torch is a CPU build"
+
+
+def architectures(source: Path) -> str:
+    """nvcc's flags: one PTX for all, which halves the time of compiling, but where sm_90's clusters are used."""
+    if "cluster" in source.read_text():
+        return "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]"
+    return "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"
 
 
 class Ninja:
@@ -197,9 +202,11 @@ class BuildKernels(build_ext):
     def build_cuda(self, target: Path) -> None:
         home = cuda_home()
         source = ROOT.resolve() / "csrc" / "cuda"
+        nvcc = f"{home}/bin/nvcc {NVCC_FLAGS}"
         ninja = self._ninja("cuda")
         objects = [ninja.compile(source / "bindings.cpp", "", self._binding(f"{STABLE_ABI} -isystem {home}/include"))]
-        objects += [ninja.compile(source / f"{unit}.cu", "", f"{home}/bin/nvcc {NVCC_FLAGS}") for unit in FAMILIES]
+        units = [source / f"{unit}.cu" for unit in FAMILIES]
+        objects += [ninja.compile(unit, "", f"{nvcc} {architectures(unit)}") for unit in units]
         target.parent.mkdir(parents=True, exist_ok=True)
         cudart = f"-L{home}/lib64 -L{home}/lib -lcudart_static -ldl -lrt -lpthread"
         ninja.link(objects, target, f"{self._cxx()} -shared", f"{self._torch_libraries()} {cudart}")

@@ -7,6 +7,7 @@ file does not compile, or a kernel spills registers or keeps anything in local m
 """
 
 import argparse
+import itertools
 import pathlib
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 CSRC = pathlib.Path(__file__).parent.parent / "csrc"
 ARCHITECTURES = ("sm_80", "sm_90")
+LONGEST = ("likelihood", "objectives")  # to compile: they go first
 
 
 class Kernel(NamedTuple):
@@ -30,27 +32,35 @@ class Kernel(NamedTuple):
     shared: int
 
 
-def compile_file(source: pathlib.Path, architecture: str, folder: pathlib.Path) -> tuple[list[Kernel], str]:
+def compile_file(source: pathlib.Path, codes: list[str], folder: pathlib.Path) -> tuple[list[Kernel], str]:
     """The kernels of a file, and what nvcc said if it failed."""
-    out = folder / f"{source.stem}.{architecture}.cubin"
-    command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
+    out = folder / f"{source.stem}.{len(codes)}{codes[0][-2:]}.fatbin"
+    command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", "-Xptxas", "-v", "-fatbin"]
+    command += ["-gencode", f"arch={codes[0].replace('sm', 'compute')},code=[{','.join(codes)}]"]
     start = time.perf_counter()
     run = subprocess.run([*command, str(source), "-o", str(out)], capture_output=True, text=True, check=False)
-    print(f"{source.name} {architecture}: {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"{source.name} {' '.join(codes)}: {time.perf_counter() - start:.0f} s", flush=True)
     text = run.stdout + run.stderr
     if run.returncode != 0:
         return [], text
     kernels = []
     for part in text.split("Compiling entry function ")[1:]:
-        mangled = re.match(r"'(\w+)'", part)
+        entry = re.match(r"'(\w+)' for '(\w+)'", part)
         stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         used = re.search(r"Used (\d+) registers(.*)", part)
-        assert mangled and stack and used, part
+        assert entry and stack and used, part
         shared = re.search(r"(\d+) bytes smem", used[2])
-        name = short_name(mangled[1])
         spills = int(stack[2]) + int(stack[3])
-        kernels.append(Kernel(name, architecture, int(used[1]), int(stack[1]), spills, int(shared[1]) if shared else 0))
+        kernels.append(
+            Kernel(short_name(entry[1]), entry[2], int(used[1]), int(stack[1]), spills, int(shared[1]) if shared else 0)
+        )
     return kernels, ""
+
+
+def jobs_of(source: pathlib.Path) -> list[tuple[pathlib.Path, list[str]]]:
+    """As setup.py builds it: from one PTX for both architectures, but where sm_90's clusters are used."""
+    apart = "cluster" in source.read_text()
+    return [(source, [code]) for code in ARCHITECTURES] if apart else [(source, [*ARCHITECTURES])]
 
 
 def short_name(mangled: str) -> str:
@@ -68,14 +78,14 @@ def main() -> int:
     if shutil.which("nvcc") is None:
         print("nvcc is not on PATH")
         return 1
-    sources = sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)  # the longest job first
-    jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
+    sources = sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: (path.stem not in LONGEST, -path.stat().st_size))
+    jobs = [*itertools.chain.from_iterable(map(jobs_of, sources))]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: compile_file(*job, pathlib.Path(folder)), jobs))
-    for (source, architecture), (_, error) in zip(jobs, results, strict=True):
+    for (source, codes), (_, error) in zip(jobs, results, strict=True):
         if error:
-            print(f"\n{source.name} for {architecture} does not compile:\n{error}")
+            print(f"\n{source.name} for {' '.join(codes)} does not compile:\n{error}")
     kernels = sorted(
         (kernel for found, _ in results for kernel in found), key=lambda k: (-k.stack, -k.registers, k.name)
     )

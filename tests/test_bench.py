@@ -345,9 +345,28 @@ def test_stars_are_held_to_their_bar(record):
     record["rows"][1] |= {"ratio": 5.0, "result_bytes": 1000}
     text = report.closing(record)
     assert "geometric mean 3.15×, of those with a star 3.54×; slowest mmd_1024 ★ 2.50×" in text
-    assert text.splitlines()[2].endswith("not so: mmd_1024 ★")
+    assert text.splitlines()[2].endswith("not so: mmd_1024 ★ (no reason)")
+    record["rows"][1] |= {"result_bytes": 10}
+    record["rows"][1]["contestants"] = record["rows"][0]["contestants"]
+    assert "; zinb_2000 ★ (theta's gradient" in report.closing(record).replace("not so: ", "; ")
     lines = [line for line in report.table(record).splitlines() if "2.0 KiB" in line or "KiB†" in line]
     assert len(lines) == 2 and all("1.0 KiB / 4.0 KiB†" in line for line in lines)
+
+
+def test_copies(record):
+    """A row that takes twice as long as a copy, and holds its results."""
+    x = torch.ones(1 << 20, requires_grad=True)
+    target = torch.empty_like(x)
+
+    def two_copies() -> torch.Tensor:
+        target.detach().copy_(x.detach())
+        return target.detach().copy_(x.detach())
+
+    found = harness.copies(two_copies, x)
+    assert 1.3 < found["exists"] < 4 and found["new"] > 1.3
+    record["rows"][0]["copies"] = {"exists": 1.5, "new": 1.75}
+    for text in (report.table(record), report.markdown(record)):
+        assert text.count("as long as 1.50 copies of its first input into memory that exists, 1.75") == 1
 
 
 def test_table_of_steps(record, record_of_steps):

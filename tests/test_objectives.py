@@ -207,23 +207,6 @@ def test_a_nan_stays_with_its_example(device: torch.device) -> None:
         assert gradient[2].isnan().any() and gradient[[0, 1, 3, 4]].isfinite().all()
 
 
-def test_same_bits_in_every_run() -> None:
-    given = tensors(examples=30, samples=20, pixels=300, dtype=torch.float32)
-    threads = torch.get_num_threads()
-    expected = None
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            for _ in range(100):
-                found = uf.iwae_objective(*given, dim=1)
-                got = [found.loss, found.ess, *torch.autograd.grad(found.loss, leaves(given))]
-                expected = expected or got
-                for g, e in zip(got, expected, strict=True):
-                    assert_same_bits(g, e)
-    finally:
-        torch.set_num_threads(threads)
-
-
 # ---- likelihoods -----------------------------------------------------------------------------------------------------
 
 # options, density, kinds of x and of what the decoder gives

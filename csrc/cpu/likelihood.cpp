@@ -22,7 +22,7 @@ struct BernoulliSlope {
 
   UNIGEN_INLINE void prepare(const Vec<T>* grad, Vec<T>* row) const { row[0] = grad[0]; }
   UNIGEN_INLINE void operator()(const Vec<T>* row, const Vec<T>* in, Vec<T>* out) const {
-    out[0] = row[0] * bernoulli_slope(in[0], in[1]);
+    out[0] = row[0] * BernoulliTerms<Vec<T>>(in[0], in[1]).slope();
   }
 };
 
@@ -33,7 +33,7 @@ struct BernoulliSlopes {
 
   UNIGEN_INLINE void prepare(const Vec<T>* grad, Vec<T>* row) const { row[0] = grad[0]; }
   UNIGEN_INLINE void operator()(const Vec<T>* row, const Vec<T>* in, Vec<T>* out) const {
-    out[0] = row[0] * bernoulli_slope(in[0], in[1]);
+    out[0] = row[0] * BernoulliTerms<Vec<T>>(in[0], in[1]).slope();
     out[1] = row[0] * in[0];
   }
 };

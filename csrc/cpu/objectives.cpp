@@ -47,12 +47,7 @@ struct DensitySum<BernoulliDensity> : BernoulliSum {
     const BernoulliTerms<V> terms(in[1], in[0]);
     state[0] = state[0] - terms.linear;
     multiply(state[1], terms.tail);
-    if constexpr (kSlopes) {
-      const V one = constant<V>(1), inverse = reciprocal(one + terms.tail);
-      const auto positive = constant<V>(0) < in[1];
-      const V below = inverse * select(positive, terms.tail, one), above = inverse * select(positive, one, terms.tail);
-      slopes[1] = in[0] * below - (one - in[0]) * above;
-    }
+    if constexpr (kSlopes) slopes[1] = terms.slope();
   }
   // -log of the product, its exponents apart
   template <class V>

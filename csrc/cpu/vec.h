@@ -423,8 +423,22 @@ UNIGEN_INLINE Vec<T> exp_of_distance(Vec<T> x) {
   return select(x < constant<Vec<T>>(low), constant<Vec<T>>(0), found);
 }
 
+// 2^f for |f| <= 1/2: a minimax polynomial for float (relative error 2e-9), 1 at 0; Taylor's for double.
+template <class T>
+UNIGEN_INLINE Vec<T> exp2_polynomial(Vec<T> f) {
+  using V = Vec<T>;
+  if constexpr (sizeof(T) == 8) {
+    return horner(f, constant<V>(1.3691488853904124e-12), 2.5678435993488196e-11, 4.4455382718708101e-10,
+                  7.0549116208011209e-09, 1.0178086009239696e-07, 1.3215486790144305e-06, 1.5252733804059838e-05,
+                  1.5403530393381606e-04, 1.3333558146428441e-03, 9.6181291076284769e-03, 5.5504108664821576e-02,
+                  2.4022650695910069e-01, 6.9314718055994529e-01, 1);
+  } else {
+    return horner(f, constant<V>(1.5345811708e-4), 1.3399931217e-3, 9.6184889582e-3, 5.5503287770e-2, 2.4022646891e-1,
+                  6.9314720574e-1, 1);
+  }
+}
+
 // 2^x for x < 200, and 0 where that is so small that products of it would be denormal, which cost a hundred times as much.
-// A minimax polynomial for float (relative error 2e-9), 1 at 0; Taylor's for double.
 template <class T>
 UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
   using V = Vec<T>;
@@ -435,30 +449,44 @@ UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
   x = max(constant<V>(low), x);
 #endif
   const V rounded = x + constant<V>(Format<T>::shifter), n = rounded - constant<V>(Format<T>::shifter), f = x - n;
-  V p;
-  if constexpr (wide) {
-    p = horner(f, constant<V>(1.3691488853904124e-12), 2.5678435993488196e-11, 4.4455382718708101e-10,
-               7.0549116208011209e-09, 1.0178086009239696e-07, 1.3215486790144305e-06, 1.5252733804059838e-05,
-               1.5403530393381606e-04, 1.3333558146428441e-03, 9.6181291076284769e-03, 5.5504108664821576e-02,
-               2.4022650695910069e-01, 6.9314718055994529e-01, 1);
-  } else {
-    p = horner(f, constant<V>(1.5345811708e-4), 1.3399931217e-3, 9.6184889582e-3, 5.5503287770e-2, 2.4022646891e-1,
-               6.9314720574e-1, 1);
-  }
-  return select(nothing, constant<V>(0), scale_by_power(p, n, rounded));
+  return select(nothing, constant<V>(0), scale_by_power(exp2_polynomial(f), n, rounded));
 }
 
-// 1 / x for x >= 0, to a rounding: where a division takes as long as ten multiplications, from its first 14 bits
+// e^-|x|, and 0 where that is no normal number. NaN passes.
 template <class T>
-UNIGEN_INLINE Vec<T> reciprocal(Vec<T> x) {
+UNIGEN_INLINE Vec<T> exp_of_minus_abs(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {  // no bounds are needed: what is no number beyond them is replaced
+    using V = Vec<T>;
+    const V y = abs(x), rounded = constant<V>(Format<T>::shifter) - y * constant<V>(1.44269502162933349609375);
+    const V n = rounded - constant<V>(Format<T>::shifter);
+    V f = -n - y * constant<V>(1.44269502162933349609375);  // fused: its rounding is f's own
+    f = f - y * constant<V>(1.925963033500011e-8);
+    return select(constant<V>(87) < y, constant<V>(0), scale_by_power(exp2_polynomial(f), n, rounded));
+  }
+#endif
+  return exp_of_distance(-abs(x));
+}
+
+// 1 / x, to a rounding, where both are finite: a division takes as long as ten multiplications, and 14 bits are at hand
+template <class T>
+UNIGEN_INLINE Vec<T> bounded_reciprocal(Vec<T> x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
-    x = min(constant<Vec<T>>(0x1.fffffep127), x);  // infinity, but not NaN: below, infinity · 0
     const Vec<T> first(_mm512_maskz_rcp14_ps(-1, x.v));
     return first + first * (constant<Vec<T>>(1) - x * first);
   }
 #endif
   return constant<Vec<T>>(1) / x;
+}
+
+// the same for every x >= 0
+template <class T>
+UNIGEN_INLINE Vec<T> reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) x = min(constant<Vec<T>>(0x1.fffffep127), x);  // infinity, but not NaN: infinity · 0
+#endif
+  return bounded_reciprocal(x);
 }
 
 // log(1 + f) - f, 1 + f in [sqrt(1/2), sqrt(2)]. Cephes' polynomial for float, fdlibm's for double.

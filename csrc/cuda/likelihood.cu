@@ -80,7 +80,7 @@ struct BernoulliBackwardOp : BernoulliLogProbBackward, OpBase {
     if (grad_logits.data) {
 #pragma unroll
       for (int v = 0; v < R * C; ++v)
-        result[v] = row[R > 1 ? v : 0] * bernoulli_slope(given.logits.template get<T>(v), given.x.template get<T>(v));
+        result[v] = row[R > 1 ? v : 0] * BernoulliTerms<T>(given.logits.template get<T>(v), given.x.template get<T>(v)).slope();
       place.template store<E>(grad_logits, result);
     }
     if (grad_x.data) {

@@ -63,7 +63,7 @@ struct DiscretizedLogistic {
     const N width = inverse * constant<N>(2 * kHalfBin);
     const N mass = -ExpTerms<N>(-width).minus_1;  // 1 - e^-width = width (1 - width / 2 …), and may not be a number for small ones
     const auto narrow = width < constant<N>(1e-4);
-    const N product = select(narrow, one, mass) * (up.reciprocal * low.reciprocal);
+    const N product = select(narrow, one, mass) * (up.of_abs * low.of_abs);
     const N rest = select(narrow, constant<N>(-4.848116364598481) - log_scale - half * width, zero);  // log(2 / 255)
     // the linear parts of log sigma(upper) and log sigma(-lower)
     const N linear_up = maximum(-upper, zero), linear_low = maximum(lower, zero);

@@ -11,23 +11,24 @@ namespace unigen {
 template <class N>
 struct BernoulliTerms {
   N linear;  // relu(l) - x·l >= 0
-  N tail;    // e^{-|l|}
+  N tail;    // e^{-|l|}; NaN where l is
 
-  UNIGEN_INLINE BernoulliTerms(N l, N x) {
+  UNIGEN_INLINE BernoulliTerms(N l, N x) : positive_(constant<N>(0) < l) {
     const N zero = constant<N>(0);
-    const N coefficient = select(zero < l, constant<N>(1) - x, -x);
-    linear = select(coefficient == zero, zero, coefficient * l);  // an infinite logit on its own side costs nothing
-    linear = select(l == l, linear, l);
-    tail = exp_of_distance(-abs(l));
+    coefficient_ = select(positive_, constant<N>(1) - x, -x);
+    linear = select(coefficient_ == zero, zero, coefficient_ * l);  // an infinite logit on its own side costs nothing
+    tail = exp_of_minus_abs(l);
   }
-};
 
-// d log Bernoulli / d l = x - sigma(l) = x·sigma(-l) - (1 - x)·sigma(l), which cancels nothing for x in {0, 1}
-template <class N>
-UNIGEN_INLINE N bernoulli_slope(N l, N x) {
-  const Logistic<N> logistic(l);
-  return x * logistic.sigmoid_of_minus() - (constant<N>(1) - x) * logistic.sigmoid();
-}
+  // d log Bernoulli / d l = x - sigma(l), which cancels nothing for x in {0, 1}: sigma(|l|) is 1 - tail / (1 + tail)
+  UNIGEN_INLINE N slope() const {
+    return select(positive_, tail, -tail) * bounded_reciprocal(constant<N>(1) + tail) - coefficient_;
+  }
+
+ private:
+  decltype(N() < N()) positive_;
+  N coefficient_;  // of linear
+};
 
 // d log Bernoulli / d x = l
 

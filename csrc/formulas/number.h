@@ -20,6 +20,10 @@ UNIGEN_INLINE double exp(double x) { return ::exp(x); }
 // for x <= 0; may be 0 where the result is denormal
 UNIGEN_INLINE float exp_of_distance(float x) { return ::expf(x); }
 UNIGEN_INLINE double exp_of_distance(double x) { return ::exp(x); }
+UNIGEN_INLINE float exp_of_minus_abs(float x) { return ::expf(-::fabsf(x)); }
+UNIGEN_INLINE double exp_of_minus_abs(double x) { return ::exp(-::fabs(x)); }
+UNIGEN_INLINE float bounded_reciprocal(float x) { return 1 / x; }  // finite, and so is 1 / x
+UNIGEN_INLINE double bounded_reciprocal(double x) { return 1 / x; }
 UNIGEN_INLINE float expm1(float x) { return ::expm1f(x); }
 UNIGEN_INLINE double expm1(double x) { return ::expm1(x); }
 UNIGEN_INLINE float log(float x) { return ::logf(x); }
@@ -78,21 +82,21 @@ UNIGEN_INLINE N minimum(N x, N bound) {
 // e^{-|x|} and what follows from it: everything logistic, with one exponential
 template <class N>
 struct Logistic {
-  N tail;         // e^{-|x|}, in [0, 1]
-  N reciprocal;   // 1 / (1 + tail) = sigma(|x|)
+  N tail;      // e^{-|x|}, in [0, 1]
+  N of_abs;    // 1 / (1 + tail) = sigma(|x|)
   decltype(N() < N()) positive;
 
   UNIGEN_INLINE explicit Logistic(N x)
-      : tail(exp_of_distance(-abs(x))), reciprocal(constant<N>(1) / (constant<N>(1) + tail)), positive(constant<N>(0) < x) {}
+      : tail(exp_of_minus_abs(x)), of_abs(bounded_reciprocal(constant<N>(1) + tail)), positive(constant<N>(0) < x) {}
 
-  UNIGEN_INLINE N sigmoid() const { return reciprocal * select(positive, constant<N>(1), tail); }       // sigma(x)
-  UNIGEN_INLINE N sigmoid_of_minus() const { return reciprocal * select(positive, tail, constant<N>(1)); }  // sigma(-x)
+  UNIGEN_INLINE N sigmoid() const { return of_abs * select(positive, constant<N>(1), tail); }           // sigma(x)
+  UNIGEN_INLINE N sigmoid_of_minus() const { return of_abs * select(positive, tail, constant<N>(1)); }  // sigma(-x)
 };
 
 // log(1 + e^x) = max(x, 0) + log1p(e^{-|x|})
 template <class N>
 UNIGEN_INLINE N softplus(N x) {
-  return maximum(x, constant<N>(0)) + log1p_unit(exp_of_distance(-abs(x)));
+  return maximum(x, constant<N>(0)) + log1p_unit(exp_of_minus_abs(x));
 }
 
 template <int n>

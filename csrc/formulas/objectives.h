@@ -19,7 +19,7 @@ struct BernoulliDensity : FormulaBase {
   template <class N>
   UNIGEN_INLINE void slopes(const N* in, N* out) const {
     out[0] = in[1];
-    out[1] = bernoulli_slope(in[1], in[0]);
+    out[1] = BernoulliTerms<N>(in[1], in[0]).slope();
   }
 };
 

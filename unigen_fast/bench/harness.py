@@ -78,6 +78,7 @@ class Case:
         leaves = [t for t in first if t.requires_grad]
         self.floor_bytes = _bytes(first) + _bytes(_as_tuple(outputs)) + _bytes(gradients) + _bytes(leaves)
         self.result_bytes = _bytes(_as_tuple(outputs)) + _bytes(leaves)
+        self.first_input = first[0]
         self._sets = [(first, gradients)]
         if device.type == "cuda":  # inputs come from memory, not from the L2 cache where the last step left them
             cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -326,6 +327,21 @@ def copy_bandwidth(device: torch.device) -> dict[str, float]:
     return result
 
 
+def copies(step: Step, source: Tensor) -> dict[str, float]:
+    """How many copies of `source` into existing memory take as long as the step: where the memory of its results
+    "exists", freed by a step before, and where it is "new", from the system. Needs `keep_freed_memory`."""
+    source, held = source.detach(), list[Any]()
+    target = torch.empty_like(source)
+    steps = {"copy": lambda: target.copy_(source), "exists": step, "new": lambda: held.append(step())}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for order in 4 * [*itertools.permutations(steps)]:
+        for name in order:
+            steps[name]()
+            seconds[name].append(_host_seconds(steps[name], 1))
+    medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
+    return {name: medians[name] / medians["copy"] for name in ("exists", "new")}
+
+
 def copy_level(floor_bytes: int, bandwidth: Mapping[str, float]) -> str:
     """Which copy a row is held against: the one within the cache if the row's bytes would fit there."""
     return "cache" if "cache" in bandwidth and floor_bytes <= 4 * _CACHE_COPY else "memory"
@@ -378,6 +394,7 @@ def measure(
         "ratio": None,
         "copy_level": None,
         "copy_share": None,
+        "copies": None,
         "error": None,
     }
     try:
@@ -411,6 +428,7 @@ def _measure(
         ratio=figures[peer]["seconds"] / fused["seconds"],
         copy_level=level,
         copy_share=case.floor_bytes / (fused["device_seconds"] or fused["seconds"]) / bandwidth[level],
+        copies=copies(steps[FUSED], case.first_input) if row.copied and device.type == "cpu" else None,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unigen_fast.bench.cases import STARRED, describe_shapes
+from unigen_fast.bench.cases import ROWS, STARRED, describe_shapes
 from unigen_fast.bench.harness import EAGER, FUSED
 
 Record = Mapping[str, Any]
@@ -89,6 +89,13 @@ def _share(row: Figures, star: str = "*") -> str:
     return f"{100 * row['copy_share']:.0f}%" + (star if row["copy_level"] == "cache" else "")
 
 
+def _copies(row: Figures) -> str:
+    exists, new = (row["copies"][name] for name in ("exists", "new"))
+    return (
+        f"{exists:.2f} copies of its first input into memory that exists, {new:.2f} where its results need new memory"
+    )
+
+
 def _loss_shares(step: Figures) -> str:
     ours, theirs = (step["loss_shares"][name] for name in (FUSED, step["fastest_peer"]))
     return f"{100 * ours:.0f}% / {100 * theirs:.0f}%"
@@ -149,7 +156,8 @@ def heading(record: Record) -> str:
 
 
 def line(record: Record, row: Figures) -> str:
-    return _cells(row, label(row), _columns(record))
+    text = _cells(row, label(row), _columns(record))
+    return text + (f"\n    as long as {_copies(row)}" if row.get("copies") else "")
 
 
 def _mean_ratio(rows: Sequence[Figures]) -> str:
@@ -172,7 +180,7 @@ def closing(record: Record) -> str:
         large = [row for row in starred if 2 * _peaks(row)[0] > _peaks(row)[1] and not _only_results(row)]
         lines.append(
             "Stars, memory: at most half of the faster peer's, or hardly more than results and gradients"
-            + (f"; not so: {', '.join(map(label, large))}" if large else "")
+            + "".join(f"; not so: {label(row)} ({ROWS[row['row']].memory or 'no reason'})" for row in large)
         )
     if errors:
         lines.append(f"{errors} rows with an ERROR")
@@ -276,6 +284,7 @@ def markdown(record: Record) -> str:
         "ours; ★: where fusing must pay most; *peak memory*: beyond the inputs (†: results and gradients are nearly "
         "all of ours); *of copy*: every input, output and gradient once, over the time, over the bandwidth of a copy"
         + (" (\\*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
+        *(f"`{row['row']}` takes as long as {_copies(row)}." for row in record["rows"] if row.get("copies")),
     ]
     return "\n".join(lines)
 
