@@ -346,11 +346,10 @@ def test_stars_are_held_to_their_bar(record):
     text = report.closing(record)
     assert "geometric mean 3.15×, of those with a star 3.54×; slowest mmd_1024 ★ 2.50×" in text
     assert text.splitlines()[2].endswith("not so: mmd_1024 ★ (no reason)")
-    record["rows"][1] |= {"result_bytes": 10}
-    record["rows"][1]["contestants"] = record["rows"][0]["contestants"]
-    assert "; zinb_2000 ★ (theta's gradient" in report.closing(record).replace("not so: ", "; ")
     lines = [line for line in report.table(record).splitlines() if "2.0 KiB" in line or "KiB†" in line]
     assert len(lines) == 2 and all("1.0 KiB / 4.0 KiB†" in line for line in lines)
+    record["rows"][1] |= {"result_bytes": 10, "contestants": record["rows"][0]["contestants"]}
+    assert "; not so: zinb_2000 ★ (theta's gradient has" in report.closing(record)
 
 
 def test_copies(record):

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -702,6 +704,30 @@ def test_same_bits_with_one_and_two_threads(case: Case) -> None:
                         assert_same_bits(a, b, f"size {size}")
     finally:
         torch.set_num_threads(threads)
+
+
+def flags_of_memory(address: int) -> list[str]:
+    """Of the mapping around an address, as Linux shows them."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+            inside = begin <= address < end
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"{address:x} is in no mapping")
+
+
+@pytest.mark.skipif(not NATIVE["cpu"], reason="PyTorch allocates as it likes")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no huge pages")
+def test_large_results_ask_for_huge_pages() -> None:
+    """A page fault for every 4 KiB takes longer than the kernels do."""
+    x = torch.randn(3 << 20, requires_grad=True)
+    value = uf.log_discriminator(x, y=1)
+    (grad,) = torch.autograd.grad(value, x, torch.ones_like(value))
+    of_dispatcher = torch.ops.unigen_fast.logit_term(x.detach(), 0, 1.0)
+    for tensor in (value, grad, of_dispatcher):
+        assert "hg" in flags_of_memory(tensor.data_ptr() + tensor.nbytes // 2)
 
 
 @single_op_cases

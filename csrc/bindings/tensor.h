@@ -18,10 +18,31 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
+#include <cstdint>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace unigen {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
+
+// Memory that is new to the process costs a page fault every 4 KiB: of a large tensor, more time than a kernel takes to fill
+// it. This asks for pages of 2 MiB, where the system gives them to who asks; memory that has its pages keeps them.
+template <class T>
+T with_huge_pages(T tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 4096;
+  const uint64_t bytes = uint64_t(tensor.numel()) * tensor.element_size();
+  if (tensor.is_cpu() && bytes >= 2u << 21) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr()), first = begin & ~(page - 1);
+    madvise(reinterpret_cast<void*>(first), begin + bytes - first, MADV_HUGEPAGE);
+  }
+#endif
+  return tensor;
+}
 
 #ifdef UNIGEN_ATEN
 
@@ -30,7 +51,7 @@ using at::empty_like;
 
 // on the CPU, as all that is called directly
 inline Tensor empty_strided(const Tensor&, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
-  return at::detail::empty_strided_cpu(at::IntArrayRef(sizes, ndim), at::IntArrayRef(strides, ndim), dtype);
+  return with_huge_pages(at::detail::empty_strided_cpu(at::IntArrayRef(sizes, ndim), at::IntArrayRef(strides, ndim), dtype));
 }
 
 #else
@@ -46,7 +67,7 @@ inline Tensor empty_strided(const Tensor& like, int64_t ndim, const int64_t* siz
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(ndim, sizes, strides, code, device_type, device_index, &handle));
-  return Tensor(handle);
+  return with_huge_pages(Tensor(handle));
 }
 
 #endif

@@ -47,8 +47,8 @@ class Row:
     `expected` is eager with the very noise that the fused call draws from the same seed, for rows that draw some. A row
     none of whose inputs has a gradient is timed forward only. `check_first`: how many of each tensor's first indices
     the values are checked on, where eager in float64 would take more memory than a machine has. `trained`: the output
-    is the loss of a training step, whose gradient is 1; elsewhere it is random. `copied`: on a CPU, the step is also held
-    against one copy of its first input. `memory`: why it takes more than half of the peers', and not for its results.
+    is the loss of a training step, whose gradient is 1; elsewhere it is random. `copied`: on a CPU, the step is also
+    held against one copy of its first input. `memory`: why it takes more than half of the peers', beside its results.
     """
 
     name: str

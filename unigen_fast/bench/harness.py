@@ -43,6 +43,14 @@ _CACHE_COPY = 2**20
 Step = Callable[[], Any]
 
 
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") else None
+
+
+_malloc = _glibc()
+
+
 def contestants(device: torch.device, compiled: bool) -> list[str]:
     return [FUSED, EAGER, *(_COMPILE_MODES[device.type] if compiled else ())]
 
@@ -306,11 +314,10 @@ def keep_freed_memory() -> None:
     takes up to twice as long: luck, which one contestant has and another has not. Blocks above 32 MiB, the most that
     glibc allows, still go back.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
+    if _malloc is not None:
         trim_threshold, mmap_threshold = -1, -3
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**25)
+        _malloc.mallopt(trim_threshold, 2**31 - 1)
+        _malloc.mallopt(mmap_threshold, 2**25)
 
 
 def copy_bandwidth(device: torch.device) -> dict[str, float]:
@@ -329,17 +336,20 @@ def copy_bandwidth(device: torch.device) -> dict[str, float]:
 
 def copies(step: Step, source: Tensor) -> dict[str, float]:
     """How many copies of `source` into existing memory take as long as the step: where the memory of its results
-    "exists", freed by a step before, and where it is "new", from the system. Needs `keep_freed_memory`."""
-    source, held = source.detach(), list[Any]()
+    "exists", freed by a step before, and (of glibc) where that was given back to the system, so that it is "new"."""
+    source = source.detach()
     target = torch.empty_like(source)
-    steps = {"copy": lambda: target.copy_(source), "exists": step, "new": lambda: held.append(step())}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for order in 4 * [*itertools.permutations(steps)]:
-        for name in order:
-            steps[name]()
-            seconds[name].append(_host_seconds(steps[name], 1))
-    medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
-    return {name: medians[name] / medians["copy"] for name in ("exists", "new")}
+    steps: dict[str, Step] = {"copy": lambda: target.copy_(source), "exists": step}
+    seconds = {name: figures["seconds"] for name, figures in time_steps(steps, source.device, 0.5).items()}
+    found = {"exists": seconds["exists"] / seconds["copy"]}
+    if _malloc is not None:
+        new = []
+        for _ in range(25):
+            step()
+            _malloc.malloc_trim(0)
+            new.append(_host_seconds(step, 1))
+        found["new"] = statistics.median(new) / seconds["copy"]
+    return found
 
 
 def copy_level(floor_bytes: int, bandwidth: Mapping[str, float]) -> str:

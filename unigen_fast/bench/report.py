@@ -90,9 +90,10 @@ def _share(row: Figures, star: str = "*") -> str:
 
 
 def _copies(row: Figures) -> str:
-    exists, new = (row["copies"][name] for name in ("exists", "new"))
-    return (
-        f"{exists:.2f} copies of its first input into memory that exists, {new:.2f} where its results need new memory"
+    copies = row["copies"]
+    text = f"{copies['exists']:.2f} copies of its first input into memory that exists"
+    return text + (
+        f", {copies['new']:.2f} where the system must give its results new memory" if "new" in copies else ""
     )
 
 
