@@ -310,14 +310,13 @@ def time_steps(steps: Mapping[str, Step], device: torch.device, seconds: float) 
 def keep_freed_memory() -> None:
     """Tells glibc's malloc not to give memory back to the system, for the rest of the process.
 
-    Whether it does depends on what else lies on its heap, and a step that has to be given its pages anew each time
-    takes up to twice as long: luck, which one contestant has and another has not. Blocks above 32 MiB, the most that
-    glibc allows, still go back.
+    Whether it does depends on the size, and on what else lies on its heap; and a step that has to be given its pages
+    anew each time takes up to twice as long: luck, which one contestant has and another has not.
     """
     if _malloc is not None:
-        trim_threshold, mmap_threshold = -1, -3
+        trim_threshold, mmap_max = -1, -4
         _malloc.mallopt(trim_threshold, 2**31 - 1)
-        _malloc.mallopt(mmap_threshold, 2**25)
+        _malloc.mallopt(mmap_max, 0)
 
 
 def copy_bandwidth(device: torch.device) -> dict[str, float]:

@@ -165,6 +165,13 @@ def _mean_ratio(rows: Sequence[Figures]) -> str:
     return f"{math.exp(sum(math.log(row['ratio']) for row in rows) / len(rows)):.2f}×"
 
 
+def _memory_of_stars(starred: Sequence[Figures]) -> str:
+    large = [row for row in starred if 2 * _peaks(row)[0] > _peaks(row)[1] and not _only_results(row)]
+    return "Stars, memory: at most half of the faster peer's, or hardly more than results and gradients" + "".join(
+        f"; not so: {label(row)} ({ROWS[row['row']].memory or 'no reason'})" for row in large
+    )
+
+
 def closing(record: Record) -> str:
     rows = [row for row in record["rows"] if row["error"] is None]
     errors = len(record["rows"]) - len(rows)
@@ -178,11 +185,7 @@ def closing(record: Record) -> str:
             + (f", of those with a star {_mean_ratio(starred)}" if starred else "")
             + f"; slowest {label(slowest)} {_ratio(slowest)}"
         )
-        large = [row for row in starred if 2 * _peaks(row)[0] > _peaks(row)[1] and not _only_results(row)]
-        lines.append(
-            "Stars, memory: at most half of the faster peer's, or hardly more than results and gradients"
-            + "".join(f"; not so: {label(row)} ({ROWS[row['row']].memory or 'no reason'})" for row in large)
-        )
+        lines.append(_memory_of_stars(starred))
     if errors:
         lines.append(f"{errors} rows with an ERROR")
     lines += [
@@ -274,7 +277,7 @@ def markdown(record: Record) -> str:
             _time(row["contestants"][FUSED]),
             _time(row["contestants"][EAGER]),
             _time(_compiled(row)),
-            f"**{_ratio(row)}**" if row["ratio"] >= 1 else f"{_ratio(row)} (slower)",
+            _ratio(row) if row["ratio"] >= 1 else f"**{_ratio(row)} (slower)**",
             _memory(row),
             _share(row, star="\\*"),
         ]
@@ -285,6 +288,7 @@ def markdown(record: Record) -> str:
         "ours; ★: where fusing must pay most; *peak memory*: beyond the inputs (†: results and gradients are nearly "
         "all of ours); *of copy*: every input, output and gradient once, over the time, over the bandwidth of a copy"
         + (" (\\*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
+        _memory_of_stars([row for row in record["rows"] if row["row"] in STARRED]) + ".",
         *(f"`{row['row']}` takes as long as {_copies(row)}." for row in record["rows"] if row.get("copies")),
     ]
     return "\n".join(lines)
@@ -309,7 +313,7 @@ def markdown_steps(record: Record) -> str:
             _time(step["contestants"][EAGER]),
             _time(_compiled(step)),
             _time(step["network"]),
-            f"**{_ratio(step)}**" if ratio > 1 else _ratio(step) if ratio == 1 else f"{_ratio(step)} (slower)",
+            _ratio(step) if ratio >= 1 else f"**{_ratio(step)} (slower)**",
             _loss_shares(step),
             _memory(step),
         ]
