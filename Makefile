@@ -46,7 +46,7 @@ kernels: $(VENV)/ready
 OTHER_TORCH ?= 2.10.0
 compat: $(VENV)/ready
 	$(PYTHON) -m venv build/torch-$(OTHER_TORCH)
-	build/torch-$(OTHER_TORCH)/bin/pip install -q torch==$(OTHER_TORCH) numpy pytest
+	build/torch-$(OTHER_TORCH)/bin/pip install -q torch==$(OTHER_TORCH) numpy pytest scipy mpmath
 	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m unigen_fast info
 	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m pytest -q tests/test_likelihood.py tests/test_random.py
 

@@ -307,16 +307,18 @@ def time_steps(steps: Mapping[str, Step], device: torch.device, seconds: float) 
     return {name: of_name.figures() for name, of_name in samples.items()}
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc's malloc not to give memory back to the system, for the rest of the process.
+def keep_freed_memory(largest: bool = True) -> None:
+    """Tells glibc's malloc not to give memory back to the system: of blocks above 32 MiB only with `largest`.
 
     Whether it does depends on the size, and on what else lies on its heap; and a step that has to be given its pages
-    anew each time takes up to twice as long: luck, which one contestant has and another has not.
+    anew each time takes up to twice as long: luck, which one contestant has and another has not. Blocks of gigabytes
+    must go back all the same: on a heap, each needs a gap of its size.
     """
     if _malloc is not None:
-        trim_threshold, mmap_max = -1, -4
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
         _malloc.mallopt(trim_threshold, 2**31 - 1)
-        _malloc.mallopt(mmap_max, 0)
+        _malloc.mallopt(mmap_threshold, 2**25)
+        _malloc.mallopt(mmap_max, 0 if largest else 65536)
 
 
 def copy_bandwidth(device: torch.device) -> dict[str, float]:
@@ -422,6 +424,7 @@ def _measure(
     compiled: bool,
     bandwidth: Mapping[str, float],
 ) -> None:
+    keep_freed_memory(largest=row.check_first is None)
     case = Case(row, device, dtype)
     case.check()
     steps = {name: case.step(case.function(name)) for name in contestants(device, compiled)}
