@@ -76,7 +76,7 @@ def missing_for_cuda() -> str | None:
 
 
 def architectures(source: Path) -> str:
-    """nvcc's flags: one PTX for all, which halves the time of compiling, but where sm_90's clusters are used."""
+    """nvcc's flags: one PTX for all, so that the sources are compiled once, but where sm_90's clusters are used."""
     if "cluster" in source.read_text():
         return "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]"
     return "-gencode arch=compute_80,code=[sm_80,sm_90,compute_80]"

@@ -458,10 +458,9 @@ UNIGEN_INLINE Vec<T> exp_of_minus_abs(Vec<T> x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {  // no bounds are needed: what is no number beyond them is replaced
     using V = Vec<T>;
-    const V y = abs(x), rounded = constant<V>(Format<T>::shifter) - y * constant<V>(1.44269502162933349609375);
-    const V n = rounded - constant<V>(Format<T>::shifter);
-    V f = -n - y * constant<V>(1.44269502162933349609375);  // fused: its rounding is f's own
-    f = f - y * constant<V>(1.925963033500011e-8);
+    const V y = abs(x), log2_e = constant<V>(1.44269502162933349609375), rest = constant<V>(1.925963033500011e-8);
+    const V rounded = constant<V>(Format<T>::shifter) - y * log2_e, n = rounded - constant<V>(Format<T>::shifter);
+    const V f = V(_mm512_maskz_fnmadd_ps(-1, y.v, log2_e.v, (-n).v)) - y * rest;  // the product is not rounded
     return select(constant<V>(87) < y, constant<V>(0), scale_by_power(exp2_polynomial(f), n, rounded));
   }
 #endif
