@@ -213,8 +213,9 @@ class BuildKernels(build_ext):
         ninja.run(target)
 
 
-setup(
-    # optional: setuptools copies what there is
-    ext_modules=[Extension(f"unigen_fast._{name}", [], optional=True) for name in ("cpu", "autograd", "cuda")],
-    cmdclass={"build_ext": BuildKernels},
-)
+if __name__ == "__main__":  # benches/compile_cuda.py asks for the flags alone
+    setup(
+        # optional: setuptools copies what there is
+        ext_modules=[Extension(f"unigen_fast._{name}", [], optional=True) for name in ("cpu", "autograd", "cuda")],
+        cmdclass={"build_ext": BuildKernels},
+    )

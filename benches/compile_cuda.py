@@ -1,4 +1,4 @@
-"""Compiles every CUDA kernel for sm_80 and sm_90, without a GPU, and reports what each needs.
+"""Compiles every CUDA kernel with setup.py's flags, for sm_80 and sm_90, without a GPU, and reports what each needs.
 
     python benches/compile_cuda.py [--all]
 
@@ -7,7 +7,6 @@ file does not compile, or a kernel spills registers or keeps anything in local m
 """
 
 import argparse
-import itertools
 import pathlib
 import re
 import shutil
@@ -18,8 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-CSRC = pathlib.Path(__file__).parent.parent / "csrc"
-ARCHITECTURES = ("sm_80", "sm_90")
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from setup import NVCC_FLAGS, architectures  # noqa: E402
+
 LONGEST = ("likelihood", "objectives")  # to compile: they go first
 
 
@@ -32,14 +33,17 @@ class Kernel(NamedTuple):
     shared: int
 
 
-def compile_file(source: pathlib.Path, codes: list[str], folder: pathlib.Path) -> tuple[list[Kernel], str]:
+def compile_file(source: pathlib.Path, folder: pathlib.Path) -> tuple[list[Kernel], str]:
     """The kernels of a file, and what nvcc said if it failed."""
-    out = folder / f"{source.stem}.{len(codes)}{codes[0][-2:]}.fatbin"
-    command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", "-Xptxas", "-v", "-fatbin"]
-    command += ["-gencode", f"arch={codes[0].replace('sm', 'compute')},code=[{','.join(codes)}]"]
+    flags = [*NVCC_FLAGS.split(), *architectures(source).split(), "-Xptxas", "-v", "-fatbin"]
     start = time.perf_counter()
-    run = subprocess.run([*command, str(source), "-o", str(out)], capture_output=True, text=True, check=False)
-    print(f"{source.name} {' '.join(codes)}: {time.perf_counter() - start:.0f} s", flush=True)
+    run = subprocess.run(
+        ["nvcc", *flags, str(source), "-o", str(folder / f"{source.stem}.fatbin")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(f"{source.name}: {time.perf_counter() - start:.0f} s", flush=True)
     text = run.stdout + run.stderr
     if run.returncode != 0:
         return [], text
@@ -57,12 +61,6 @@ def compile_file(source: pathlib.Path, codes: list[str], folder: pathlib.Path) -
     return kernels, ""
 
 
-def jobs_of(source: pathlib.Path) -> list[tuple[pathlib.Path, list[str]]]:
-    """As setup.py builds it: from one PTX for both architectures, but where sm_90's clusters are used."""
-    apart = "cluster" in source.read_text()
-    return [(source, [code]) for code in ARCHITECTURES] if apart else [(source, [*ARCHITECTURES])]
-
-
 def short_name(mangled: str) -> str:
     if shutil.which("c++filt") is None:
         return mangled
@@ -78,14 +76,15 @@ def main() -> int:
     if shutil.which("nvcc") is None:
         print("nvcc is not on PATH")
         return 1
-    sources = sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: (path.stem not in LONGEST, -path.stat().st_size))
-    jobs = [*itertools.chain.from_iterable(map(jobs_of, sources))]
+    sources = sorted(
+        (ROOT / "csrc" / "cuda").glob("*.cu"), key=lambda path: (path.stem not in LONGEST, -path.stat().st_size)
+    )
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda job: compile_file(*job, pathlib.Path(folder)), jobs))
-    for (source, codes), (_, error) in zip(jobs, results, strict=True):
+        results = list(pool.map(lambda source: compile_file(source, pathlib.Path(folder)), sources))
+    for source, (_, error) in zip(sources, results, strict=True):
         if error:
-            print(f"\n{source.name} for {' '.join(codes)} does not compile:\n{error}")
+            print(f"\n{source.name} does not compile:\n{error}")
     kernels = sorted(
         (kernel for found, _ in results for kernel in found), key=lambda k: (-k.stack, -k.registers, k.name)
     )

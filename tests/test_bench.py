@@ -353,7 +353,7 @@ def test_stars_are_held_to_their_bar(record):
 
 
 def test_copies(record):
-    """A row that takes twice as long as a copy, and holds its results."""
+    """A step that takes twice as long as a copy."""
     x = torch.ones(1 << 20, requires_grad=True)
     target = torch.empty_like(x)
 

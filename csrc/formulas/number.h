@@ -22,8 +22,11 @@ UNIGEN_INLINE float exp_of_distance(float x) { return ::expf(x); }
 UNIGEN_INLINE double exp_of_distance(double x) { return ::exp(x); }
 UNIGEN_INLINE float exp_of_minus_abs(float x) { return ::expf(-::fabsf(x)); }
 UNIGEN_INLINE double exp_of_minus_abs(double x) { return ::exp(-::fabs(x)); }
-UNIGEN_INLINE float bounded_reciprocal(float x) { return 1 / x; }  // finite, and so is 1 / x
-UNIGEN_INLINE double bounded_reciprocal(double x) { return 1 / x; }
+UNIGEN_INLINE float reciprocal(float x) { return 1 / x; }
+UNIGEN_INLINE double reciprocal(double x) { return 1 / x; }
+// for x that is finite, as 1 / x is
+UNIGEN_INLINE float bounded_reciprocal(float x) { return reciprocal(x); }
+UNIGEN_INLINE double bounded_reciprocal(double x) { return reciprocal(x); }
 UNIGEN_INLINE float expm1(float x) { return ::expm1f(x); }
 UNIGEN_INLINE double expm1(double x) { return ::expm1(x); }
 UNIGEN_INLINE float log(float x) { return ::logf(x); }

@@ -9,9 +9,6 @@ namespace unigen {
 UNIGEN_INLINE float exp2_bounded(float x) { return ::exp2f(x); }
 UNIGEN_INLINE double exp2_bounded(double x) { return ::exp2(x); }
 
-UNIGEN_INLINE float reciprocal(float x) { return 1 / x; }
-UNIGEN_INLINE double reciprocal(double x) { return 1 / x; }
-
 // Exponents are powers of 2: an exponential is then a rounding, a polynomial and a shift. With r = e^{-logvar / 2} s and
 // t = (z - mean) r, s² = log2(e) / 2: log2 N(z; mean, e^logvar) = peak - t².
 constexpr double kLn2 = 0.69314718055994530942, kLog2Pi = 1.83787706640934548356;

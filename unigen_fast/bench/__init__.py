@@ -122,7 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtypes = options.dtype or list(_DTYPES[: 1 if device.type == "cpu" else 2])
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    harness.keep_freed_memory()
     record = new_record(device, options.seconds)
 
     def keep(kind: str, figures: dict[str, Any], line: str) -> None:

@@ -328,6 +328,7 @@ def measure(step: TrainingStep, device: torch.device, seconds: float, compiled: 
 
 
 def _measure(result: dict[str, Any], step: TrainingStep, device: torch.device, seconds: float, compiled: bool) -> None:
+    harness.keep_freed_memory()
     training = Training(step, device)
     training.check()
     names = [*harness.contestants(device, compiled), _NETWORK]
