@@ -730,6 +730,24 @@ def test_large_results_ask_for_huge_pages() -> None:
         assert "hg" in flags_of_memory(tensor.data_ptr() + tensor.nbytes // 2)
 
 
+@pytest.mark.skipif(not NATIVE["cpu"], reason="of the C++ kernels")
+@pytest.mark.parametrize("shape", [(4352, 1024), (4352, 1023), (64, 200, 401)], ids=str)
+def test_results_beyond_any_cache(shape: tuple[int, ...]) -> None:
+    """Above 32 MiB they are written past the caches, unless they begin between two vectors. Halves are smaller."""
+    mean, logvar = torch.randn(shape), 0.1 * torch.randn(shape)
+
+    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        rows = [t.transpose(1, 2) if t.dim() == 3 else t for t in leaves]
+        return torch.autograd.grad(uf.gaussian_kl(*rows, reduction="sum"), leaves)
+
+    whole = gradients(mean, logvar)
+    assert sum(g.nbytes for g in whole) > 32 << 20
+    halves = zip(*(gradients(*pair) for pair in zip(mean.chunk(2), logvar.chunk(2), strict=True)), strict=True)
+    for got, parts in zip(whole, halves, strict=True):
+        assert_same_bits(got, torch.cat(parts))
+
+
 @single_op_cases
 def test_one_kernel_forward_and_one_backward(case: Case, device: torch.device) -> None:
     """The fused path is taken, once each way: no fall back to the reference goes unnoticed."""

@@ -202,7 +202,7 @@ void sample_gaussian_as(const SampleGaussian& a, const Parallel& parallel, const
       for (int64_t sample = 0; sample < layout.samples; ++sample) {
         layout.runs(first, n, sample, [&](int at, int64_t index, int run) {
           const T* normals = noise.at(index, run);
-          T* target = z.target(0, index, z_room);
+          T* target = z.target(0, index, run, z_room);
           for_vectors<T>(run, [&](int i, auto l) UNIGEN_FORCED {
             store(target + i, load(means + at + i, l) + load(deviations + at + i, l) * load(normals + i, l), l);
           });
@@ -268,8 +268,8 @@ void sample_gaussian_backward_as(const SampleGaussianBackward& a, const Parallel
       const T* means = mean.read(0, first, n, mean_room);
       const T* spreads = spread.read(0, first, n, spread_room);
       const T* kl_grads = with_kl ? grad_kl.read(0, first, n, kl_room) : kl_room;
-      T* mean_target = grad_mean.target(0, first, plain_sums);
-      T* spread_target = grad_spread.target(0, first, noise_sums);
+      T* mean_target = grad_mean.target(0, first, n, plain_sums);
+      T* spread_target = grad_spread.target(0, first, n, noise_sums);
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
         const V s = load(spreads + i, l);
         V d_mean = load(plain_sums + i), d_spread = load(noise_sums + i) * StandardDeviation<V>(s, options.get()).slope;

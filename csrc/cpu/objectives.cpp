@@ -100,7 +100,7 @@ class Density {
   UNIGEN_NOINLINE void scale(int64_t row, T coefficient) const {
     const V factor(coefficient);
     for (int k = 0; k < kOut; ++k) {
-      T* target = out_[k].target(out_[k].origin(row), 0, nullptr);
+      T* target = out_[k].target(out_[k].origin(row), 0, cols_, nullptr);
       if (coefficient == 0) {
         for (int64_t c = 0; c < cols_; ++c) target[c] = 0;
         continue;
@@ -127,7 +127,7 @@ class Density {
       T* target[kOut];
       for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
       for (int k = 0; k < kOut; ++k) {
-        target[k] = shared_[k] ? totals[k] + c : wanted_[k] ? out_[k].target(origin_out[k], c, room[kIn + k]) : nullptr;
+        target[k] = shared_[k] ? totals[k] + c : wanted_[k] ? out_[k].target(origin_out[k], c, n, room[kIn + k]) : nullptr;
       }
       if (coefficient == 0) {  // and the slopes may be infinite
         for (int k = 0; k < kOut; ++k) {
@@ -184,7 +184,7 @@ class Density {
     const DensitySum<F> sum = sum_;
     int64_t origin[kIn];
     for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
-    T* target = kSlopes ? out_[0].target(out_[0].origin(row), 0, nullptr) : nullptr;
+    T* target = kSlopes ? out_[0].target(out_[0].origin(row), 0, cols_, nullptr) : nullptr;
     WideSum<T> wide;
     double rest = 0;
     for (int64_t c = begin; c < end; c += kStretch) {
@@ -288,7 +288,7 @@ class Latent {
           const int64_t row = example * samples_ + k;
           const T* z = z_.read(z_.origin(row), c, n, room.z);
           const int64_t origin = wants_z_ ? grad_z_.origin(row) : 0;
-          T* target = wants_z_ ? grad_z_.target(origin, c, target_room) : target_room;
+          T* target = wants_z_ ? grad_z_.target(origin, c, n, target_room) : target_room;
           const V factor(coefficients[k]);
           if (coefficients[k] == 0) {
             for (int i = 0; i < n; ++i) target[i] = 0;

@@ -30,6 +30,7 @@ constexpr int64_t kMaxUnits = 1024;
 constexpr int64_t kFewRows = 64;      // with fewer, long rows are split
 constexpr int kElementsAhead = 1024;  // how far operands are fetched ahead
 constexpr int kRowsAhead = 8;         // how far short rows are fetched ahead where memory is what they wait for
+constexpr int64_t kStreamedBytes = 32 << 20;  // results that no cache would keep, so that they go past it
 constexpr int kFlush = 64;            // vectors added up in the arithmetic type before the sum goes on in double
 constexpr int kAxisDims = 2 * kMaxDims;
 
@@ -218,7 +219,9 @@ class Stream {
         steps_(strided(grid, array.operand, steps)),
         lanes_(strided(grid, array.operand, lanes)) {
     item_ = dtype_ == DType::float64 ? 8 : dtype_ == DType::float32 ? 4 : 2;
-    direct_ = data_ && item_ == int(sizeof(T)) && (lanes_.dims == 0 || (lanes_.dims == 1 && lanes_.stride[0] == 1));
+    const bool stored_as_read = data_ && item_ == int(sizeof(T));
+    direct_ = stored_as_read && (lanes_.dims == 0 || (lanes_.dims == 1 && lanes_.stride[0] == 1));
+    if (stored_as_read && lanes_.dims > 1 && lanes_.stride[lanes_.dims - 1] == 1) run_ = lanes_.size[lanes_.dims - 1];
   }
 
   // the step's first lane, in elements from the operand's first
@@ -227,16 +230,18 @@ class Stream {
   // lanes [first, first + n); `buffer` has room for them
   UNIGEN_INLINE const T* read(int64_t origin, int64_t first, int64_t n, T* buffer) const {
     if (direct_) return reinterpret_cast<const T*>(data_) + origin + first;
+    if (in_one_run(first, n)) return reinterpret_cast<const T*>(data_) + origin + lanes_.offset(first);
     stage(origin, first, n, buffer);
     return buffer;
   }
 
-  // where to put lanes [first, ...): then call `written` with it
-  UNIGEN_INLINE T* target(int64_t origin, int64_t first, T* buffer) const {
-    return direct_ ? reinterpret_cast<T*>(data_) + origin + first : buffer;
+  // where to put lanes [first, first + n): then call `written` with it
+  UNIGEN_INLINE T* target(int64_t origin, int64_t first, int64_t n, T* buffer) const {
+    if (direct_) return reinterpret_cast<T*>(data_) + origin + first;
+    return in_one_run(first, n) ? reinterpret_cast<T*>(data_) + origin + lanes_.offset(first) : buffer;
   }
   UNIGEN_INLINE void written(int64_t origin, int64_t first, int64_t n, const T* source) const {
-    if (!direct_) unstage(origin, first, n, source);
+    if (!direct_ && !in_one_run(first, n)) unstage(origin, first, n, source);
   }
 
   // whether any stretch of lanes can be had without a buffer
@@ -254,6 +259,8 @@ class Stream {
   }
 
  private:
+  UNIGEN_INLINE bool in_one_run(int64_t first, int64_t n) const { return run_ && first % run_ + n <= run_; }
+
   // body(pointer as if to T's storage type, stride, n, position in the buffer) for each run along the innermost dimension
   template <class S, class Body>
   UNIGEN_INLINE void runs(int64_t origin, int64_t first, int64_t n, const Body& body) const {
@@ -317,6 +324,7 @@ class Stream {
   DType dtype_ = DType::float32;
   int item_ = 4;
   bool direct_ = false;
+  int64_t run_ = 0;  // lanes that lie beside each other, where not all of them do
   T fill_ = 0;
   Strided steps_, lanes_;
 };
@@ -369,10 +377,17 @@ UNIGEN_INLINE int64_t lane_block(int64_t rows) {
   return smaller(256, round_up(ceil_div(larger(rows, 1), 16), Vec<T>::size));
 }
 
-// how many rows to finish at a time: what was read for them should still be in the cache
+// The same, and as many as lie beside each other where that is a chunk.
 template <class T>
-UNIGEN_INLINE int64_t batch_rows(int64_t cols, int64_t least) {
-  return smaller(kChunk<T>, larger(least, kBatch / larger(cols, 1)));
+UNIGEN_INLINE int64_t lane_block(const Grid& grid) {
+  const int64_t run = grid.row_dims > 1 ? grid.row_size[grid.row_dims - 1] : 0;
+  return 8 * Vec<T>::size <= run && run <= kChunk<T> ? run : lane_block<T>(grid.rows);
+}
+
+// how many rows to finish at a time, of blocks of `block`: what was read for them should still be in the cache
+template <class T>
+UNIGEN_INLINE int64_t batch_rows(int64_t cols, int64_t block) {
+  return smaller(kChunk<T>, larger(block, kBatch / larger(cols, 1))) / block * block;
 }
 
 UNIGEN_INLINE int64_t inner_stride(const int64_t* size, const int64_t* stride, int dims) {
@@ -503,7 +518,8 @@ class Map {
 
  public:
   // lanes and layout follow the first input
-  Map(const Grid& grid, const Array* row, const Array* in, const Array* out) : rows_(grid.rows), cols_(grid.cols) {
+  Map(const Grid& grid, const Array* row, const Array* in, const Array* out)
+      : rows_(grid.rows), cols_(grid.cols), block_(lane_block<T>(grid)) {
     const bool rows_inner = rows_innermost(grid, in[0].operand);
     if (kRow == 0) {
       lanes_ = rows_inner ? Axis::cols_rows : Axis::rows_cols;
@@ -518,7 +534,12 @@ class Map {
                                      : Stream<T>(grid, row[k], Axis::none, Axis::rows);
     }
     for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes_);
-    for (int k = 0; k < kOut; ++k) out_[k] = Stream<T>(grid, out[k], steps, lanes_);
+    int64_t bytes = 0;
+    for (int k = 0; k < kOut; ++k) {
+      out_[k] = Stream<T>(grid, out[k], steps, lanes_);
+      if (out[k].operand.data) bytes += rows_ * cols_ * int64_t(sizeof(T));
+    }
+    streams_ = bytes >= kStreamedBytes;
   }
 
   template <class F>
@@ -528,7 +549,7 @@ class Map {
       partition.run(parallel, [&](int64_t u) { flat(f, partition.row_begin(u), partition.row_end(u)); });
     } else {
       const bool split = lanes_ == Axis::cols;
-      const Partition partition(rows_, cols_, split, lanes_ == Axis::rows ? lane_block<T>(rows_) : 1);
+      const Partition partition(rows_, cols_, split, lanes_ == Axis::rows ? block_ : 1);
       partition.run(parallel, [&](int64_t u) {
         region(f, partition.row_begin(u), partition.row_end(u), partition.col_begin(u), partition.col_end(u));
       });
@@ -561,6 +582,7 @@ class Map {
     } else {
       across_rows(f, row_begin, row_end);
     }
+    if (streams_) end_streams();
   }
 
   template <class F>
@@ -570,6 +592,7 @@ class Map {
     for (int64_t first = begin; first < end; first += kChunk<T>) {
       elements(f, origin, first, int(smaller(kChunk<T>, end - first)), room, [](int, V*) UNIGEN_FORCED {});
     }
+    if (streams_) end_streams();
   }
 
   // lanes are columns of one row: what is kept of the row operands is constant
@@ -594,8 +617,9 @@ class Map {
   template <class F>
   UNIGEN_NOINLINE void along_rows(F f, int64_t begin, int64_t end) const {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>];
-    for (int64_t first = begin; first < end; first += kChunk<T>) {
-      const int n = int(smaller(kChunk<T>, end - first));
+    const int64_t most = kChunk<T> / block_ * block_;
+    for (int64_t first = begin; first < end; first += most) {
+      const int n = int(smaller(most, end - first));
       prepare(f, first, n, row);
       for (int64_t c = 0; c < cols_; ++c) {
         int64_t origin[kIn + kOut];
@@ -656,7 +680,11 @@ class Map {
     const T* source[kIn];
     T* target[kOut];
     for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], first, n, room[k]);
-    for (int k = 0; k < kOut; ++k) target[k] = out_[k].target(origin[kIn + k], first, room[kIn + k]);
+    bool streamed[kOut];
+    for (int k = 0; k < kOut; ++k) {
+      target[k] = out_[k].target(origin[kIn + k], first, n, room[kIn + k]);
+      streamed[k] = streams_ && target[k] != room[kIn + k] && reinterpret_cast<uintptr_t>(target[k]) % kVectorBytes == 0;
+    }
     for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
       V row[kKeptRoom<F>], x[kIn], y[kOut];
       set_row(i, row);
@@ -666,14 +694,19 @@ class Map {
       }
       f(row, x, y);
       for (int k = 0; k < kOut; ++k) {
-        store(target[k] + i, y[k], l);
-        __builtin_prefetch(target[k] + i + kElementsAhead, 1);
+        if (streamed[k]) {
+          stream(target[k] + i, y[k], l);
+        } else {
+          store(target[k] + i, y[k], l);
+          __builtin_prefetch(target[k] + i + kElementsAhead, 1);
+        }
       }
     });
     for (int k = 0; k < kOut; ++k) out_[k].written(origin[kIn + k], first, n, target[k]);
   }
 
-  int64_t rows_, cols_;
+  int64_t rows_, cols_, block_;
+  bool streams_;
   Axis lanes_;
   Stream<T> row_[kRowRoom], in_[kIn], out_[kOut];
 };
@@ -711,7 +744,7 @@ class RowSum {
   RowSum(const Grid& grid, const Array* in, const F& f)
       : f_(f),
         lanes_are_rows_(lanes_along_rows<T>(grid, in[0].operand)),
-        block_(lanes_are_rows_ ? lane_block<T>(grid.rows) : 1),
+        block_(lanes_are_rows_ ? lane_block<T>(grid) : 1),
         partition_(grid.rows, grid.cols, !lanes_are_rows_, block_) {
     const Axis steps = lanes_are_rows_ ? Axis::cols : Axis::rows, lanes = lanes_are_rows_ ? Axis::rows : Axis::cols;
     for (int k = 0; k < kIn; ++k) in_[k] = Stream<T>(grid, in[k], steps, lanes);
@@ -868,7 +901,7 @@ class RowSumMap {
       const V total = V(T(lane_sum(f.close(state))));
       f.prepare(&total, row);
       const int64_t origin = out_.origin(r);
-      T* target = out_.target(origin, 0, room[kIn]);
+      T* target = out_.target(origin, 0, cols, room[kIn]);
       for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
         V x[kIn], y;
         for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
@@ -1034,7 +1067,7 @@ class RowExponentials {
       of_row[r] = V(T(0));
       if (r >= rows) continue;
       const T* source = log_w_.read(log_w_.origin(row + r), 0, cols, room);
-      T* target = weights_.target(weights_.origin(row + r), 0, room);
+      T* target = weights_.target(weights_.origin(row + r), 0, cols, room);
       const V of_shift(shift[r]);
       V sum(T(0));
       for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED {
@@ -1047,7 +1080,7 @@ class RowExponentials {
     }
     store(inverse, inverse_sum(over_lanes(of_row, [](V a, V b) { return a + b; })));
     for (int r = 0; r < rows; ++r) {
-      T* target = weights_.target(weights_.origin(row + r), 0, room);
+      T* target = weights_.target(weights_.origin(row + r), 0, cols, room);
       const V of_inverse(inverse[r]);
       for_vectors<T>(cols, [&](int i, auto l) UNIGEN_FORCED { store(target + i, load(target + i, l) * of_inverse, l); });
     }

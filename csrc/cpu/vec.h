@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "../formulas/number.h"
 
@@ -228,6 +229,23 @@ UNIGEN_INLINE void store(T* target, Vec<T> x, First<T> f) {
   for (int i = 0; i < f.count; ++i) target[i] = x.v[i];
 }
 #endif
+
+// The same past the caches, to a target aligned to kVectorBytes: its line is not read first. Other threads may read it
+// after end_streams().
+template <class T, class Lanes>
+UNIGEN_INLINE void stream(T* target, Vec<T> x, Lanes lanes) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Lanes, Full<T>>) return _mm512_stream_si512(reinterpret_cast<__m512i*>(target), (__m512i)x.v);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<Lanes, Full<T>>) return _mm256_stream_si256(reinterpret_cast<__m256i*>(target), (__m256i)x.v);
+#endif
+  store(target, x, lanes);
+}
+UNIGEN_INLINE void end_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 
 // `now` in the lanes that count, `before` in the others
 template <class T>
