@@ -20,7 +20,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise", "objectives")
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and later
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -g0"
 # NaN and infinity keep their meaning: no -ffast-math. The default unit carries no ISA flag; few processors need it, and
@@ -177,11 +176,12 @@ class BuildKernels(build_ext):
         source = ROOT.resolve() / "csrc" / "cpu"
         ninja = self._ninja("cpu")
         x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
-        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(STABLE_ABI))]
+        bindings = source / "bindings.cpp"
+        objects = [ninja.compile(bindings, "", self._binding(STABLE_ABI))]
         for isa, flags in ISA_FLAGS.items() if x86 else [("default", "")]:
-            for unit in (*FAMILIES, "table"):
-                command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {flags}"
-                objects.append(ninja.compile(source / f"{unit}.cpp", f".{isa}", command))
+            command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {flags}"
+            units = sorted(set(source.glob("*.cpp")) - {bindings})
+            objects += [ninja.compile(unit, f".{isa}", command) for unit in units]
         target.parent.mkdir(parents=True, exist_ok=True)
         ninja.link(objects, target, f"{self._cxx()} -shared", self._torch_libraries())
         ninja.run(target)
@@ -205,7 +205,7 @@ class BuildKernels(build_ext):
         nvcc = f"{home}/bin/nvcc {NVCC_FLAGS}"
         ninja = self._ninja("cuda")
         objects = [ninja.compile(source / "bindings.cpp", "", self._binding(f"{STABLE_ABI} -isystem {home}/include"))]
-        units = [source / f"{unit}.cu" for unit in FAMILIES]
+        units = sorted(source.glob("*.cu"))
         objects += [ninja.compile(unit, "", f"{nvcc} {architectures(unit)}") for unit in units]
         target.parent.mkdir(parents=True, exist_ok=True)
         cudart = f"-L{home}/lib64 -L{home}/lib -lcudart_static -ldl -lrt -lpthread"

@@ -273,21 +273,53 @@ def formula_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield f"{name}_backward", scalar_grad if "mean" in options else rows, *inputs, *options, needed
 
 
+# name, outputs of the decoder, options
+LIKELIHOODS: list[tuple[str, int, list[float]]] = [
+    ("bernoulli", 1, []),
+    ("gaussian", 1, []),
+    ("gaussian", 2, []),
+    ("laplace", 2, []),
+    ("discretized_logistic", 2, [1 / 255, -1.0, 1.0]),
+    ("negative_binomial", 2, []),
+    ("zero_inflated_negative_binomial", 3, []),
+]
+
+
+def elbo_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    full = dtype == torch.float32
+    one = tensors(wide)
+    # whole rows in a program, rows shared among programs, a long latent
+    shapes = ((128, 784, 32), (16, 12288, 128), (1000, 4, 512))
+    for (likelihood, count, bins), (rows, cols, latents) in itertools.product(LIKELIHOODS, shapes):
+        every_option = full and likelihood == "bernoulli"
+        if not every_option and (cols == 4 or (rows == 16 and count < 3)):
+            continue
+        mean, logvar = tensors(dtype, rows, latents, count=2)
+        each, needed = tensors(wide, rows), (1 << count) - 1 | 24
+        for shared in (False, True) if count > 1 and rows == 128 else (count > 1,):
+            decoder = [tensors(dtype, rows, cols) for _ in range(count)] + [None] * (3 - count)
+            if shared:
+                decoder[1] = tensors(dtype, cols)
+            head = (*decoder, decoder[0], mean, logvar)
+            plain = (*head, None, None, None, 1, likelihood, bins, 0.5, 1.0, "mean")
+            yield "elbo_loss", *plain, needed
+            if full:
+                yield "elbo_loss_backward", one, each, each, *plain, 0, needed
+            if every_option:
+                yield "elbo_loss", *plain, 0
+                prior = (*head, mean, logvar, each, 1, likelihood, bins, 0.5, 1.0)
+                yield "elbo_loss", *prior, "none", 0
+                yield "elbo_loss", *prior, "sum", needed | 96
+                yield "elbo_loss_backward", each, each, each, *prior, "none", 0, needed | 96
+
+
 def objectives_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     full = dtype == torch.float32
-    likelihoods: list[tuple[str, int, list[float]]] = [
-        ("bernoulli", 1, []),
-        ("gaussian", 1, []),
-        ("gaussian", 2, []),
-        ("laplace", 2, []),
-        ("discretized_logistic", 2, [1 / 255, -1.0, 1.0]),
-        ("negative_binomial", 2, []),
-        ("zero_inflated_negative_binomial", 3, []),
-    ]
     # a program per example, an example shared among programs, a long latent
     shapes = ((100, 50, 784, 50), (4, 5000, 784, 64), (256, 64, 32, 512))
-    for (likelihood, count, bins), (examples, samples, cols, latents) in itertools.product(likelihoods, shapes):
+    for (likelihood, count, bins), (examples, samples, cols, latents) in itertools.product(LIKELIHOODS, shapes):
         # the phases are alike but for the likelihood: all of them with one, and those of one call with the others
         every_phase = full and likelihood == "bernoulli"
         if not every_phase and (cols == 32 or (not full and (samples > 50 or count == 2))):
@@ -347,6 +379,7 @@ def variants() -> list[Variant]:
         pairwise_calls,
         categorical_calls,
         formula_calls,
+        elbo_calls,
         objectives_calls,
     )
     # fp32 first: what others launch too, of statistics, is compiled for every target

@@ -23,7 +23,6 @@ from torch import Tensor
 from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 
 ROOT = pathlib.Path(__file__).parent.parent
-FAMILIES = ("importance", "adversarial", "divergence", "likelihood", "categorical", "pairwise", "objectives")
 FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-w"]
 FLAGS += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of csrc/kernels/problem.h
@@ -41,10 +40,10 @@ def _build(folder: pathlib.Path) -> pathlib.Path:
     emulation = ROOT / "tests" / "cuda_emulation"
     command = ["g++", *FLAGS, f"-I{emulation}", f"-I{ROOT / 'csrc'}"]
     objects, running = [], []
-    for family in FAMILIES:
-        objects.append(str(folder / f"{family}.o"))
-        entries = ["-DUNIGEN_EMULATION_ENTRIES"] if family == FAMILIES[0] else []
-        define = f'-DFAMILY="cuda/{family}.cu"'
+    for unit in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        entries = [] if objects else ["-DUNIGEN_EMULATION_ENTRIES"]
+        objects.append(str(folder / f"{unit.stem}.o"))
+        define = f'-DUNIT="cuda/{unit.name}"'
         running.append(
             subprocess.Popen([*command, define, *entries, "-c", str(emulation / "kernels.cpp"), "-o", objects[-1]])
         )
@@ -379,19 +378,30 @@ class LikelihoodOptions(ctypes.Structure):
     _fields_ = [("likelihood", INT), ("bins", DOUBLE * 3)]
 
 
-_LATENT = ("z", "mean", "logvar", "prior_mean", "prior_logvar")
-_BOUND = {
+_GAUSSIANS = ("mean", "logvar", "prior_mean", "prior_logvar")
+_OBJECTIVE = {
     "likelihood": LikelihoodOptions,
     **dict.fromkeys(("x", *(f"{kind}{k}" for kind in ("decoder", "grad_decoder") for k in range(OUTPUTS))), Operand),
     "shared": ctypes.c_bool * OUTPUTS,
     "latent": Grid,
     "latent_dtype": INT,
-    **dict.fromkeys((*_LATENT, *(f"grad_{name}" for name in _LATENT)), Operand),
+    **dict.fromkeys((*_GAUSSIANS, *(f"grad_{name}" for name in _GAUSSIANS)), Operand),
+    "reduction": Reduction,
+}
+_ELBO = {**_OBJECTIVE, "weights": Operand, "kl_weight": DOUBLE}
+ElboLoss = _arguments(
+    "ElboLoss", **_ELBO, **dict.fromkeys(("log_likelihood", "kl", "value"), Operand), gradients=ctypes.c_bool
+)
+ElboLossBackward = _arguments(
+    "ElboLossBackward", **_ELBO, **dict.fromkeys(("grad_log_likelihood", "grad_kl", "grad_value"), Operand)
+)
+_BOUND = {
+    **_OBJECTIVE,
+    **dict.fromkeys(("z", "grad_z"), Operand),
     "samples": LONG,
     "groups": LONG,
     "power": DOUBLE,
     "elbo_weight": DOUBLE,
-    "reduction": Reduction,
     "log_w": Operand,
     "residual": Operand,
 }
@@ -1331,43 +1341,45 @@ LIKELIHOODS = [
 BINS = (0.1, -1.0, 1.0)
 
 
-class Bound:
-    """Examples [examples…, samples, columns] with all operands in a layout, and what the reference says of them."""
+class Objective:
+    """Rows [rows…, columns] with all operands in a layout. x and the Gaussians are those of `examples`."""
+
+    differentiable = 2
 
     def __init__(
-        self, which: int, shape: Sequence[int], dtype: torch.dtype, layout: Any, *, latents: int = 5,
-        latent_dtype: torch.dtype | None = None, groups: int = 1, power: float = 1.0, elbo_weight: float = 0.0,
-        scale: float = -1.5, shared: Sequence[int] = (), prior: bool = True, reduction: str = "mean",
+        self, which: int, shape: Sequence[int], examples: Sequence[int], dtype: torch.dtype, layout: Any, *,
+        latents: int = 5, latent_dtype: torch.dtype | None = None, latent_layout: Any = None, scale: float = -1.5,
+        shared: Sequence[int] = (), priors: Sequence[str] = _GAUSSIANS[2:], reduction: str = "mean",
     ) -> None:  # fmt: skip
         self.name, kinds = LIKELIHOODS[which]
         self.which, self.shape, self.dtype, self.wide = which, tuple(shape), dtype, arithmetic(dtype)
-        self.shared, self.reduction = shared, reduction
-        self.rows, self.examples = self.shape[:-1], self.shape[:-2]
-        self.options = (groups, power, elbo_weight, scale)
-        narrow = latent_dtype or dtype
-        of_example = (*self.examples, shape[-1])
-        x = _drawn(kinds[0].replace("u", "n"), of_example, dtype, 0)
+        self.shared, self.reduction, self.scale = shared, reduction, scale
+        self.rows, self.examples = self.shape[:-1], tuple(examples)
+        self.narrow = latent_dtype or dtype
+        x = _drawn(kinds[0].replace("u", "n"), (*self.examples, shape[-1]), dtype, 0)
         self.x = layout((x > 0).to(dtype) if kinds[0] == "u" else x)
         self.tensors: dict[str, Tensor] = {}
         for k, kind in enumerate(kinds[1:]):
             size = self.shape[-1:] if k in shared else self.shape
             drawn = _drawn(kind, size, dtype, k + 1)
             self.tensors[f"decoder{k}"] = layout(drawn * 0.3 if kind == "n" else drawn)
-        self.tensors["z"] = layout(normal((*self.rows, latents), narrow, 5))
-        for seed, name in enumerate(_LATENT[1:] if prior else _LATENT[1:3]):
-            self.tensors[name] = layout(normal((*self.examples, latents), narrow, 6 + seed) * 0.5)
+        for seed, name in enumerate(_GAUSSIANS):
+            if seed < 2 or name in priors:
+                drawn = normal((*self.examples, latents), self.narrow, 6 + seed) * 0.5
+                self.tensors[name] = (latent_layout or layout)(drawn)
+
+    def results(self, leaves: dict[str, Tensor]) -> Sequence[Tensor]:
+        """What the reference returns; the first ones, `differentiable` of them, have gradients."""
+        raise NotImplementedError
 
     def expected(self, grads: Sequence[Tensor] | None) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The results, and the gradients of the loss or, with `grads`, of what these weigh: the loss and log_w."""
+        """The results, and the gradients of the loss or, with `grads`, of what these weigh: the results in turn."""
         leaves = {name: t.double().requires_grad_() for name, t in self.tensors.items()}
-        decoders = [leaves.get(f"decoder{k}") for k in range(OUTPUTS)]
-        groups, power, elbo_weight, scale = self.options
-        results = objectives.multi_sample_bound(
-            *decoders, self.x.double(), *(leaves.get(name) for name in _LATENT), len(self.examples), 1, self.name, BINS,
-            groups, power, elbo_weight, scale, self.reduction,
-        )  # fmt: skip
+        results = self.results(leaves)
         made = torch.autograd.grad(
-            results[:2] if grads else results[0], list(leaves.values()), [g.double() for g in grads] if grads else None
+            results[: self.differentiable] if grads else results[0],
+            list(leaves.values()),
+            [g.double() for g in grads] if grads else None,
         )
         return list(results), dict(zip(leaves, made, strict=True))
 
@@ -1375,16 +1387,15 @@ class Bound:
         """As an operand over all rows."""
         if name.removeprefix("grad_").removeprefix("decoder") in map(str, self.shared):
             return t.expand(self.shape)
-        return t.unsqueeze(-2).expand(*self.rows, t.shape[-1]) if t.dim() == len(self.examples) + 1 else t
+        if t.dim() == len(self.rows) + 1:
+            return t
+        return t.unsqueeze(-2).expand(*self.rows, t.shape[-1])
 
     def describe(self, a: Any, made: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
-        count = math.prod(self.examples)
-        groups, power, elbo_weight, scale = self.options
         a.likelihood = LikelihoodOptions(self.which, (DOUBLE * 3)(*BINS))
         a.shared = (ctypes.c_bool * OUTPUTS)(*(k in self.shared for k in range(OUTPUTS)))
-        a.samples, a.groups, a.power, a.elbo_weight = self.shape[-2], groups, power, elbo_weight
-        reduced = self.reduction != "none"
-        a.reduction = Reduction(reduced, scale, float(count) if self.reduction == "mean" else 1.0)
+        count = float(math.prod(self.examples)) if self.reduction == "mean" else 1.0
+        a.reduction = Reduction(self.reduction != "none", self.scale, count)
         of_rows = {n: t if t.dim() == len(self.rows) else t.unsqueeze(-1).expand(self.rows) for n, t in rows.items()}
         gradients = {f"grad_{n}": t for n, t in made.items()}
         operands = {n: self._wide(n, t) for n, t in (self.tensors | gradients).items()}
@@ -1406,11 +1417,179 @@ class Bound:
         for name, t in got.items():
             close(t, expected[name], t.dtype)
 
+    def values(self, *sizes: Sequence[int]) -> list[Tensor]:
+        return [torch.full(tuple(size), 77, dtype=self.wide) for size in sizes]
+
+
+# ---- the evidence lower bound
+
+
+class Elbo(Objective):
+    differentiable = 3
+
+    def __init__(
+        self, which: int, shape: Sequence[int], dtype: torch.dtype, layout: Any, *, kl_weight: float = 0.7,
+        weighted: bool = True, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(which, shape, shape[:-1], dtype, layout, **options)
+        self.kl_weight = kl_weight
+        self.weights = normal((*self.rows, 2), self.wide, 15)[..., 1] if weighted else None
+
+    def results(self, leaves: dict[str, Tensor]) -> Sequence[Tensor]:
+        return objectives.elbo_loss(
+            *(leaves.get(f"decoder{k}") for k in range(OUTPUTS)), self.x.double(),
+            *(leaves.get(name) for name in _GAUSSIANS), None if self.weights is None else self.weights.double(),
+            1, self.name, BINS, self.kl_weight, self.scale, self.reduction,
+        )  # fmt: skip
+
+    def describe(self, a: Any, made: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        super().describe(a, made, rows | ({} if self.weights is None else {"weights": self.weights}))
+        a.kl_weight = self.kl_weight
+
+    def forward(self, library: ctypes.CDLL, multiprocessors: int, made: dict[str, Tensor], gradients: bool) -> Any:
+        results = self.values(self.rows if self.reduction == "none" else (), self.rows, self.rows)
+        a = ElboLoss(gradients=gradients)
+        self.describe(a, made, dict(zip(("value", "log_likelihood", "kl"), results, strict=True)))
+        call(library, "elbo_loss", a, multiprocessors)
+        return results
+
+    def backward(self, library: ctypes.CDLL, multiprocessors: int, made: dict[str, Tensor], grads: Any) -> None:
+        b = ElboLossBackward()
+        self.describe(b, made, dict(zip(("grad_value", "grad_log_likelihood", "grad_kl"), grads, strict=True)))
+        call(library, "elbo_loss_backward", b, multiprocessors)
+
+    def made(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return {name: empty_like(self.tensors[name]) for name in names or self.tensors}
+
+    def check(self, library: ctypes.CDLL, multiprocessors: int) -> None:
+        for gradients in (False, True) if self.reduction != "none" else (False,):
+            made = self.made()
+            got = self.forward(library, multiprocessors, made, gradients)
+            results, expected = self.expected(None if self.reduction != "none" else self.grads())
+            for mine, theirs in zip(got, results, strict=True):
+                close(mine, theirs, self.wide)
+            if gradients:
+                self.compare(made, expected)
+            else:
+                assert all((grad == 77).all() for grad in made.values())
+        names, latent = list(self.tensors), [name for name in self.tensors if name in _GAUSSIANS]
+        expected = self.expected(self.grads())[1]
+        for wanted in (names, names[::2], names[1::2], latent, names[: -len(latent)]):
+            made = self.made(wanted)
+            self.backward(library, multiprocessors, made, self.grads())
+            self.compare(made, expected)
+
+    def grads(self) -> list[Tensor]:
+        of_value = self.rows if self.reduction == "none" else ()
+        return [normal(size, self.wide, 20 + i) for i, size in enumerate((of_value, self.rows, self.rows))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", range(len(LIKELIHOODS)), ids=lambda which: f"{which}_{LIKELIHOODS[which][0]}")
+def test_elbo_of_each_likelihood(emulated: ctypes.CDLL, which: int, dtype: torch.dtype) -> None:
+    turn = which + DTYPES.index(dtype)
+    # beside half, a latent of float32, and the other way round
+    latent_dtype = (None, torch.bfloat16, torch.float32)[turn % 3] if dtype != torch.float64 else None
+    last = len(LIKELIHOODS[which][1]) - 2
+    for more, layout in enumerate((LAYOUTS[turn % 4], LAYOUTS[(turn + 2) % 4])):
+        shared = [last] if last > 0 and (turn + more) % 2 else []
+        Elbo(
+            which, (66, 96) if (turn + more) % 3 else (3, 30, 21), dtype, layout, shared=shared,
+            latent_dtype=latent_dtype, weighted=turn % 2 == more, reduction=("mean", "sum", "none")[(turn + more) % 3],
+        ).check(emulated, 40)  # fmt: skip
+
+
+ELBOS: list[dict[str, Any]] = [
+    {"reduction": "none", "weighted": False, "latents": 70, "latent_layout": _transposed},
+    {"reduction": "sum", "priors": ("prior_mean",), "shared": [1]},
+    {"priors": ("prior_logvar",), "kl_weight": 0.0, "latents": 300},
+    {"priors": (), "scale": 2.0, "shared": [0, 1], "weighted": False},
+    {"reduction": "none", "shared": [1], "kl_weight": -1.0},
+]
+
+
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+@pytest.mark.parametrize("options", ELBOS, ids=lambda options: ",".join(options))
+@pytest.mark.parametrize("shape", [(2, 3, 6, 12), (600, 4), (1200, 1), (7, 260), (2, 20000)], ids=str)
+def test_elbo_options(emulated: ctypes.CDLL, shape: Any, options: Any, multiprocessors: int) -> None:
+    """Few rows of many columns are split among blocks; many rows are summed by a second launch."""
+    turn = ELBOS.index(options)
+    dtype = torch.float64 if turn % 3 == 2 else torch.float32
+    Elbo(2, shape, dtype, LAYOUTS[(turn + shape[0]) % 4], **options).check(emulated, multiprocessors)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (3, 1), (1, 1), (1, 2000), (4, 0), (300, 4)], ids=str)
+def test_elbo_of_few_numbers(emulated: ctypes.CDLL, shape: Any) -> None:
+    for options in ({}, {"reduction": "none"}):
+        Elbo(0, shape, torch.float32, _contiguous, **options).check(emulated, 100)
+        Elbo(3, shape, torch.float32, _contiguous, shared=[1], latents=0, **options).check(emulated, 100)
+
+
+def test_elbo_of_no_wanted_gradient(emulated: ctypes.CDLL) -> None:
+    elbo = Elbo(2, (3, 8), torch.float32, _contiguous)
+    elbo.backward(emulated, 100, {}, elbo.grads())
+
+
+@pytest.mark.parametrize("shared", [[], [1]])
+def test_elbo_of_silenced_rows(emulated: ctypes.CDLL, shared: list[int]) -> None:
+    """Coefficients of 0 have gradients of 0, be the slopes infinite."""
+    elbo = Elbo(2, (4, 8), torch.float32, _contiguous, shared=shared)
+    assert elbo.weights is not None
+    elbo.weights[0] = 0
+    elbo.tensors["decoder0"][0] = -1e30  # whose square overflows
+    elbo.tensors["logvar"][0] = 200
+    made = elbo.made()
+    assert elbo.forward(emulated, 100, made, True)[1][0] == -float("inf")
+    backward = elbo.made()
+    grads = [torch.ones(()), torch.zeros(4), torch.zeros(4)]
+    elbo.backward(emulated, 100, backward, grads)
+    for name, grad in made.items():
+        torch.testing.assert_close(grad, backward[name])
+        assert grad.isfinite().all()
+        if name != "decoder1" or not shared:
+            assert (grad[0] == 0).all() and (grad[1:] != 0).all()
+
+    # of the log-likelihood alone: the KL's coefficient is 0
+    elbo.backward(emulated, 100, backward, [torch.zeros(()), torch.ones(4), torch.zeros(4)])
+    assert all((backward[name] == 0).all() for name in _GAUSSIANS)
+    elbo.kl_weight = 0
+    elbo.weights[0] = 1
+    elbo.tensors["decoder0"][0] = 0
+    elbo.forward(emulated, 100, made, True)
+    assert all((made[name] == 0).all() for name in _GAUSSIANS)
+    assert all((made[name].isfinite() & (made[name] != 0)).all() for name in ("decoder0", "decoder1"))
+
+
+# ---- bounds of several samples
+
+
+class Bound(Objective):
+    """Rows are examples × samples."""
+
+    def __init__(
+        self, which: int, shape: Sequence[int], dtype: torch.dtype, layout: Any, *, groups: int = 1, power: float = 1.0,
+        elbo_weight: float = 0.0, latents: int = 5, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(which, shape, shape[:-2], dtype, layout, latents=latents, **options)
+        self.options = (groups, power, elbo_weight)
+        self.tensors["z"] = layout(normal((*self.rows, latents), self.narrow, 5))
+
+    def results(self, leaves: dict[str, Tensor]) -> Sequence[Tensor]:
+        return objectives.multi_sample_bound(
+            *(leaves.get(f"decoder{k}") for k in range(OUTPUTS)), self.x.double(),
+            *(leaves.get(name) for name in ("z", *_GAUSSIANS)), len(self.examples), 1, self.name, BINS, *self.options,
+            self.scale, self.reduction,
+        )  # fmt: skip
+
+    def describe(self, a: Any, made: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        super().describe(a, made, rows)
+        a.samples = self.shape[-2]
+        a.groups, a.power, a.elbo_weight = self.options
+
     def check(self, library: ctypes.CDLL, multiprocessors: int) -> None:
         made = {name: empty_like(t) for name, t in self.tensors.items()}
-        value = torch.full(self.examples if self.reduction == "none" else (), 77, dtype=self.wide)
-        bound, ess = (torch.full(self.examples, 77, dtype=self.wide) for _ in range(2))
-        log_w, residual = (torch.full(self.rows, 77, dtype=self.wide) for _ in range(2))
+        (value,) = self.values(self.examples if self.reduction == "none" else ())
+        bound, ess, log_w, residual = self.values(self.examples, self.examples, self.rows, self.rows)
         rows = {"log_w": log_w, "residual": residual, "bound": bound, "ess": ess}
         for gradients in (False, True) if self.reduction != "none" else (False,):
             a = SampledBound(gradients=gradients)
@@ -1458,7 +1637,7 @@ def test_bound_of_each_likelihood(emulated: ctypes.CDLL, which: int, dtype: torc
 ESTIMATES = [
     {"power": 1.0, "elbo_weight": 0.3, "reduction": "sum"},
     {"power": 0.5, "groups": 2, "reduction": "none"},
-    {"power": 0.1, "elbo_weight": 0.2, "prior": False},
+    {"power": 0.1, "elbo_weight": 0.2, "priors": ()},
     {"power": 0.0, "groups": 3},
     {"power": float("inf"), "reduction": "none"},
     {"power": -float("inf"), "groups": 2, "shared": [1], "latents": 40},
@@ -1525,6 +1704,23 @@ def test_no_rows(emulated: ctypes.CDLL, reduction: str, expected: float) -> None
     a.mean.data = a.spread.data = value.data_ptr()
     call(emulated, "gaussian_kl", a, 100)
     torch.testing.assert_close(value, torch.tensor(expected), equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction,expected", [("mean", float("nan")), ("sum", 0.0)])
+def test_elbo_of_no_rows(emulated: ctypes.CDLL, reduction: str, expected: float) -> None:
+    value, made = torch.full((), 77.0), {"decoder1": torch.full((5,), 77.0)}
+    elbo = Elbo(2, (0, 5), torch.float32, _contiguous, shared=[1], reduction=reduction, weighted=False)
+    a, b = ElboLoss(gradients=True), ElboLossBackward()
+    for arguments in (a, b):
+        elbo.describe(arguments, made, {})
+        arguments.grad_decoder1.data = made["decoder1"].data_ptr()
+    a.value.data = value.data_ptr()
+    call(emulated, "elbo_loss", a, 100)
+    torch.testing.assert_close(value, torch.tensor(expected), equal_nan=True)
+    assert (made["decoder1"] == 0).all()
+    made["decoder1"][:] = 77
+    call(emulated, "elbo_loss_backward", b, 100)
+    assert (made["decoder1"] == 0).all()
 
 
 @pytest.mark.parametrize("reduction,expected", [("mean", float("nan")), ("sum", 0.0)])

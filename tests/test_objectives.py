@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases.base import Spec, draw
 from cases.likelihood import negative_binomial, zero_inflated
-from cases.objectives import bernoulli, bins, bound, gaussian, laplace, log_weights, unit
+from cases.objectives import bernoulli, bins, bound, divergence, gaussian, laplace, log_weights, unit
 from helpers import LAYOUTS, NATIVE, assert_close, assert_refused, assert_same_bits, recorded_ops
 from torch import Tensor
 
@@ -398,7 +398,162 @@ def test_integers_beside_a_16_bit_decoder(device: torch.device) -> None:
     assert_close(found.log_w, log_px, 1e-5)  # beside which the latent is nothing
 
 
-# ---- the others ------------------------------------------------------------------------------------------------------
+# ---- the evidence lower bound ----------------------------------------------------------------------------------------
+
+
+def of_one_sample(
+    *, examples: int = B, pixels: int = D, dtype: torch.dtype = torch.float64, device: Any = "cpu"
+) -> list[Tensor]:
+    """logits, x, mean, logvar."""
+    logits, x, _, mean, logvar = tensors(examples=examples, samples=1, pixels=pixels, dtype=dtype, device=device)
+    return [logits.detach().squeeze(1).requires_grad_(), x, mean, logvar]
+
+
+def elbo_by_hand(given: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows of log-likelihood and KL."""
+    logits, x, mean, logvar = given
+    return bernoulli(x, logits), divergence((mean, logvar))
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("layout", ["sliced", "transposed", "mixed", "shared"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_elbo_of_each_likelihood(likelihood: str, layout: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Made with the loss, and with a loss of the rows beside it; weighted; the last output each row's, or shared."""
+    options, density, (x_kind, *kinds) = LIKELIHOODS[likelihood]
+    if layout == "shared" and len(kinds) == 1:
+        pytest.skip("has one output")
+    # few long rows, whose columns threads share, and many
+    examples, pixels = {torch.float64: (3, 41), torch.float32: (2, 70000), torch.bfloat16: (300, 9)}[dtype]
+    specs = [Spec((examples, pixels), x_kind), *(Spec((examples, pixels), kind) for kind in kinds)]
+    if layout == "shared":
+        specs[-1] = Spec((pixels,), kinds[-1])
+    specs += [Spec((examples, L)), Spec((examples, L), "unit")] * 2
+    lay_out = LAYOUTS[{"mixed": "stepped", "shared": "contiguous"}.get(layout, layout)]
+    given = [lay_out(draw(spec, dtype)) for spec in specs]
+    if layout == "mixed":
+        given[1] = LAYOUTS["transposed"](given[1])
+    given = [t.detach().to(device).requires_grad_(i > 0) for i, t in enumerate(given)]
+    weights = torch.rand(examples, dtype=torch.float64, device=device)
+    weights[0] = 0
+
+    def ours(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        m, v, prior_mean, prior_logvar = rest[-4:]
+        return uf.elbo_loss(
+            rest[:-4], x, m, v, prior_mean=prior_mean, prior_logvar=prior_logvar, weights=weights, kl_weight=0.6,
+            scale=-1.5, **options,
+        )  # fmt: skip
+
+    def by_definition(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        of_x, kl = density(x, *(t.expand(x.shape) for t in rest[:-4])), divergence(rest[-4:-2], rest[-2:])
+        return -1.5 * (weights * (0.6 * kl - of_x)).mean(), of_x, kl
+
+    wide = [t.detach().double().requires_grad_(i > 0) for i, t in enumerate(given)]
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
+    for beside in (0.0, 0.3):
+        found, expected = ours(*given), by_definition(*wide)
+        for f, e in zip(found, expected, strict=True):
+            assert_close(f, e, min(tolerance, 1e-5))
+        got, wanted = (
+            torch.autograd.grad(loss + beside * (of_x - 2 * kl).mean() if beside else loss, leaves(of))
+            for (loss, of_x, kl), of in ((found, given), (expected, wide))
+        )
+        for g, w in zip(got, wanted, strict=True):
+            assert_close(g, w, tolerance, 1e-30)
+
+
+def test_elbo_computes_nothing_in_backward_and_nothing_unwanted(device: torch.device) -> None:
+    given = of_one_sample(device=device)
+    masks = []
+    for wanted in ((), (0,), (0, 2, 3)):
+        some = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(given)]
+        for reduction in ("mean", "none"):
+            with recorded_ops() as calls:
+                loss = uf.elbo_loss(*some, reduction=reduction).loss.sum()
+                if wanted:
+                    loss.backward()
+            masks.append([arguments[-1] for _, _, arguments in calls])
+            assert [name for name, _, _ in calls][1:] == ["elbo_loss_backward"] * (reduction == "none" and wanted != ())
+    # the bits of decoder, its two further outputs, mean, logvar, and the prior's: made forward, or needed backward
+    assert masks == [[0], [0], [0b1], [0, 0b1], [0b11001], [0, 0b11001]]
+
+
+def test_16_bit_gradients_of_the_elbo_are_rounded_once_behind_the_loss_scale(device: torch.device) -> None:
+    given = of_one_sample(examples=10000, dtype=torch.float16, device=device)
+    loss = uf.elbo_loss(*given).loss * 2.0**14
+    got = torch.autograd.grad(loss, leaves(given))
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in given]
+    of_x, kl = elbo_by_hand(wide)
+    expected = torch.autograd.grad((kl - of_x).mean() * 2.0**14, leaves(wide))
+    for g, e in zip(got, expected, strict=True):
+        assert (g != 0).double().mean() > 0.9
+        assert_close(g, e, 2**-10, 2**-24)
+
+
+@pytest.mark.parametrize("factors", [(1.0, -2.5), (0.0, 1.0), (3.0, 1.0)], ids=str)
+def test_any_gradient_of_the_elbo_and_twice(factors: tuple[float, float], device: torch.device) -> None:
+    given = of_one_sample(device=device)
+    loss = uf.elbo_loss(*given, kl_weight=0.5).loss
+    of_x, kl = elbo_by_hand(given)
+    expected = torch.autograd.grad((0.5 * kl - of_x).mean(), leaves(given))
+    for i, factor in enumerate(factors):
+        got = torch.autograd.grad(loss, leaves(given), loss.new_tensor(factor), retain_graph=i == 0)
+        for g, e in zip(got, expected, strict=True):
+            assert_close(g, factor * e, 1e-12, 1e-15)
+            g.fill_(math.nan)
+
+
+@pytest.mark.skipif(not NATIVE["cpu"], reason="the C++ kernels are not in use")
+def test_a_learned_dispersion_of_the_elbo_costs_no_memory_of_its_own() -> None:
+    torch.manual_seed(0)
+    x = torch.poisson(torch.full((500, 2000), 2.0))
+    mu, theta, gate = torch.rand(500, 2000) + 0.5, torch.rand(2000) + 0.5, torch.randn(500, 2000)
+    wanted = [t.requires_grad_() for t in (mu, theta, gate, torch.randn(500, L), torch.randn(500, L))]
+
+    def step() -> Any:
+        loss = uf.elbo_loss(wanted[:3], x, *wanted[3:], likelihood="zero_inflated_negative_binomial").loss
+        return torch.autograd.grad(loss, wanted)
+
+    assert _peak(step) <= sum(t.nbytes for t in wanted) + 1e6  # and each whole tensor has 4e6
+
+
+def test_elbo_of_no_rows_and_of_one_without_dimensions(device: torch.device) -> None:
+    mean, logvar = torch.zeros(L, device=device), torch.zeros(L, device=device)
+    logits, x = torch.zeros(D, device=device, requires_grad=True), torch.ones(D, device=device)
+    found = uf.elbo_loss(logits, x, mean, logvar)
+    assert found.log_likelihood.shape == found.kl.shape == ()
+    assert_close(found.loss, torch.tensor(D * math.log(2), device=device), 1e-6)
+    assert_close(torch.autograd.grad(found.loss, logits)[0], torch.full_like(logits, -0.5), 1e-6)
+    m, spread = (torch.zeros(size, device=device, requires_grad=True) for size in ((0, D), (D,)))
+    empty = uf.elbo_loss((m, spread), m.detach(), mean.expand(0, L), logvar.expand(0, L), likelihood="gaussian")
+    assert empty.loss.isnan() and empty.kl.shape == (0,)
+    assert torch.autograd.grad(empty.loss, spread)[0].eq(0).all()
+
+
+def test_elbo_differentiates_the_data_and_the_weights(device: torch.device) -> None:
+    """Which the kernel has no gradients of."""
+    logits, x, mean, logvar = of_one_sample(device=device)
+    weights = torch.rand(B, dtype=torch.float64, device=device)
+    wanted = [t.detach().requires_grad_() for t in (x, weights)]
+    of_x, kl = bernoulli(wanted[0], logits), divergence((mean, logvar))
+    expected = torch.autograd.grad((wanted[1] * (kl - of_x)).mean(), wanted)
+    found = uf.elbo_loss(logits, wanted[0], mean, logvar, weights=wanted[1])
+    for g, e in zip(torch.autograd.grad(found.loss, wanted), expected, strict=True):
+        assert_close(g, e, 1e-12, 1e-15)
+
+
+def test_elbo_broadcasts(device: torch.device) -> None:
+    """A decoder's output for all examples; a prior for all; integers as data; a latent of another dtype."""
+    logits, x, mean, logvar = of_one_sample(device=device)
+    one = logits.detach()[0].requires_grad_()
+    prior = torch.randn(L, dtype=torch.float64, device=device, requires_grad=True)
+    found = uf.elbo_loss(one, x.long(), mean.float(), logvar.float(), prior_mean=prior, event_ndims=1)
+    of_x, kl = bernoulli(x, one.expand(B, D)), divergence((mean, logvar), (prior, torch.zeros_like(prior)))
+    got, expected = (torch.autograd.grad(loss, [one, prior]) for loss in (found.loss, (kl - of_x).mean()))
+    assert_close(found.log_likelihood, of_x, 1e-12)
+    assert found.loss.dtype == torch.float64
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, 1e-6)  # of a posterior in fp32
 
 
 def test_elbo_options(device: torch.device) -> None:
@@ -424,6 +579,9 @@ def test_elbo_of_several_decoder_outputs(device: torch.device) -> None:
     found = uf.elbo_loss((m, spread), x, mean, logvar, likelihood="gaussian", event_ndims=2)
     expected = torch.distributions.Normal(m, (spread / 2).exp()).log_prob(x).sum((1, 2))
     assert_close(found.log_likelihood, expected, 1e-12)
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
 
 
 def test_adversary_activated_vae_is_the_vae_under_the_perfect_discriminator() -> None:
@@ -542,6 +700,16 @@ def test_errors_of_the_others() -> None:
     logits_of, x, _, mean, logvar = tensors()
     cases: list[tuple[Any, type[Exception], str]] = [
         (lambda: uf.elbo_loss(logits_of, x.unsqueeze(1), mean, logvar), ValueError, "there is iwae_objective"),
+        (lambda: uf.elbo_loss(logits_of[:, 0], x[:, :-1], mean, logvar), ValueError, r"x: got shape \(5, 8\)"),
+        (lambda: uf.elbo_loss(logits_of[:, 0], x, mean[:3], logvar), ValueError, r"mean \(3, 3\), logvar \(5, 3\)"),
+        (lambda: uf.elbo_loss(logits_of[:, 0], x, mean, logvar, weights=mean), ValueError, r"weights: got shape"),
+        (lambda: uf.elbo_loss(logits_of[:, 0], x, mean, logvar.int()), TypeError, "logvar: expected a floating-point"),
+        (lambda: uf.elbo_loss(logits_of[:, 0], None, mean, logvar), TypeError, "x: expected a torch.Tensor"),
+        (
+            lambda: uf.elbo_loss(logits_of[:, 0], x, *(t.to("meta") for t in (mean, logvar))),
+            ValueError,
+            "mean: got device meta, expected cpu as the decoder's outputs",
+        ),
         (lambda: uf.elbo_loss(logits_of[:, 0], x, mean, logvar, likelihood="x"), ValueError, "likelihood: got 'x'"),
         (
             lambda: uf.adversary_activated_loss(row, row, real_logits=logits, fake_logits=row),

@@ -128,6 +128,25 @@ class BoundCase(Case):
         return made
 
 
+@dataclass
+class ElboCase(Case):
+    """`shape` is that of what the decoder gave, of a capital letter that of the event alone; the last is the weights'
+    letter."""
+
+    latents: int = 4
+
+    __str__ = Case.__str__
+
+    def tensors(self, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...] | None = None) -> list[Any]:
+        shape = self.shape if shape is None else shape
+        rows = len(shape) - self.options[0]
+        shapes = [shape] * 4 + [(*shape[:rows], self.latents)] * 4 + [shape[:rows]]
+        return [
+            draw(letter.lower(), size[rows:] if letter.isupper() else size, dtype, device)
+            for letter, size in zip(self.letters, shapes, strict=True)
+        ]
+
+
 def draw(letter: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
     if letter == "-":
         return None
@@ -345,6 +364,33 @@ def bound_cases() -> Iterator[Case]:
     yield bound("zero_inflated_negative_binomial", "pPnknnnnn", (2, 3, 7), 1, power=1.5, elbo_weight=0.4)
 
 
+def elbo(
+    likelihood: str, letters: str, shape: tuple[int, ...], reduction: str = "mean", event_ndims: int = 1,
+    kl_weight: float = 0.7, latents: int = 4, name: str = "",
+) -> Case:  # fmt: skip
+    bins = [0.1, 0.0, 1.0] if likelihood == "discretized_logistic" else []
+    options = (event_ndims, likelihood, bins, kl_weight, -1.5, reduction, 0 if reduction == "none" else 127)
+    name = name or f"elbo[{likelihood},{letters},{len(shape) - event_ndims},{kl_weight},{reduction}]"
+    return ElboCase(name, _ops.elbo_loss, letters, options, shape, latents=latents)
+
+
+def elbo_cases() -> Iterator[Case]:
+    yield elbo("bernoulli", "n--unn---", (5, 7))
+    yield elbo("bernoulli", "n--unnnnw", (3, 2, 7), "sum", kl_weight=0.0)
+    yield elbo("bernoulli", "n--unnnnw", (7,), "none")
+    yield elbo("gaussian", "n--nnn-nw", (2, 3, 7), "none")
+    yield elbo("gaussian", "nn-nnnn--", (2, 3, 2, 5), event_ndims=2)
+    yield elbo("gaussian", "nN-nnnnnw", (4, 2, 5), event_ndims=2)
+    yield elbo("laplace", "nN-nnn---", (3, 2, 2, 7), "none")
+    yield elbo("laplace", "nn-nnn--w", (5, 7), "sum")
+    yield elbo("discretized_logistic", "nn-unn-nw", (5, 7))
+    yield elbo("discretized_logistic", "nN-unnn--", (5, 7), "none")
+    yield elbo("negative_binomial", "pP-knnn-w", (5, 7), "sum")
+    yield elbo("negative_binomial", "pp-knn---", (3, 2, 7))
+    yield elbo("zero_inflated_negative_binomial", "pPnknnnnw", (2, 3, 7), "none")
+    yield elbo("zero_inflated_negative_binomial", "ppNknn---", (5, 7))
+
+
 CASES = [
     *softmax_cases(),
     *estimator_cases(),
@@ -358,6 +404,7 @@ CASES = [
     *categorical_cases(),
     *mmd_cases(),
     *bound_cases(),
+    *elbo_cases(),
 ]
 MAIN_NAMES = (
     "log_mean_exp[1]",
@@ -389,6 +436,9 @@ MAIN_NAMES = (
     "bernoulli_kl[nnw,sum]",
     "bound[gaussian,nN-nnnn--,1,1,0.0,0.0,sum]",
     "bound[zero_inflated_negative_binomial,pPnknnnnn,1,1,1.5,0.4,mean]",
+    "elbo[bernoulli,n--unnnnw,2,0.0,sum]",
+    "elbo[gaussian,nN-nnnnnw,1,0.7,mean]",
+    "elbo[zero_inflated_negative_binomial,pPnknnnnw,2,0.7,none]",
 )
 MAIN = [case for case in CASES if case.name in MAIN_NAMES]
 assert len(MAIN) == len(MAIN_NAMES)
@@ -447,7 +497,7 @@ def check(case: Case, tensors: list[Any], grad_layout: Callable[[Tensor], Tensor
     if op in (_ops.sample_gaussian, _ops.sample_gaussian_with_kl):
         grads[0] = grad_layout(grads[0].to(tensors[0].dtype))
     options = (*case.options[:-1], 0) if op.gradients else case.options
-    shown = 4 if op.gradients else len(oracle)  # the fifth is what rounding takes from the second
+    shown = min(len(oracle), 4) if op.gradients else len(oracle)  # a fifth is what rounding takes from the second
     outputs, found, _ = run(op, tensors, options, grads, shown)
     for actual, expected in zip(outputs, oracle[:shown], strict=True):
         assert actual.is_contiguous()
@@ -623,6 +673,13 @@ SIZES = [
     Case("one row", _ops.bernoulli_kl, "nnw", (1, 0.5, "mean"), (3, 4000)),
     bound("bernoulli", "n--unnn--", (1100, 2, 3), 0, power=0.5, elbo_weight=0.4),  # more samples than a tile
     bound("bernoulli", "n--unnn--", (1, 2100, 2), 1, groups=1050),
+    elbo("bernoulli", "n--unnnnw", (2, 12000), name="split rows"),
+    elbo("gaussian", "nn-nnn---", (3, 9000), "none", name="split rows, none reduced"),
+    elbo("gaussian", "nN-nnnnnw", (40, 700), name="split rows, shared outputs"),
+    elbo("zero_inflated_negative_binomial", "pPNknn--w", (20, 200), "none", name="split rows, two shared outputs"),
+    elbo("bernoulli", "n--unn-nw", (1500, 3), "sum", name="many rows"),
+    elbo("gaussian", "nN-nnnn--", (1500, 3), name="many rows, shared outputs"),
+    elbo("laplace", "nN-nnnn-w", (40, 9), latents=300, name="long latents"),
 ]
 
 
@@ -661,6 +718,78 @@ def test_latents_of_another_dtype(dtypes: tuple[str, str], device: torch.device)
     case = bound("gaussian", "nN-nnnn-n", (2, 3, 7), 1)
     event, latent = (case.tensors(getattr(torch, dtype), device) for dtype in dtypes)
     check(case, [*event[:4], *latent[4:]])
+
+
+@kernels
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "float16")], ids=str)
+def test_elbo_with_latents_of_another_dtype(dtypes: tuple[str, str], device: torch.device) -> None:
+    case = elbo("gaussian", "nN-nnnn-w", (5, 7))
+    event, latent = (case.tensors(getattr(torch, dtype), device) for dtype in dtypes)
+    check(case, [*event[:4], *latent[4:]])
+
+
+@kernels
+@pytest.mark.parametrize("shape", [(3, 4), (6, 300)], ids=str)
+def test_only_the_gradients_of_the_elbo_that_are_wanted(shape: tuple[int, int], device: torch.device) -> None:
+    """Each alone, of both ops, as it is among all of them; and the same losses with them or without."""
+    case = elbo("zero_inflated_negative_binomial", "pPnknnnnw", shape)
+    tensors, options = case.tensors(torch.float32, device), case.options[:-1]
+    outputs = case.op.forward(*tensors, *options, 0)
+    assert all(grad.shape == (0,) for grad in outputs[3:])
+    *values, all_made = [*outputs[:3], case.op.forward(*tensors, *options, 127)[3:]]
+    given = [torch.randn_like(value) for value in values]
+    all_found = case.op.backward(*given, *tensors, *options, 0, 127)
+    for bit in range(7):
+        made = case.op.forward(*tensors, *options, 1 << bit)
+        found = case.op.backward(*given, *tensors, *options, 0, 1 << bit)
+        assert all(torch.equal(a, b) for a, b in zip(made[:3], values, strict=True))
+        for grads, every in ((made[3:], all_made), (found, all_found)):
+            assert torch.equal(grads[bit], every[bit])
+            assert all(grad.shape == (0,) for i, grad in enumerate(grads) if i != bit)
+
+
+@kernels
+@pytest.mark.parametrize("columns", [7, 2600])
+def test_elbo_without_weight(columns: int, device: torch.device) -> None:
+    """A gradient whose coefficient is 0 is 0 whatever the slope, and so is what is shared's part of it."""
+    case = elbo("gaussian", "nN-nnnnnw", (4, columns), "sum")
+    tensors = case.tensors(torch.float32, device)
+    decoder, spread, _, _, mean, logvar, _, _, weights = tensors
+    decoder[1], mean[1], logvar[1, 1:] = INF, NAN, INF
+    weights[1] = 0
+    loss, log_likelihood, kl, *made = case.op.forward(*tensors, *case.options)
+    assert loss.isnan() and log_likelihood[1] == -INF and kl[1].isnan()
+    zero = torch.zeros(4, device=device)
+    ones = torch.ones((), device=device)
+    found = case.op.backward(ones, zero, zero, *tensors, *case.options[:-1], 0, 127)
+    plain = [t if t is None or t is spread else t[[0, 2, 3]] for t in tensors]
+    _, _, _, *expected = case.op.forward(*plain, *case.options)
+    for grads in (made, found):
+        for i, grad in enumerate(grads):
+            if i == 1:
+                close(grad, expected[i].double())
+            elif i != 2:
+                assert (grad[1] == 0).all()
+                close(grad[[0, 2, 3]], expected[i].double())
+    # nor has the KL's part any where kl_weight is 0, nor either where nothing comes in
+    mean[1] = NAN
+    weights[1] = 1
+    *_, of_mean, of_logvar, _, _ = case.op.forward(*tensors, *case.options[:3], 0.0, *case.options[4:])
+    assert (of_mean == 0).all() and (of_logvar == 0).all()
+    none = case.op.backward(torch.zeros_like(ones), zero, zero, *tensors, *case.options[:-1], 0, 127)
+    assert all((grad == 0).all() for grad in none)
+
+
+@kernels
+@pytest.mark.parametrize("columns", [7, 1100])
+def test_elbo_gradients_of_one_scalar(columns: int, device: torch.device) -> None:
+    """Incoming gradients that are a number expanded, over rows of several dimensions in any order."""
+    for reduction in ("mean", "none"):
+        case = elbo("laplace", "nN-nnn--w", (2, 3, columns), reduction)
+        tensors = case.tensors(torch.float32, device)
+        tensors[0] = tensors[0].transpose(0, 1).contiguous().transpose(0, 1)
+        tensors[8] = tensors[8][:1].expand(2, 3)
+        check(case, tensors, lambda x: torch.full((), 0.3, dtype=x.dtype, device=x.device).expand(x.shape))
 
 
 @kernels
@@ -713,6 +842,12 @@ def test_bounds_of_more_dimensions_than_kernels_resolve(device: torch.device, mo
     tensors[0] = tensors[0].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(_rows.Unsupported):
         OPS["multi_sample_bound"](*tensors, *case.options)
+    check(case, tensors)
+    case = elbo("gaussian", "nN-nnn--w", (3, 2, 5))
+    tensors = case.tensors(torch.float32, device)
+    tensors[0] = tensors[0].transpose(0, 1).contiguous().transpose(0, 1)
+    with pytest.raises(_rows.Unsupported):
+        OPS["elbo_loss"](*tensors, *case.options)
     check(case, tensors)
     _rows.geometry.cache_clear()
 

@@ -299,6 +299,26 @@ mmd = FusedOp(
 )
 
 # ---- objectives ------------------------------------------------------------------------------------------------------
+# the tensors are not of one shape here: the references say which is of which
+
+_ELBO_TENSORS = (
+    "Tensor decoder, Tensor? decoder_2, Tensor? decoder_3, Tensor x, Tensor mean, Tensor logvar, Tensor? prior_mean,"
+    " Tensor? prior_logvar, Tensor? weights"
+)
+_ELBO = "int event_ndims, str likelihood, float[] bins, float kl_weight, float scale, str reduction, int gradients"
+_OF_ELBO = ("decoder", "decoder_2", "decoder_3", "mean", "logvar", "prior_mean", "prior_logvar")
+
+elbo_loss = FusedOp(
+    f"elbo_loss({_ELBO_TENSORS}, {_ELBO}) -> (Tensor loss, Tensor log_likelihood, Tensor kl,"
+    f" {', '.join(f'Tensor grad_{name}' for name in _OF_ELBO)})",
+    objectives.elbo_loss,
+    backward=f"(Tensor grad_loss, Tensor grad_log_likelihood, Tensor grad_kl, {_ELBO_TENSORS}, {_ELBO}, int needed)"
+    f" -> ({', '.join(f'Tensor grad_{name}' for name in _OF_ELBO)})",
+    tensors=9,
+    differentiable=(0, 1, 2, 4, 5, 6, 7),
+    differentiable_outputs=3,
+    gradients=True,
+)
 
 _BOUND_TENSORS = (
     "Tensor decoder, Tensor? decoder_2, Tensor? decoder_3, Tensor x, Tensor z, Tensor mean, Tensor logvar,"
@@ -310,7 +330,6 @@ _BOUND = (
 )
 _OF_BOUND = ("decoder", "decoder_2", "decoder_3", "z", "mean", "logvar", "prior_mean", "prior_logvar")
 
-# the tensors are not of one shape here: the reference says which is of which
 multi_sample_bound = FusedOp(
     f"multi_sample_bound({_BOUND_TENSORS}, {_BOUND}) -> (Tensor loss, Tensor log_w, Tensor bound, Tensor ess,"
     f" Tensor residual, {', '.join(f'Tensor grad_{name}' for name in _OF_BOUND)})",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unigen_fast import _checks, _ops, divergence, importance
 from unigen_fast import likelihood as _likelihood
+from unigen_fast._fused import FusedOp
 from unigen_fast.reference._common import reduce_rows, reduce_weighted
 from unigen_fast.reference.divergence import to_logvar
 from unigen_fast.reference.objectives import power_weights
@@ -25,6 +26,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "categorical": ("logits",),
     "discretized_logistic_mixture": ("params",),
 }
+_GAUSSIANS = ("mean", "logvar", "prior_mean", "prior_logvar")
 _NOT_ELEMENTWISE = ("categorical", "discretized_logistic_mixture")
 _ESTIMATORS = ("iwae", "stl", "dreg", "elbo", "miwae", "ciwae", "renyi", "cubo", "tvo")
 
@@ -67,12 +69,15 @@ def elbo_loss(
 ) -> Bound:
     """-[ log p(x | decoder) - kl_weight KL(q(z | x) || p(z)) ], the negative evidence lower bound of a VAE.
 
-    The KL of the Gaussians is in closed form. A composition of `…_log_prob` and `gaussian_kl`, which take one kernel
-    each.
+    The KL of the Gaussians is in closed form. For the elementwise likelihoods (all but the last two below) one kernel
+    reads what the decoder gave once; if the loss is reduced, it writes all gradients in the same pass, and backward
+    only hands them over (those of fp16 and bf16 are made in backward, behind a loss scale).
 
     Args:
         decoder: what the decoder gave for one sample of z per example, `[rows…, event…]`: the likelihood's parameters
-            in the order of `<likelihood>_log_prob`, one tensor or several. A Gaussian's mean alone has variance 1.
+            in the order of `<likelihood>_log_prob`, one tensor or several, broadcastable. One that is the same for all
+            rows (a learned variance or dispersion, `[event…]` or `()`) has its gradient summed in the kernel. A
+            Gaussian's mean alone has variance 1.
         x: the data, broadcastable with them.
         mean, logvar: of q(z | x), `[rows…, latent…]`.
         likelihood: bernoulli, gaussian, laplace, discretized_logistic, negative_binomial,
@@ -100,21 +105,26 @@ def elbo_loss(
     _checks.choice("likelihood", likelihood, _PARAMETERS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     kl_weight, scale = _checks.number("kl_weight", kl_weight), _checks.number("scale", scale)
-    of_x = _log_prob(likelihood, _parameters(likelihood, decoder), x, event_ndims, likelihood_options)
-    rows = of_x.dim()
-    _checks.floating("mean", mean)
-    if mean.shape[:rows] != of_x.shape:
-        raise ValueError(
-            f"mean: got shape {tuple(mean.shape)}, expected the decoder's rows {tuple(of_x.shape)}, then any "
-            "(for several samples per example there is iwae_objective)"
-        )
-    kl = divergence.gaussian_kl(
-        mean, logvar, prior_mean, prior_logvar,
-        event_ndims=mean.dim() - rows, spread=spread, clamp_logvar=clamp_logvar, reduction="none",
-    )  # fmt: skip
-    loss = kl * kl_weight - of_x
-    weights, reduction = divergence.weighting(weights, normalize_weights, reduction, loss, 0)
-    return Bound(reduce_weighted(loss, weights, scale, reduction), of_x, kl)
+    parameters = _parameters(likelihood, decoder)
+    gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
+    _data(x)
+    bins = _bins(likelihood, likelihood_options)
+    constants = x.requires_grad or (isinstance(weights, Tensor) and weights.requires_grad)
+    if likelihood in _NOT_ELEMENTWISE or bins is None or constants:
+        of_x = _log_prob(likelihood, parameters, x, event_ndims, likelihood_options)
+        found = _of_rows(gaussians, of_x.shape)
+        kl = divergence.gaussian_kl(*found, event_ndims=mean.dim() - of_x.dim(), reduction="none")  # type: ignore[arg-type]
+        loss = kl * kl_weight - of_x
+        weights, reduction = divergence.weighting(weights, normalize_weights, reduction, loss, 0)
+        return Bound(reduce_weighted(loss, weights, scale, reduction), of_x, kl)
+    event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, None)
+    tensors = _one_width(event, _of_rows(gaussians, rows), "mean")
+    of_data: Any = tensors[0]
+    weights, reduction = divergence.weighting(weights, normalize_weights, reduction, of_data, of_data.dim() - len(rows))
+    tensors = *tensors, weights
+    gradients = 0 if reduction == "none" else _to_be_made(_ops.elbo_loss, tensors)
+    options = of_data.dim() - len(rows), likelihood, bins, kl_weight, scale, reduction, gradients
+    return Bound(*_ops.elbo_loss(tensors, *options))
 
 
 def iwae_objective(
@@ -198,15 +208,15 @@ def iwae_objective(
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     if estimator in ("stl", "dreg"):
         gaussians = [*(g.detach() for g in gaussians[:2] if g is not None), *gaussians[2:]]
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    _data(x)
     # what the kernel takes, the rest being composed of several: an elementwise likelihood as it stands
     bins = _bins(likelihood, likelihood_options)
     fused = likelihood not in _NOT_ELEMENTWISE and bins is not None and not x.requires_grad
     if fused:
-        tensors = _one_pass_tensors(likelihood, parameters, x, z, gaussians, dim, event_ndims)
+        event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, dim)
+        tensors = _one_width(event, _latents(z, gaussians, rows, dim), "z")
     else:
-        of_x, z, gaussians = _log_likelihood(
+        of_x, (z, *gaussians) = _log_likelihood(
             likelihood, parameters, x, z, gaussians, dim, event_ndims, likelihood_options
         )
     samples = z.size(dim)
@@ -214,7 +224,7 @@ def iwae_objective(
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected at least one sample along dim {dim}")
     groups, power, elbo_weight, sign = _power(estimator, option, samples)
     if fused:
-        gradients = 0 if estimator == "tvo" or reduction == "none" else _to_be_made(tensors)
+        gradients = 0 if estimator == "tvo" or reduction == "none" else _to_be_made(_ops.multi_sample_bound, tensors)
         found = _ops.multi_sample_bound(
             tensors, dim, event_ndims, likelihood, bins, groups, power, elbo_weight, sign * scale, reduction, gradients,
             visible=4,
@@ -371,7 +381,7 @@ def _gaussians(
     _checks.choice("spread", spread, _checks.SPREADS)
     low, high = _checks.clamp_range(clamp_logvar)
     found: list[Tensor | None] = []
-    for name, g in (("mean", mean), ("logvar", logvar), ("prior_mean", prior_mean), ("prior_logvar", prior_logvar)):
+    for name, g in zip(_GAUSSIANS, (mean, logvar, prior_mean, prior_logvar), strict=True):
         if g is not None or not name.startswith("prior"):
             g = _checks.floating(name, g)  # type: ignore[arg-type]
             if name.endswith("logvar") and (spread != "logvar" or clamp_logvar is not None):
@@ -430,6 +440,11 @@ def _bins(likelihood: str, options: Mapping[str, Any] | None) -> list[float] | N
     return [*_likelihood.logistic_bins(**(options or {}))]
 
 
+def _data(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+
+
 def _sample_dim(dim: int, rows: int) -> int:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim: expected an int, got {type(dim).__name__}")
@@ -449,77 +464,107 @@ def _expanded(name: str, x: Tensor, shape: Sequence[int], what: str) -> Tensor:
         ) from None
 
 
-def _latents(
-    z: Tensor, gaussians: Sequence[Tensor | None], rows: Sequence[int], dim: int
-) -> tuple[Tensor, list[Tensor | None]]:
+def _promoted(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Those that are there in their promoted dtype."""
+    found = iter(_checks.promoted([t for t in tensors if t is not None]))
+    return [None if t is None else next(found) for t in tensors]
+
+
+def _latents(z: Tensor, gaussians: Sequence[Tensor | None], rows: Sequence[int], dim: int) -> list[Tensor | None]:
     """z and the Gaussians' parameters, these expanded to z without the samples, in one dtype on one device."""
     shape = _checks.floating("z", z).shape
     if shape[: len(rows)] != rows:
         raise ValueError(f"z: got shape {tuple(shape)}, expected the decoder's rows {tuple(rows)}, then any")
     of_example = shape[:dim] + shape[dim + 1 :]
-    found: list[Tensor | None] = []
-    alike = True
-    for name, g in zip(("mean", "logvar", "prior_mean", "prior_logvar"), gaussians, strict=True):
+    found: list[Tensor | None] = [z]
+    for name, g in zip(_GAUSSIANS, gaussians, strict=True):
         if g is not None:
             if g.device != z.device:
                 raise ValueError(f"{name}: got device {g.device}, expected {z.device} as z")
             if g.shape != of_example:
                 g = _expanded(name, g, of_example, f"z {tuple(shape)} without dimension {dim}")
-            alike = alike and g.dtype is z.dtype
         found.append(g)
-    if not alike:
-        z, *rest = _checks.promoted([z, *(g for g in found if g is not None)])
-        remaining = iter(rest)
-        found = [None if g is None else next(remaining) for g in found]
-    return z, found
+    return _promoted(found)
 
 
-def _one_pass_tensors(
-    likelihood: str,
-    parameters: Mapping[str, Tensor],
-    x: Tensor,
-    z: Tensor,
-    gaussians: Sequence[Tensor | None],
-    dim: int,
-    event_ndims: int,
-) -> tuple[Tensor | None, ...]:
-    """The op's nine tensors."""
+def _of_rows(gaussians: Sequence[Tensor | None], rows: Sequence[int]) -> tuple[Tensor | None, ...]:
+    """The Gaussians' parameters in one shape `[rows…, latent…]`, in one dtype on one device."""
+    found = _checks.same_kind(optional=_GAUSSIANS[2:], **dict(zip(_GAUSSIANS, gaussians, strict=True)))
+    mean = found[0]
+    assert mean is not None
+    if mean.shape[: len(rows)] != rows:
+        raise ValueError(
+            f"mean: got shape {tuple(mean.shape)}, expected the decoder's rows {tuple(rows)}, then any "
+            "(for several samples per example there is iwae_objective)"
+        )
+    return found
+
+
+def _decoder_and_data(
+    likelihood: str, parameters: Mapping[str, Tensor], x: Tensor, event_ndims: int, dim: int | None
+) -> tuple[tuple[Tensor | None, ...], torch.Size]:
+    """What the decoder gave, three tensors or None, and x, expanded to it without the samples' dimension `dim`, if
+    there is one; and the rows."""
     names, outputs = list(parameters), list(parameters.values())
     first = outputs[0]
+    if dim is None:
+        for t in (x, *outputs):
+            if t.shape != first.shape:
+                first = outputs[0] = _broadcast(first, x, *outputs[1:])
+                break
     event_ndims = _checks.event(f"decoder's {names[0]}", first, event_ndims)
-    rows = first.dim() - event_ndims
-    dim = _sample_dim(dim, rows)
+    shape, rows = first.shape, first.dim() - event_ndims
+    of_example = shape
+    if dim is not None:
+        dim = _sample_dim(dim, rows)
+        of_example = shape[:dim] + shape[dim + 1 :]
     for name, p in zip(names[1:], outputs[1:], strict=True):
         if p.device != first.device:
             raise ValueError(f"decoder's {name}: got device {p.device}, expected {first.device} as {names[0]}")
-    for name, t in (("x", x), ("z", z)):
-        if isinstance(t, Tensor) and t.device != first.device:
-            raise ValueError(f"{name}: got device {t.device}, expected {first.device} as the decoder's outputs")
+    if x.device != first.device:
+        raise ValueError(f"x: got device {x.device}, expected {first.device} as the decoder's outputs")
     if not x.is_floating_point():
         x = x.to(first.dtype) if likelihood == "bernoulli" else _likelihood.counts(x, *outputs)
-    shape = first.shape
     for i, (name, p) in enumerate(zip(names[1:], outputs[1:], strict=True), 1):
         if p.shape != shape:
             shared = p.dim() <= event_ndims or math.prod(p.shape[: p.dim() - event_ndims]) == 1
             of_event = p.reshape(p.shape[max(p.dim() - event_ndims, 0) :]) if shared else p
             target = shape[rows:] if shared else shape
             outputs[i] = _expanded(f"decoder's {name}", of_event, target, f"that of {names[0]}, {tuple(shape)}")
-    x = _expanded("x", x, shape[:dim] + shape[dim + 1 :], f"decoder {tuple(shape)} without dimension {dim}")
-    z, gaussians = _latents(z, gaussians, shape[:rows], dim)
-    if any(t.dtype is not first.dtype for t in (x, *outputs)):
-        x, *outputs = _checks.promoted([x, *outputs])
-    if (outputs[0].dtype == torch.float64) != (z.dtype == torch.float64):
-        x, z = x.double(), z.double()
-        outputs, gaussians = [p.double() for p in outputs], [None if g is None else g.double() for g in gaussians]
-    return *outputs, *(None,) * (3 - len(outputs)), x, z, *gaussians
+    without = "" if dim is None else f" without dimension {dim}"
+    x = _expanded("x", x, of_example, f"decoder {tuple(shape)}{without}")
+    return (*outputs, *(None,) * (3 - len(outputs)), x), shape[:rows]
 
 
-def _to_be_made(tensors: Sequence[Tensor | None]) -> int:
+def _broadcast(first: Tensor, *others: Tensor) -> Tensor:
+    """`first` in the shape it has with the others, if there is one: who does not fit is said later."""
+    try:
+        return first.expand(torch.broadcast_shapes(first.shape, *(t.shape for t in others)))
+    except RuntimeError:
+        return first
+
+
+def _one_width(
+    event: Sequence[Tensor | None], latents: Sequence[Tensor | None], name: str
+) -> tuple[Tensor | None, ...]:
+    """The tensors of the event in one dtype, then those of the latent, of which `name` is the first; if either are
+    fp64, both are."""
+    event = _promoted(event)
+    first, of_latent = event[0], latents[0]
+    assert first is not None and of_latent is not None
+    if of_latent.device != first.device:
+        raise ValueError(f"{name}: got device {of_latent.device}, expected {first.device} as the decoder's outputs")
+    if (first.dtype == torch.float64) != (of_latent.dtype == torch.float64):
+        return tuple(None if t is None else t.double() for t in (*event, *latents))
+    return *event, *latents
+
+
+def _to_be_made(op: FusedOp, tensors: Sequence[Tensor | None]) -> int:
     """The mask of the gradients to be made with the loss: all that are wanted. None of 16-bit tensors: they would be
     rounded before a loss scale, which keeps them above fp16's smallest number, is multiplied in."""
     mask = 0
     if torch.is_grad_enabled():
-        for bit, i in enumerate(_ops.multi_sample_bound.differentiable):
+        for bit, i in enumerate(op.differentiable):
             t = tensors[i]
             if t is not None and t.requires_grad:
                 if t.element_size() == 2:
@@ -551,14 +596,13 @@ def _log_likelihood(
     dim: int,
     event_ndims: int,
     options: Mapping[str, Any] | None,
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, list[Any]]:
     """log p(x | z) of every sample, with z and the Gaussians' parameters as `_latents` gives them."""
     first = next(iter(parameters.values()))
     dim = _sample_dim(dim, min(first.dim(), x.dim() + 1))
     of_x = _log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options)
     _sample_dim(dim, of_x.dim())
-    z, found = _latents(z, gaussians, of_x.shape, dim)
-    return of_x, z, found
+    return of_x, _latents(z, gaussians, of_x.shape, dim)
 
 
 def _composed(

@@ -8,6 +8,7 @@
 namespace unigen {
 
 constexpr int kBoundGradients = 8;  // of decoder, decoder_2, decoder_3, z, mean, logvar, prior_mean, prior_logvar
+constexpr int kElboGradients = 7;   // the same without z
 
 inline Likelihood likelihood_of(const string& name, bool second) {
   if (name == "bernoulli") return Likelihood::bernoulli;
@@ -17,6 +18,146 @@ inline Likelihood likelihood_of(const string& name, bool second) {
   if (name == "negative_binomial") return Likelihood::negative_binomial;
   STD_TORCH_CHECK(name == "zero_inflated_negative_binomial", "unigen_fast: unknown likelihood ", name);
   return Likelihood::zero_inflated_negative_binomial;
+}
+
+// Gradients as an op returns them, in the order of its tensors; those whose bit of `wanted` is not set are empty.
+template <int kCount>
+class Gradients {
+ public:
+  Gradients(const Tensor& like, int64_t wanted) : like_(like), wanted_(wanted) {}
+
+  // that of the next tensor; null: not wanted
+  const Tensor* of(const Tensor* tensor) {
+    const bool is_wanted = tensor && (wanted_ >> count_ & 1);
+    Tensor& grad = grads_[count_++] = is_wanted ? empty_gradient(*tensor) : empty_absent(like_);
+    return is_wanted ? &grad : nullptr;
+  }
+
+  auto all() const { return tuple_of(grads_); }
+
+ private:
+  const Tensor& like_;
+  int64_t wanted_;
+  int count_ = 0;
+  std::array<Tensor, kCount> grads_;
+};
+
+inline const Tensor* present(const optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
+
+// The likelihood and what the decoder gave; rows are the first `rows` dimensions of `decoder`.
+template <class Grads>
+void describe_decoder(ObjectiveTensors& a, GridBuilder& event, Grads& grads, const Tensor& decoder,
+                      const optional<Tensor>& decoder_2, const optional<Tensor>& decoder_3, const string& likelihood,
+                      const vector<double>& bins, int64_t event_ndims) {
+  a.dtype = dtype_of(decoder);
+  a.likelihood.likelihood = likelihood_of(likelihood, decoder_2.has_value());
+  if (bins.size() == 3) a.likelihood.bins = {bins[0], bins[1], bins[2]};
+  const Tensor* outputs[kMaxDecoderOutputs] = {&decoder, present(decoder_2), present(decoder_3)};
+  for (int k = 0; k < kMaxDecoderOutputs; ++k) {
+    const Tensor* grad = grads.of(outputs[k]);
+    if (!outputs[k]) continue;
+    a.shared[k] = outputs[k]->dim() == event_ndims && decoder.dim() > event_ndims;
+    for (const auto& [operand, tensor] : {std::pair{&a.decoder[k], outputs[k]}, {&a.grad_decoder[k], grad}}) {
+      if (!tensor) continue;
+      if (a.shared[k]) event.of_event(*operand, *tensor);
+      else event.element(*operand, *tensor);
+    }
+  }
+}
+
+// The Gaussians of the latent, each with its gradient, by add(operand, tensor).
+template <class Grads, class Add>
+void describe_gaussians(ObjectiveTensors& a, Grads& grads, const Tensor& mean, const Tensor& logvar,
+                        const optional<Tensor>& prior_mean, const optional<Tensor>& prior_logvar, const Add& add) {
+  const auto describe = [&](Operand& operand, Operand& grad_operand, const Tensor* tensor) {
+    if (tensor) add(operand, *tensor);
+    if (const Tensor* grad = grads.of(tensor)) add(grad_operand, *grad);
+  };
+  a.latent_dtype = dtype_of(mean);
+  describe(a.mean, a.grad_mean, &mean);
+  describe(a.logvar, a.grad_logvar, &logvar);
+  describe(a.prior_mean, a.grad_prior_mean, present(prior_mean));
+  describe(a.prior_logvar, a.grad_prior_logvar, present(prior_logvar));
+}
+
+// The tensors and options of the evidence lower bound, as the ops take them.
+struct ElboCall {
+  const Tensor& decoder;
+  const optional<Tensor>&decoder_2, &decoder_3;
+  const Tensor &x, &mean, &logvar;
+  const optional<Tensor>&prior_mean, &prior_logvar, &weights;
+  int64_t event_ndims;
+  const string& likelihood;
+  const vector<double>& bins;
+  double kl_weight, scale;
+  const string& reduction;
+
+  int64_t rows() const { return decoder.dim() - event_ndims; }
+
+  // All of the arguments, those that only one of the two kernels has by own(a, builder of the event's grid).
+  template <class Arguments, class Own>
+  void describe(Arguments& a, Gradients<kElboGradients>& grads, const Own& own) const {
+    GridBuilder event(decoder, rows()), latent(mean, rows());
+    own(a, event);
+    if (weights) event.row(a.weights, *weights);
+    event.element(a.x, x);
+    describe_decoder(a, event, grads, decoder, decoder_2, decoder_3, likelihood, bins, event_ndims);
+    describe_gaussians(a, grads, mean, logvar, prior_mean, prior_logvar,
+                       [&](Operand& operand, const Tensor& tensor) { latent.element(operand, tensor); });
+    a.kl_weight = kl_weight;
+    a.grid = event.finish_samples();
+    a.latent = latent.finish_samples();
+    a.reduction = reduction_of(reduction, a.grid.rows, scale);
+  }
+};
+
+using ElboGradients = decltype(std::declval<Gradients<kElboGradients>>().all());
+using ElboResult = decltype(std::tuple_cat(tuple<Tensor, Tensor, Tensor>(), ElboGradients()));
+
+template <class Backend>
+ElboResult elbo_loss(const Tensor& decoder, const optional<Tensor>& decoder_2, const optional<Tensor>& decoder_3,
+                     const Tensor& x, const Tensor& mean, const Tensor& logvar, const optional<Tensor>& prior_mean,
+                     const optional<Tensor>& prior_logvar, const optional<Tensor>& weights, int64_t event_ndims,
+                     const string& likelihood, const vector<double>& bins, double kl_weight, double scale,
+                     const string& reduction, int64_t gradients) {
+  const ElboCall call = {decoder,      decoder_2, decoder_3,   x,          mean, logvar,    prior_mean, prior_logvar,
+                         weights,      event_ndims, likelihood, bins,       kl_weight, scale, reduction};
+  const auto dtype = arithmetic_type(decoder.scalar_type());
+  Dims sizes(decoder.sizes());
+  while (sizes.size() > call.rows()) sizes.pop_back();
+  Tensor log_likelihood = empty_contiguous(decoder, sizes, dtype), kl = empty_contiguous(decoder, sizes, dtype);
+  Tensor value = empty_contiguous(decoder, reduction == "none" ? sizes : Dims{}, dtype);
+  ElboLoss a;
+  Gradients<kElboGradients> grads(decoder, gradients);
+  call.describe(a, grads, [&](ElboLoss& own, GridBuilder& event) {
+    event.row(own.log_likelihood, log_likelihood);
+    event.row(own.kl, kl);
+    event.row(own.value, value);
+  });
+  a.gradients = gradients != 0;
+  Backend::elbo_loss(a, decoder);
+  return std::tuple_cat(std::make_tuple(value, log_likelihood, kl), grads.all());
+}
+
+template <class Backend>
+ElboGradients elbo_loss_backward(const Tensor& grad_loss, const Tensor& grad_log_likelihood, const Tensor& grad_kl,
+                                 const Tensor& decoder, const optional<Tensor>& decoder_2,
+                                 const optional<Tensor>& decoder_3, const Tensor& x, const Tensor& mean,
+                                 const Tensor& logvar, const optional<Tensor>& prior_mean,
+                                 const optional<Tensor>& prior_logvar, const optional<Tensor>& weights,
+                                 int64_t event_ndims, const string& likelihood, const vector<double>& bins,
+                                 double kl_weight, double scale, const string& reduction, int64_t, int64_t needed) {
+  const ElboCall call = {decoder,      decoder_2, decoder_3,   x,          mean, logvar,    prior_mean, prior_logvar,
+                         weights,      event_ndims, likelihood, bins,       kl_weight, scale, reduction};
+  ElboLossBackward a;
+  Gradients<kElboGradients> grads(decoder, needed);
+  call.describe(a, grads, [&](ElboLossBackward& own, GridBuilder& event) {
+    event.row(own.grad_value, grad_loss);
+    event.row(own.grad_log_likelihood, grad_log_likelihood);
+    event.row(own.grad_kl, grad_kl);
+  });
+  Backend::elbo_loss_backward(a, decoder);
+  return grads.all();
 }
 
 // The tensors and options of a bound, as the ops take them.
@@ -40,16 +181,11 @@ struct BoundCall {
     return sizes;
   }
 
-  // All of the arguments, those that only one of the two kernels has by own(a, builder of the event's grid); `grads` are
-  // made, those whose bit of `wanted` is not set empty.
+  // All of the arguments, those that only one of the two kernels has by own(a, builder of the event's grid).
   template <class Arguments, class Own>
-  void describe(Arguments& a, int64_t wanted, std::array<Tensor, kBoundGradients>& grads, const Tensor& log_w,
-                const Tensor& residual, const Own& own) const {
+  void describe(Arguments& a, Gradients<kBoundGradients>& grads, const Tensor& log_w, const Tensor& residual,
+                const Own& own) const {
     GridBuilder event = GridBuilder::of_samples(decoder, rows(), dim), latent = GridBuilder::of_samples(z, rows(), dim);
-    a.dtype = dtype_of(decoder);
-    a.latent_dtype = dtype_of(z);
-    a.likelihood.likelihood = likelihood_of(likelihood, decoder_2.has_value());
-    if (bins.size() == 3) a.likelihood.bins = {bins[0], bins[1], bins[2]};
     a.samples = decoder.size(dim);
     a.groups = groups;
     a.power = power;
@@ -58,41 +194,18 @@ struct BoundCall {
     event.row(a.log_w, log_w);
     event.row(a.residual, residual);
     own(a, event);
-    int bit = 0;
-    const auto gradient = [&](const Tensor* tensor) {
-      const bool is_wanted = tensor && (wanted >> bit & 1);
-      grads[bit] = is_wanted ? empty_gradient(*tensor) : empty_absent(decoder);
-      return is_wanted ? &grads[bit++] : (++bit, nullptr);
-    };
     event.of_example(a.x, x);
-    const Tensor* outputs[kMaxDecoderOutputs] = {&decoder, decoder_2 ? &*decoder_2 : nullptr,
-                                                 decoder_3 ? &*decoder_3 : nullptr};
-    for (int k = 0; k < kMaxDecoderOutputs; ++k) {
-      const Tensor* grad = gradient(outputs[k]);
-      if (!outputs[k]) continue;
-      a.shared[k] = outputs[k]->dim() == event_ndims && rows() > 0;
-      for (const auto& [operand, tensor] : {std::pair{&a.decoder[k], outputs[k]}, {&a.grad_decoder[k], grad}}) {
-        if (!tensor) continue;
-        if (a.shared[k]) event.of_event(*operand, *tensor);
-        else event.element(*operand, *tensor);
-      }
-    }
+    describe_decoder(a, event, grads, decoder, decoder_2, decoder_3, likelihood, bins, event_ndims);
     latent.element(a.z, z);
-    if (const Tensor* grad = gradient(&z)) latent.element(a.grad_z, *grad);
-    const auto of_example = [&](Operand& operand, Operand& grad_operand, const Tensor* tensor) {
-      if (tensor) latent.of_example(operand, *tensor);
-      if (const Tensor* grad = gradient(tensor)) latent.of_example(grad_operand, *grad);
-    };
-    of_example(a.mean, a.grad_mean, &mean);
-    of_example(a.logvar, a.grad_logvar, &logvar);
-    of_example(a.prior_mean, a.grad_prior_mean, prior_mean ? &*prior_mean : nullptr);
-    of_example(a.prior_logvar, a.grad_prior_logvar, prior_logvar ? &*prior_logvar : nullptr);
+    if (const Tensor* grad = grads.of(&z)) latent.element(a.grad_z, *grad);
+    describe_gaussians(a, grads, mean, logvar, prior_mean, prior_logvar,
+                       [&](Operand& operand, const Tensor& tensor) { latent.of_example(operand, tensor); });
     a.grid = event.finish_samples();
     a.latent = latent.finish_samples();
   }
 };
 
-using BoundGradients = tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BoundGradients = decltype(std::declval<Gradients<kBoundGradients>>().all());
 using BoundResult = decltype(std::tuple_cat(tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(), BoundGradients()));
 
 template <class Backend>
@@ -111,8 +224,8 @@ BoundResult multi_sample_bound(const Tensor& decoder, const optional<Tensor>& de
   Tensor bound = empty_contiguous(decoder, sizes, dtype), ess = empty_contiguous(decoder, sizes, dtype);
   Tensor value = empty_contiguous(decoder, reduction == "none" ? sizes : Dims{}, dtype);
   SampledBound a;
-  std::array<Tensor, kBoundGradients> grads;
-  call.describe(a, gradients, grads, log_w, residual, [&](SampledBound& own, GridBuilder& event) {
+  Gradients<kBoundGradients> grads(decoder, gradients);
+  call.describe(a, grads, log_w, residual, [&](SampledBound& own, GridBuilder& event) {
     event.row_of_example(own.bound, bound);
     event.row_of_example(own.ess, ess);
     if (!own.reduction.reduce) event.row_of_example(own.value, value);
@@ -120,7 +233,7 @@ BoundResult multi_sample_bound(const Tensor& decoder, const optional<Tensor>& de
   });
   a.gradients = gradients != 0;
   Backend::sampled_bound(a, decoder);
-  return std::tuple_cat(std::make_tuple(value, log_w, bound, ess, residual), tuple_of(grads));
+  return std::tuple_cat(std::make_tuple(value, log_w, bound, ess, residual), grads.all());
 }
 
 template <class Backend>
@@ -133,16 +246,18 @@ BoundGradients multi_sample_bound_backward(
   const BoundCall call = {decoder, decoder_2, decoder_3, x, z, mean, logvar, prior_mean, prior_logvar, dim, event_ndims,
                           likelihood, bins, groups, power, elbo_weight, scale, reduction};
   SampledBoundBackward a;
-  std::array<Tensor, kBoundGradients> grads;
-  call.describe(a, needed, grads, log_w, residual, [&](SampledBoundBackward& own, GridBuilder& event) {
+  Gradients<kBoundGradients> grads(decoder, needed);
+  call.describe(a, grads, log_w, residual, [&](SampledBoundBackward& own, GridBuilder& event) {
     event.row(own.grad_log_w, grad_log_w);
     event.row_of_example(own.grad_value, grad_loss);
   });
   Backend::sampled_bound_backward(a, decoder);
-  return tuple_of(grads);
+  return grads.all();
 }
 
 #define UNIGEN_OBJECTIVES_OPS(X) \
+  X(elbo_loss)                   \
+  X(elbo_loss_backward)          \
   X(multi_sample_bound)          \
   X(multi_sample_bound_backward)
 

@@ -1,232 +1,9 @@
 // The bound of several samples per example: from what the decoder gave to log-weights, from these to the loss and the
 // coefficients of the gradients, and back over the same numbers, which an example's first reading has left in the cache.
-#include "../formulas/objectives.h"
-
-#include <memory>
-#include <type_traits>
-#include <vector>
-
-#include "densities.h"
+#include "objectives.h"
 
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t kFewExamples = 16;         // with fewer, threads share the rows of an example
-constexpr int64_t kSharedUnits = 64;         // where a gradient is summed over all rows, each unit has a sum of its own
-constexpr int64_t kCacheBytes = 3 << 19;     // of an example's numbers and gradients that stay in a core's cache
-constexpr int64_t kPieceCols = 1 << 15;      // of a long row that threads share
-
-// ---- over the event --------------------------------------------------------------------------------------------------
-
-// What is summed of a formula F over a row, to more digits than T has: states 1 and up belong to one stretch of the row,
-// state 0 is added up in double every few vectors. With kSlopes, the slopes come along.
-template <class F>
-struct DensitySum {
-  static constexpr int kStates = 1;
-  F formula;
-
-  template <bool kSlopes, class V>
-  UNIGEN_INLINE void add(V* state, const V* in, V* slopes) const {
-    state[0] = state[0] + value_of(formula, in);
-    if constexpr (kSlopes) slopes_of(formula, in, slopes);
-  }
-  template <class V>
-  UNIGEN_INLINE double rest(const V*) const {
-    return 0;
-  }
-};
-
-template <>
-struct DensitySum<BernoulliDensity> : BernoulliSum {
-  BernoulliDensity formula;
-
-  UNIGEN_INLINE explicit DensitySum(BernoulliDensity formula) : formula(formula) {}
-
-  template <bool kSlopes, class V>
-  UNIGEN_INLINE void add(V* state, const V* in, V* slopes) const {
-    const BernoulliTerms<V> terms(in[1], in[0]);
-    state[0] = state[0] - terms.linear;
-    multiply(state[1], terms.tail);
-    if constexpr (kSlopes) slopes[1] = terms.slope();
-  }
-  // -log of the product, its exponents apart
-  template <class V>
-  UNIGEN_INLINE double rest(const V* state) const {
-    const V product = constant<V>(1) + state[1], lost = state[1] - (product - constant<V>(1));
-    const LogParts<Scalar<V>> parts(product);
-    const double exponents = lane_sum(parts.n);
-    return -(exponents * 0.69314718055994530942 + lane_sum(parts.f + log_correction(parts.f) + lost / product));
-  }
-};
-
-// The rows of log p(x | decoder): F takes x, then what the decoder gave.
-template <class T, class F>
-class Density {
-  using V = Vec<T>;
-  static constexpr int kIn = F::kInputs, kOut = kIn - 1;
-  static constexpr int kStretch = kFlush * V::size;
-
- public:
-  // whether the slopes come so cheaply with the value that they are better kept than computed again
-  static constexpr bool kKeeps = std::is_same_v<F, BernoulliDensity>;
-
-  Density(const BoundTensors& a, const F& formula) : sum_{formula}, cols_(a.grid.cols) {
-    in_[0] = Stream<T>(a.grid, elements(a.x, a), Axis::rows, Axis::cols);
-    keeps_ = kKeeps && a.samples * a.grid.cols * kOut * int64_t(2 * sizeof(T)) <= kCacheBytes;
-    for (int k = 0; k < kOut; ++k) {
-      in_[k + 1] = Stream<T>(a.grid, elements(a.decoder[k], a), Axis::rows, Axis::cols);
-      out_[k] = Stream<T>(a.grid, elements(a.grad_decoder[k], a), Axis::rows, Axis::cols);
-      wanted_[k] = a.grad_decoder[k].data;
-      shared_[k] = wanted_[k] && a.shared[k];
-      any_ = any_ || wanted_[k];
-      sums_ += shared_[k];
-      keeps_ = keeps_ && out_[k].direct() && !shared_[k];
-    }
-  }
-
-  bool any() const { return any_; }
-  bool keeps() const { return keeps_; }
-  int sums() const { return sums_; }  // gradients that are summed over all rows
-
-  // of columns [begin, end) of a row; `keep`: the slopes are left where the gradient is to be
-  double value(int64_t row, int64_t begin, int64_t end, bool keep) const {
-    if constexpr (kKeeps) {
-      if (keep) return swept<true>(row, begin, end);
-    }
-    return swept<false>(row, begin, end);
-  }
-
-  // What was kept, times the coefficient.
-  UNIGEN_NOINLINE void scale(int64_t row, T coefficient) const {
-    const V factor(coefficient);
-    for (int k = 0; k < kOut; ++k) {
-      T* target = out_[k].target(out_[k].origin(row), 0, cols_, nullptr);
-      if (coefficient == 0) {
-        for (int64_t c = 0; c < cols_; ++c) target[c] = 0;
-        continue;
-      }
-      for (int64_t c = 0; c < cols_; c += kChunk<T>) {
-        for_vectors<T>(int(smaller(kChunk<T>, cols_ - c)), [&](int i, auto l) UNIGEN_FORCED {
-          store(target + c + i, factor * load(target + c + i, l), l);
-        });
-      }
-    }
-  }
-
-  // Gradients of columns [begin, end) of a row. totals[k]: what output k has summed over the rows so far, if it is shared.
-  UNIGEN_NOINLINE void gradients(int64_t row, int64_t begin, int64_t end, T coefficient, T* const* totals) const {
-    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
-    const F formula = sum_.formula;
-    const V factor(coefficient);
-    int64_t origin[kIn], origin_out[kOut];
-    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
-    for (int k = 0; k < kOut; ++k) origin_out[k] = shared_[k] ? 0 : out_[k].origin(row);
-    for (int64_t c = begin; c < end; c += kChunk<T>) {
-      const int n = int(smaller(kChunk<T>, end - c));
-      const T* source[kIn];
-      T* target[kOut];
-      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
-      for (int k = 0; k < kOut; ++k) {
-        target[k] = shared_[k] ? totals[k] + c : wanted_[k] ? out_[k].target(origin_out[k], c, n, room[kIn + k]) : nullptr;
-      }
-      if (coefficient == 0) {  // and the slopes may be infinite
-        for (int k = 0; k < kOut; ++k) {
-          for (int i = 0; target[k] && !shared_[k] && i < n; ++i) target[k][i] = 0;
-        }
-      } else {
-        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
-          V x[kIn], slope[kIn];
-          for (int k = 0; k < kIn; ++k) x[k] = load(source[k] + i, l);
-          slopes_of(formula, x, slope);
-          for (int k = 0; k < kOut; ++k) {
-            if (!target[k]) continue;
-            const V gradient = factor * slope[k + 1];
-            store(target[k] + i, shared_[k] ? load(target[k] + i, l) + gradient : gradient, l);
-            __builtin_prefetch(target[k] + i + kElementsAhead, 1);
-          }
-        });
-      }
-      for (int k = 0; k < kOut; ++k) {
-        if (target[k] && !shared_[k]) out_[k].written(origin_out[k], c, n, target[k]);
-      }
-    }
-  }
-
-  // Room for the sums of one unit: totals[k] points into it.
-  std::unique_ptr<T[]> sums_room(T** totals) const {
-    std::unique_ptr<T[]> room(sums_ ? new T[sums_ * cols_]() : nullptr);
-    for (int k = 0, at = 0; k < kOut; ++k) totals[k] = shared_[k] ? room.get() + cols_ * at++ : nullptr;
-    return room;
-  }
-
-  // The gradients of the shared outputs from `units` such rooms.
-  void write_sums(const std::vector<std::unique_ptr<T[]>>& units) const {
-    std::vector<T> total(cols_);
-    for (int k = 0, at = 0; k < kOut; ++k) {
-      if (!shared_[k]) continue;
-      for (int64_t c = 0; c < cols_; ++c) {
-        double sum = 0;
-        for (const auto& unit : units) sum += unit[cols_ * at + c];
-        total[c] = T(sum);
-      }
-      for (int64_t c = 0; c < cols_; c += kChunk<T>) out_[k].write(0, c, smaller(kChunk<T>, cols_ - c), total.data() + c);
-      ++at;
-    }
-  }
-
- private:
-  template <bool kSlopes>
-  UNIGEN_NOINLINE double swept(int64_t row, int64_t begin, int64_t end) const {
-    constexpr int kWays = 2;                                // sums that do not wait for one another
-    constexpr int kBlock = 8 * kWays * V::size;             // elements that are added up in T
-    constexpr int kStates = DensitySum<F>::kStates;
-    alignas(kVectorBytes) T room[kIn][kStretch];
-    const DensitySum<F> sum = sum_;
-    int64_t origin[kIn];
-    for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
-    T* target = kSlopes ? out_[0].target(out_[0].origin(row), 0, cols_, nullptr) : nullptr;
-    WideSum<T> wide;
-    double rest = 0;
-    for (int64_t c = begin; c < end; c += kStretch) {
-      const int n = int(smaller(kStretch, end - c));
-      const T* source[kIn];
-      for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], c, n, room[k]);
-      V state[kWays][kStates];
-      for (int way = 0; way < kWays; ++way) {
-        for (int s = 0; s < kStates; ++s) state[way][s] = V(T(0));
-      }
-      for (int first = 0; first < n; first += kBlock) {
-        for_vectors_in_turn<T, kWays>(int(smaller(kBlock, n - first)), [&](int at, auto l, int way) UNIGEN_FORCED {
-          const int i = first + at;
-          V x[kIn], next[kStates], slope[kIn];
-          for (int k = 0; k < kIn; ++k) {
-            x[k] = load(source[k] + i, l);
-            if (k > 0) __builtin_prefetch(source[k] + i + kElementsAhead);
-          }
-          for (int s = 0; s < kStates; ++s) next[s] = state[way][s];
-          sum.template add<kSlopes>(next, x, slope);
-          for (int s = 0; s < kStates; ++s) state[way][s] = keep(l, next[s], state[way][s]);
-          if constexpr (kSlopes) {
-            store(target + c + i, slope[1], l);
-            __builtin_prefetch(target + c + i + kElementsAhead, 1);
-          }
-        });
-        for (int way = 0; way < kWays; ++way) {
-          wide.add(state[way][0]);
-          state[way][0] = V(T(0));
-        }
-      }
-      for (int way = 0; way < kWays; ++way) rest += sum.rest(state[way]);
-    }
-    return wide.total() + rest;
-  }
-
-  DensitySum<F> sum_;
-  int64_t cols_;
-  bool keeps_ = false, any_ = false, wanted_[kOut] = {}, shared_[kOut] = {};
-  int sums_ = 0;
-  Stream<T> in_[kIn], out_[kOut];
-};
 
 // ---- over the latent -------------------------------------------------------------------------------------------------
 
@@ -451,10 +228,13 @@ class Samples {
   PowerSlope slope_;
 };
 
-// ---- the two kernels -------------------------------------------------------------------------------------------------
+// ---- the two kernels ---------------------------------------------------------------------------------------------------
 
 template <class T, class F>
-class Bound {
+class Bound : Examples<T, F> {
+  using Base = Examples<T, F>;
+  using Base::samples_, Base::count_, Base::cols_, Base::few_, Base::density_, Base::parallel_;
+
  public:
   // numbers of an example's samples
   struct Room {
@@ -465,12 +245,7 @@ class Bound {
   };
 
   Bound(const BoundTensors& a, const F& formula, const Parallel& parallel)
-      : parallel_(parallel),
-        samples_(a.samples),
-        examples_(a.grid.rows / larger(1, a.samples)),
-        cols_(a.grid.cols),
-        few_(examples_ < kFewExamples && a.samples * examples_ * cols_ > 2 * kUnit),
-        density_(a, formula),
+      : Base(a, a.samples, formula, parallel),
         latent_(a),
         estimator_(a),
         log_w_(a.grid, arithmetic(a.log_w, a), Axis::none, Axis::rows),
@@ -481,28 +256,21 @@ class Bound {
   int64_t forward(bool gradients, const Take& take) const {
     const bool keep = gradients && density_.keeps();
     if (!few_) {
-      return by_example(gradients, [&](int64_t unit, int64_t example, Room& room, T* coefficients, T* const* totals) {
+      return of_each(gradients, [&](int64_t unit, int64_t example, Room& room, T* coefficients, T* const* totals) {
         for (int64_t k = 0; k < samples_; ++k) room.sums[k] = density_.value(example * samples_ + k, 0, cols_, keep);
         weigh(unit, example, room, gradients ? coefficients : nullptr, take);
-        if (gradients) pull_back(example, coefficients, keep, totals);
+        if (gradients) pull_back_example(example, coefficients, keep, totals);
       });
     }
-    const int64_t pieces = larger(1, ceil_div(cols_, kPieceCols)), rows = examples_ * samples_;
-    std::vector<double> partial(rows * pieces);
-    by_piece(pieces, [&](int64_t row, int64_t piece, int64_t begin, int64_t end) {
-      partial[row * pieces + piece] = density_.value(row, begin, end, keep);
-    });
+    const std::vector<double> sums = this->by_piece(
+        [&](int64_t row, int64_t begin, int64_t end) { return density_.value(row, begin, end, keep); });
     Room room(samples_);
-    std::vector<T> coefficients(rows);
-    for (int64_t example = 0; example < examples_; ++example) {
-      for (int64_t k = 0; k < samples_; ++k) {
-        const double* of_row = partial.data() + (example * samples_ + k) * pieces;
-        room.sums[k] = 0;
-        for (int64_t p = 0; p < pieces; ++p) room.sums[k] += of_row[p];
-      }
+    std::vector<T> coefficients(count_ * samples_);
+    for (int64_t example = 0; example < count_; ++example) {
+      for (int64_t k = 0; k < samples_; ++k) room.sums[k] = sums[example * samples_ + k];
       weigh(0, example, room, gradients ? coefficients.data() + example * samples_ : nullptr, take);
     }
-    if (gradients) pull_back_shared_rows(coefficients.data(), keep);
+    if (gradients) pull_back_all(coefficients.data(), keep);
     return 1;
   }
 
@@ -510,16 +278,16 @@ class Bound {
   template <class Coefficients>
   void backward(const Coefficients& of) const {
     if (!few_) {
-      by_example(true, [&](int64_t, int64_t example, Room& room, T* coefficients, T* const* totals) {
+      of_each(true, [&](int64_t, int64_t example, Room& room, T* coefficients, T* const* totals) {
         of(example, room, coefficients);
-        pull_back(example, coefficients, false, totals);
+        pull_back_example(example, coefficients, false, totals);
       });
       return;
     }
     Room room(samples_);
-    std::vector<T> coefficients(examples_ * samples_);
-    for (int64_t b = 0; b < examples_; ++b) of(b, room, coefficients.data() + b * samples_);
-    pull_back_shared_rows(coefficients.data(), false);
+    std::vector<T> coefficients(count_ * samples_);
+    for (int64_t b = 0; b < count_; ++b) of(b, room, coefficients.data() + b * samples_);
+    pull_back_all(coefficients.data(), false);
   }
 
   // coefficients of grad · loss, given log_w
@@ -551,7 +319,7 @@ class Bound {
     take(unit, example, found);
   }
 
-  void pull_back(int64_t example, const T* coefficients, bool kept, T* const* totals) const {
+  void pull_back_example(int64_t example, const T* coefficients, bool kept, T* const* totals) const {
     for (int64_t k = 0; density_.any() && k < samples_; ++k) {
       const int64_t row = example * samples_ + k;
       if (kept) {
@@ -563,67 +331,23 @@ class Bound {
     if (latent_.any()) latent_.gradients(example, coefficients);
   }
 
+  void pull_back_all(const T* coefficients, bool kept) const {
+    this->pull_back(coefficients, kept);
+    if (latent_.any()) {
+      Partition::each(parallel_, count_, [&](int64_t b) { latent_.gradients(b, coefficients + b * samples_); });
+    }
+  }
+
   // work(unit, example, room, room for coefficients, sums of shared gradients)
   template <class Work>
-  int64_t by_example(bool gradients, const Work& work) const {
-    const bool sums = gradients && density_.sums();
-    const int64_t elements = samples_ * larger(1, cols_);
-    const Partition partition(examples_, elements, false, 1, 1,
-                              sums ? larger(kUnit, ceil_div(examples_ * elements, kSharedUnits)) : kUnit);
-    std::vector<std::unique_ptr<T[]>> rooms(sums ? partition.count : 0);
-    partition.run(parallel_, [&](int64_t unit) {
+  int64_t of_each(bool gradients, const Work& work) const {
+    return this->by_example(gradients, [&](int64_t unit, int64_t begin, int64_t end, T* const* totals) {
       Room room(samples_);
       std::vector<T> coefficients(samples_);
-      T* totals[kMaxDecoderOutputs];
-      std::unique_ptr<T[]> own;
-      if (sums) own = density_.sums_room(totals);
-      for (int64_t b = partition.row_begin(unit); b < partition.row_end(unit); ++b) {
-        work(unit, b, room, coefficients.data(), totals);
-      }
-      if (sums) rooms[unit] = std::move(own);
-    });
-    if (sums) density_.write_sums(rooms);
-    return partition.count;
-  }
-
-  // work(row, piece, its columns from, to)
-  template <class Work>
-  void by_piece(int64_t pieces, const Work& work) const {
-    Partition::each(parallel_, examples_ * samples_ * pieces, [&](int64_t unit) {
-      const int64_t begin = unit % pieces * kPieceCols;
-      work(unit / pieces, unit % pieces, begin, pieces == 1 ? cols_ : smaller(cols_, begin + kPieceCols));
+      for (int64_t b = begin; b < end; ++b) work(unit, b, room, coefficients.data(), totals);
     });
   }
 
-  // threads share the rows, or where gradients are sums over these, the columns
-  void pull_back_shared_rows(const T* coefficients, bool kept) const {
-    const int64_t rows = examples_ * samples_;
-    if (density_.any() && kept) {
-      Partition::each(parallel_, rows, [&](int64_t row) { density_.scale(row, coefficients[row]); });
-    } else if (density_.sums()) {
-      std::vector<std::unique_ptr<T[]>> room(1);
-      T* totals[kMaxDecoderOutputs];
-      room[0] = density_.sums_room(totals);
-      const int64_t pieces = ceil_div(cols_, kChunk<T>);
-      Partition::each(parallel_, pieces, [&](int64_t piece) {
-        const int64_t begin = piece * kChunk<T>, end = smaller(cols_, begin + kChunk<T>);
-        for (int64_t row = 0; row < rows; ++row) density_.gradients(row, begin, end, coefficients[row], totals);
-      });
-      density_.write_sums(room);
-    } else if (density_.any()) {
-      by_piece(larger(1, ceil_div(cols_, kPieceCols)), [&](int64_t row, int64_t, int64_t begin, int64_t end) {
-        density_.gradients(row, begin, end, coefficients[row], nullptr);
-      });
-    }
-    if (latent_.any()) {
-      Partition::each(parallel_, examples_, [&](int64_t b) { latent_.gradients(b, coefficients + b * samples_); });
-    }
-  }
-
-  const Parallel& parallel_;
-  int64_t samples_, examples_, cols_;
-  bool few_;
-  Density<T, F> density_;
   Latent<T> latent_;
   Samples<T> estimator_;
   Stream<T> log_w_, residual_;
@@ -646,10 +370,7 @@ void sampled_bound_of(const SampledBound& a, const F& formula, const Parallel& p
         if (!a.reduction.reduce) values.write(0, row, 1, results + 2);
         partial[unit] += found.bound;
       });
-  if (!a.reduction.reduce) return;
-  double sum = 0;
-  for (int64_t unit = 0; unit < units; ++unit) sum += partial[unit];
-  *static_cast<T*>(a.value.data) = T(sum * a.reduction.scale / a.reduction.denominator);
+  close_reduction<T>(a.value, a.reduction, partial, units);
 }
 
 template <class T, class F>

@@ -429,12 +429,21 @@ UNIGEN_INLINE double sum_values(const T* values, int n) {
   return chains.total();
 }
 
+// the result of a reduction from the units' sums, if there is one
+template <class T>
+void close_reduction(const Operand& value, const Reduction& reduction, const double* partial, int64_t units) {
+  if (!reduction.reduce) return;
+  double sum = 0;
+  for (int64_t unit = 0; unit < units; ++unit) sum += partial[unit];
+  *static_cast<T*>(value.data) = T(sum * reduction.scale / reduction.denominator);
+}
+
 // Where the values of rows go: to `value` one by one, or as one number to its first place.
 template <class T>
 class RowResults {
  public:
   RowResults(const Grid& grid, const Array& value, const Reduction& reduction, int64_t units)
-      : reduction_(reduction), result_(static_cast<T*>(value.operand.data)), units_(units) {
+      : reduction_(reduction), result_(value.operand), units_(units) {
     if (!reduction.reduce) value_ = Stream<T>(grid, value, Axis::none, Axis::rows);
     for (int64_t unit = 0; unit < units; ++unit) partial_[unit] = 0;
   }
@@ -457,17 +466,12 @@ class RowResults {
     take(unit, row, n, values);
   }
 
-  void close() const {
-    if (!reduction_.reduce) return;
-    double sum = 0;
-    for (int64_t unit = 0; unit < units_; ++unit) sum += partial_[unit];
-    *result_ = T(sum * reduction_.scale / reduction_.denominator);
-  }
+  void close() const { close_reduction<T>(result_, reduction_, partial_, units_); }
 
  private:
   Reduction reduction_;
   Stream<T> value_;
-  T* result_;
+  Operand result_;
   int64_t units_;
   double partial_[kMaxUnits + kFewRows];
 };

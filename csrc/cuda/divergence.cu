@@ -291,7 +291,7 @@ struct SampleOp : SampleGaussian, OpBase {
 
 // Sums over the samples: the lanes of a pack of elements take them in turn.
 template <class Element>
-struct SampleBackwardOp : SampleGaussianBackward {
+struct SampleBackwardOp : SampleGaussianBackward, OpBase {
   using E = Element;
   using T = Arithmetic<E>;
   static constexpr int kVector = sizeof(E) == 8 ? 1 : 4;

@@ -1,39 +1,29 @@
-// Bounds of several samples, from what the decoder gave to the loss and its gradients.
+// Bounds of several samples.
 //
 // A team of blocks takes an example. They share its rows, and sum each to its log-weight; then every block forms the
-// estimator of the whole example for itself, from a few numbers, and writes the gradients of its own rows, whose numbers are
-// still in the L2 cache. In between the team meets: as a cluster where the device has them, else at the end of a launch.
-#include "../formulas/objectives.h"
-
-#include <type_traits>
-
-#include "rows.cuh"
+// estimator of the whole example for itself, from a few numbers, and writes the gradients of its own rows, whose numbers
+// are still in the L2 cache. In between the team meets: as a cluster where the device has them, else at the end of a launch.
+#include "objectives.cuh"
 
 namespace unigen::cuda {
 namespace {
 
-constexpr int64_t kWindow = 1024;  // samples whose coefficients are in shared memory
 constexpr int kMaxCluster = 8;
 
 // What both kernels are given.
-struct BoundArguments : BoundTensors {
+struct BoundArguments : BoundTensors, Wanted {
   Operand bound, ess, value;
   Operand grad_value, grad_log_w;  // absent: 1 and 0
   int64_t examples, group_size;
-  double factor;                                                   // of the slopes
-  bool of_elements = false, of_shared = false, of_latent = false;  // which gradients are wanted
+  double factor;  // of the slopes
 
   explicit BoundArguments(const BoundTensors& a)
       : BoundTensors(a),
+        Wanted(a),
         examples(a.samples > 0 ? a.grid.rows / a.samples : 0),
         group_size(a.samples / a.groups),
         factor(a.reduction.scale / a.reduction.denominator / double(a.groups)) {
-    for (int k = 0; k < kMaxDecoderOutputs; ++k) {
-      of_elements = of_elements || (grad_decoder[k].data && !shared[k]);
-      of_shared = of_shared || (grad_decoder[k].data && shared[k]);
-    }
-    for (const Operand* o : {&grad_z, &grad_mean, &grad_logvar, &grad_prior_mean, &grad_prior_logvar})
-      of_latent = of_latent || o->data;
+    of_latent = of_latent || grad_z.data;
   }
 
   // An example's first row, in either grid, from which its samples are reached: they lie along the innermost dimension.
@@ -57,113 +47,18 @@ struct GroupSums {
 // A row's log-weight, its share of the gradients, and an example's estimator. An op of rows.cuh, so that a Batch loads and
 // writes it; the kernels below call the rest.
 template <class Element, class Density>
-struct BoundOp : BoundArguments {
-  using E = Element;
-  using F = Density;
-  using T = Arithmetic<E>;
+struct BoundOp : BoundArguments, ObjectiveOp<BoundOp<Element, Density>, Element, Density> {
+  using Base = ObjectiveOp<BoundOp, Element, Density>;
+  using typename Base::T;
+  using Base::number;
   using Row = T;  // its coefficient
-  static constexpr int kOutputs = F::kInputs - 1;
-  // a large formula, or one in double, takes longer than its loads
-  static constexpr int kVector = F::kLarge || sizeof(T) == 8 ? 1 : kWidest<E>;
-  static constexpr int kUnroll = F::kLarge || kVector == 8 ? 1 : 2;
-  template <int V>
-  struct Loaded {
-    Pack<E, V> in[F::kInputs];
 
-    UNIGEN_DEVICE void numbers(int v, T (&x)[F::kInputs]) const {
-#pragma unroll
-      for (int k = 0; k < F::kInputs; ++k) x[k] = in[k].template get<T>(v);
-    }
-  };
-  F density;
+  BoundOp(const BoundArguments& a, const Density& density) : BoundArguments(a), Base(density) {}
 
-  BoundOp(const BoundArguments& a, const F& density) : BoundArguments(a), density(density) {}
-
-  // ---- the event ----
-
-  template <int R, int C>
-  UNIGEN_DEVICE Loaded<R * C> load(const Place<R, C>& place) const {
-    Loaded<R * C> loaded;
-    loaded.in[0] = place.template load<E>(x);
-#pragma unroll
-    for (int k = 0; k < kOutputs; ++k) loaded.in[k + 1] = place.template load<E>(decoder[k]);
-    return loaded;
-  }
-
-  // log-likelihood of a batch of packs
-  template <int C, int U>
-  UNIGEN_DEVICE T log_likelihood(const Loaded<C> (&given)[U], const bool (&valid)[U]) const {
-    static_assert(U * C <= 96, "the product of the factors, each at most 2, overflows");
-    T sum = 0, product = 0;  // of Bernoulli's factors 1 + tail, minus 1: one logarithm for all of them
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        if (!valid[u]) continue;
-        T in[F::kInputs];
-        given[u].numbers(c, in);
-        if constexpr (std::is_same<F, BernoulliDensity>::value) {
-          const BernoulliTerms<T> terms(in[1], in[0]);
-          sum -= terms.linear;
-          product += terms.tail + product * terms.tail;
-        } else {
-          sum += density.value(in);
-        }
-      }
-    }
-    return std::is_same<F, BernoulliDensity>::value ? sum - log1p(product) : sum;
-  }
-
-  template <int R, int C>
-  UNIGEN_DEVICE void write(const Place<R, C>& place, const Row (&coefficient)[R], const Loaded<R * C>& given) const {
-    T result[F::kInputs][R * C];
-#pragma unroll
-    for (int v = 0; v < R * C; ++v) {
-      T in[F::kInputs], out[F::kInputs];
-      given.numbers(v, in);
-      density.slopes(in, out);
-#pragma unroll
-      for (int k = 1; k < F::kInputs; ++k) result[k][v] = weighted(coefficient[0], out[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < kOutputs; ++k)
-      if (grad_decoder[k].data && !shared[k]) place.template store<E>(grad_decoder[k], result[k + 1]);
-  }
-
-  // of one element: the gradients of outputs that all rows share
-  UNIGEN_DEVICE void add_shared(const Place<1, 1>& place, T coefficient, double (&sums)[kOutputs]) const {
-    T in[F::kInputs], out[F::kInputs];
-    load(place).numbers(0, in);
-    density.slopes(in, out);
-#pragma unroll
-    for (int k = 0; k < kOutputs; ++k) sums[k] += double(weighted(coefficient, out[k + 1]));
-  }
-
-  // ---- the latent, whose elements may be of another type ----
-
-  // 0 where absent
-  UNIGEN_DEVICE T number(const Operand& o, const Place<1, 1>& at) const {
-    if (!o.data) return 0;
-    if constexpr (sizeof(T) == 8) {
-      return static_cast<const double*>(o.data)[at.offset(o)];
-    } else if (latent_dtype == DType::bfloat16) {
-      return T(static_cast<const __nv_bfloat16*>(o.data)[at.offset(o)]);
-    } else if (latent_dtype == DType::float16) {
-      return T(static_cast<const __half*>(o.data)[at.offset(o)]);
-    }
-    return T(static_cast<const float*>(o.data)[at.offset(o)]);
-  }
-
-  UNIGEN_DEVICE void put(const Operand& o, const Place<1, 1>& at, T value) const {
-    if constexpr (sizeof(T) == 8) {
-      static_cast<double*>(o.data)[at.offset(o)] = value;
-    } else if (latent_dtype == DType::bfloat16) {
-      static_cast<__nv_bfloat16*>(o.data)[at.offset(o)] = static_cast<__nv_bfloat16>(value);
-    } else if (latent_dtype == DType::float16) {
-      static_cast<__half*>(o.data)[at.offset(o)] = static_cast<__half>(value);
-    } else {
-      static_cast<float*>(o.data)[at.offset(o)] = value;
-    }
+  template <int C>
+  UNIGEN_DEVICE void write(const Place<1, C>& place, const Row (&coefficient)[1],
+                           const typename Base::template Loaded<C>& given) const {
+    Base::write_slopes(place, coefficient[0], given, [](const auto&) {});
   }
 
   // what the samples of an example have in common, of an element of the latent
@@ -254,6 +149,19 @@ struct BoundOp : BoundArguments {
     return found;
   }
 
+  // The coefficients of rows of one example from `row` on, `end` at most: their number, and the first of them.
+  UNIGEN_DEVICE int64_t fill_window(int64_t row, int64_t end, const Tiling& tile, T* coefficients, Rows& from) const {
+    int64_t example, k;
+    divide(row, samples, example, k);
+    int64_t count = samples - k < end - row ? samples - k : end - row;
+    if (count > kWindow) count = kWindow;
+    const Rows first = first_of(example, grid);
+    estimate(first, k, k + count, false, tile, coefficients);
+    from = sample(first, k);
+    return count;
+  }
+  UNIGEN_DEVICE Rows row_of_window(const Rows& from, int64_t k) const { return sample(from, k); }
+
   UNIGEN_DEVICE void put_estimate(const Rows& rows, T mean_bound, T mean_ess) const {
     rows.template at<T>(bound, 0) = mean_bound;
     rows.template at<T>(ess, 0) = mean_ess;
@@ -267,15 +175,6 @@ struct BoundTiling {
   bool clustered = false;
   bool weighs = false, estimates = false, slopes = false;  // what is done: log-weights, the bounds, gradients
 };
-
-// 32 columns beside each other, by a warp; the warps of a block share the rows
-UNIGEN_DEVICE Group column_group() {
-  Tiling tile;
-  tile.transposed = true;
-  static_assert(kThreads == 256, "lane_bits");
-  tile.lane_bits = 3;
-  return Group(tile);
-}
 
 // double's registers are twice as many
 template <class Op>
@@ -306,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, kBoundResident<Op>)
       for (int64_t col = int64_t(group.lane) * C; live && col < op.grid.cols; col += step * Packs::U) {
         Packs batch;
         batch.load(op, rows, col, op.grid.cols, step);
-        sum += double(op.template log_likelihood<C>(batch.x, batch.valid));
+        sum += double(op.template log_prob<C>(batch.x, batch.valid));
       }
       const Rows latents = sample(first_latent, k + (live ? group.row : 0));
       for (int64_t col = group.lane; live && col < op.latent.cols; col += group.lanes)
@@ -399,75 +298,6 @@ __global__ void __launch_bounds__(kThreads, kResident) bound_total_kernel(const 
   if (threadIdx.x == 0) *static_cast<T*>(a.value.data) = T(total * a.reduction.scale / a.reduction.denominator);
 }
 
-// Gradients of what all rows share: their sums, of a part of the rows in the workspace if there are several. This reads the
-// numbers once more; blocks of the other kernel would have to keep a sum of every column.
-template <class Op>
-__global__ void __launch_bounds__(kThreads, kResident)
-    shared_slopes_kernel(const __grid_constant__ Op op, const __grid_constant__ Tiling groups, double* partial, int64_t parts) {
-  using T = typename Op::T;
-  __shared__ T coefficients[kWindow];
-  const Group columns = column_group();
-  const int64_t first = int64_t(blockIdx.x) * kWarp, part = blockIdx.y;
-  const bool live = first + columns.row < op.grid.cols;
-  const int64_t col = live ? first + columns.row : 0, end = op.grid.rows * (part + 1) / parts;
-  double sums[Op::kOutputs] = {};
-  for (int64_t row = op.grid.rows * part / parts; row < end;) {
-    int64_t example, from;
-    divide(row, op.samples, example, from);
-    int64_t count = op.samples - from < end - row ? op.samples - from : end - row;
-    if (count > kWindow) count = kWindow;
-    __syncthreads();
-    const Rows first_row = op.first_of(example, op.grid);
-    op.estimate(first_row, from, from + count, false, groups, coefficients);
-    __syncthreads();
-    for (int64_t k = columns.lane; live && k < count; k += columns.lanes)
-      op.add_shared(Place<1, 1>(sample(first_row, from + k), col, op.grid), coefficients[k], sums);
-    row += count;
-  }
-#pragma unroll
-  for (int k = 0; k < Op::kOutputs; ++k) {
-    if (!op.grad_decoder[k].data || !op.shared[k]) continue;
-    const double sum = columns.reduce(sums[k], Plus());
-    if (!live || columns.lane != 0) continue;
-    if (parts > 1) {
-      partial[(part * Op::kOutputs + k) * op.grid.cols + col] = sum;
-    } else {
-      Place<1, 1>(Rows{}, col, op.grid).template store<typename Op::E>(op.grad_decoder[k], {T(sum)});
-    }
-  }
-}
-
-// the parts' sums, a thread for each column
-template <class E>
-__global__ void __launch_bounds__(kThreads, kResident)
-    merge_shared_kernel(const __grid_constant__ BoundArguments a, int outputs, const double* partial, int64_t parts) {
-  using T = Arithmetic<E>;
-  const int64_t col = int64_t(blockIdx.x) * kThreads + threadIdx.x, cols = a.grid.cols;
-  if (col >= cols) return;
-  const Place<1, 1> place(Rows{}, col, a.grid);
-  for (int k = 0; k < outputs; ++k) {
-    if (!a.grad_decoder[k].data || !a.shared[k]) continue;
-    double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += partial[(part * outputs + k) * cols + col];
-    place.store<E>(a.grad_decoder[k], {T(sum)});
-  }
-}
-
-template <class Op>
-const char* run_shared_slopes(const Op& op, const Tiling& groups, const Launch& launch) {
-  const int64_t cols = op.grid.cols, tiles = divide_up(cols, kWarp);
-  if (cols == 0) return nullptr;
-  const int64_t room = kWorkspaceBytes / int64_t(sizeof(double)) / (Op::kOutputs * cols);
-  const int64_t wanted = clamp(divide_up(int64_t(launch.multiprocessors) * 4, tiles), 1, divide_up(op.grid.rows, kWarp));
-  const int64_t parts = clamp(wanted, 1, room);
-  double* const partial = static_cast<double*>(launch.workspace);
-  const char* error = start(shared_slopes_kernel<Op>, tiles, parts, launch, op, groups, partial, parts);
-  if (error || parts == 1) return error;
-  const BoundArguments& a = op;
-  return start(merge_shared_kernel<typename Op::E>, divide_up(cols, kThreads), 1, launch, a, Op::kOutputs,
-               static_cast<const double*>(partial), parts);
-}
-
 // The largest share that gives each thread two packs, each block a row, and the device no more blocks than keep it busy.
 template <class Op>
 int64_t choose_share(const Op& op, int64_t packs, int64_t most, const Launch& launch) {
@@ -482,16 +312,7 @@ int64_t choose_share(const Op& op, int64_t packs, int64_t most, const Launch& la
 
 template <class Op>
 const char* run_bound(const Op& op, bool weighs, bool slopes, const Launch& launch) {
-  constexpr int bytes = sizeof(typename Op::E);
-  const Operand absent{};
-  const auto gradient = [&](int k) { return Element{op.shared[k] ? &absent : &op.grad_decoder[k], bytes, true}; };
-  const Packs packs_of = choose_packs<Op>(op.grid, {{&op.x, bytes},
-                                                    {&op.decoder[0], bytes},
-                                                    {&op.decoder[1], bytes},
-                                                    {&op.decoder[2], bytes},
-                                                    gradient(0),
-                                                    gradient(1),
-                                                    gradient(2)});
+  const Packs packs_of = event_packs(op);
   const int64_t packs = divide_up(op.grid.cols, packs_of.cols);
   // clusters, unless examples are so few that larger teams are worth a second launch
   const bool clusters = has_clusters() && op.examples * 2 * kMaxCluster >= launch.multiprocessors;
@@ -542,7 +363,7 @@ const char* run_bound(const Op& op, bool weighs, bool slopes, const Launch& laun
   return error;
 }
 
-const char* run_arguments(BoundArguments a, bool weighs, bool slopes, const Launch& launch) {
+const char* run_bound_arguments(BoundArguments a, bool weighs, bool slopes, const Launch& launch) {
   align(a.grid, {&a.x, &a.decoder[0], &a.decoder[1], &a.decoder[2], &a.grad_decoder[0], &a.grad_decoder[1],
                  &a.grad_decoder[2], &a.log_w, &a.residual, &a.bound, &a.ess, &a.value, &a.grad_value, &a.grad_log_w});
   align(a.latent, {&a.z, &a.mean, &a.logvar, &a.prior_mean, &a.prior_logvar, &a.grad_z, &a.grad_mean, &a.grad_logvar,
@@ -562,14 +383,14 @@ const char* sampled_bound(const SampledBound& given, const Launch& launch) {
   a.bound = given.bound;
   a.ess = given.ess;
   a.value = given.value;
-  return run_arguments(a, true, given.gradients, launch);
+  return run_bound_arguments(a, true, given.gradients, launch);
 }
 
 const char* sampled_bound_backward(const SampledBoundBackward& given, const Launch& launch) {
   BoundArguments a(given);
   a.grad_value = given.grad_value;
   a.grad_log_w = given.grad_log_w;
-  return run_arguments(a, false, true, launch);
+  return run_bound_arguments(a, false, true, launch);
 }
 
 }  // namespace unigen::cuda

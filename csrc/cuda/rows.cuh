@@ -13,6 +13,8 @@
 //   kReduces        State, batch(), reduce(), merge(), finish(): a value for each row, which finish() returns as double
 //   kWrites         Row, context(), write(): a value for each element, given the row's
 //   kTotals         the rows' values are summed further where `reduction.reduce` says so
+//   kBegins         begin(): a row's State before its columns; the first part's lanes share what a row has beside them
+//   kRowPacks       whether it has W × 1 packs
 //   Loaded<V>, load()   what it reads of a pack, in registers
 #pragma once
 
@@ -273,7 +275,7 @@ struct Sum {
 // What an op leaves as it is.
 struct OpBase {
   using State = NoState;
-  static constexpr bool kReduces = false, kWrites = false, kTotals = false;
+  static constexpr bool kReduces = false, kWrites = false, kTotals = false, kBegins = false, kRowPacks = true;
 
   UNIGEN_DEVICE void reduce(Sum& sum, const Group& group) const { sum.value = group.reduce(sum.value, Plus()); }
   UNIGEN_DEVICE void merge(Sum& sum, const Sum& other) const { sum.value += other.value; }
@@ -334,6 +336,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
               op.merge(state[r], states[r * tile.states + s]);
         }
       } else {
+        if constexpr (Op::kBegins) {
+#pragma unroll
+          for (int r = 0; r < R; ++r)
+            if (live) op.begin(rows, r, state[r], group, part == 0 && blockIdx.y == 0);
+        }
         for (int64_t col = begin; col < end; col += step * Batch<Op, R, C>::U) {
           batch.load(op, rows, col, end, step);
           op.template batch<R, C>(state, batch.x, batch.valid,
@@ -566,7 +573,7 @@ struct Element {
 
 // a thread with more rows than this has too many registers in use
 template <class Op>
-constexpr int kRowVector = Op::kVector < 4 ? Op::kVector : 4;
+constexpr int kRowVector = !Op::kRowPacks ? 1 : Op::kVector < 4 ? Op::kVector : 4;
 
 struct Packs {
   int rows = 1, cols = 1;
@@ -661,6 +668,8 @@ const char* start_rows(const Op& op, const Plan& plan, const Launch& launch) {
   };
   if constexpr (V > 1) {
     if (plan.packs.cols > 1) return run(rows_kernel<Op, 1, V>);
+  }
+  if constexpr (W > 1) {
     if (plan.packs.rows > 1) return run(rows_kernel<Op, W, 1>);
   }
   return run(rows_kernel<Op, 1, 1>);

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Laplace, Normal, kl_divergence
 
 import unigen_fast as uf
 from cases.base import Case, Spec, bce, reduced
-from cases.likelihood import logistic_mass, summed
+from cases.likelihood import logistic_mass, summed, zero_inflated
 
 
 def unit(x: Tensor, m: Tensor) -> Tensor:
@@ -106,6 +106,52 @@ def _case(
     )
 
 
+def divergence(q: Sequence[Tensor], p: Sequence[Tensor] = ()) -> Tensor:
+    """KL(q || p) of torch.distributions; of each mean and log-variance."""
+    own = Normal(q[0], (q[1] / 2).exp())
+    prior = Normal(p[0], (p[1] / 2).exp()) if p else Normal(torch.zeros_like(q[0]), torch.ones_like(q[0]))
+    return kl_divergence(own, prior).sum(-1)
+
+
+def _elbo_case(
+    name: str,
+    density: Callable[..., Tensor],
+    kinds: Sequence[str],
+    x_kind: str,
+    *,
+    shared: int | None = None,
+    priors: int = 0,
+    rows: bool = False,
+    every_size: bool = False,
+    **call: Any,
+) -> Case:
+    """`kinds`: of what the decoder gives, of which one may be `shared`; `rows`: those of both terms beside the loss."""
+    outputs = len(kinds)
+
+    def fused(*tensors: Tensor) -> Any:
+        decoder, (x, m, v, *p) = tensors[:outputs], tensors[outputs:]
+        found = uf.elbo_loss(decoder, x, m, v, **dict(zip(("prior_mean", "prior_logvar"), p, strict=False)), **call)
+        return found if rows else found.loss
+
+    def oracle(*tensors: Tensor) -> Any:
+        decoder, (x, m, v, *p) = tensors[:outputs], tensors[outputs:]
+        of_x, kl = density(x, *(d.expand(x.shape) for d in decoder)), divergence((m, v), p)
+        each = call.get("scale", 1.0) * (call.get("kl_weight", 1.0) * kl - of_x)
+        loss = reduced(each, call.get("reduction", "mean"))
+        return (loss, of_x, kl) if rows else loss
+
+    def specs(rows: int, n: int) -> list[Spec]:
+        return [
+            *(Spec((n,) if i == shared else (rows, n), kind) for i, kind in enumerate(kinds)),
+            Spec((rows, n), x_kind, differentiable=False),
+            *[Spec((rows, 2)), Spec((rows, 2), "unit")] * (1 + priors),
+        ]
+
+    made = call.get("reduction") != "none"
+    title = f"elbo_loss[{name}]" if name else "elbo_loss"
+    return Case(title, fused, specs, oracle, every_size=every_size, made=made)
+
+
 def _all_of(decoder: Tensor, x: Tensor, z: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     found = uf.iwae_objective(decoder, x, z, m, v, dim=1, reduction="sum", scale=0.3)
     return found.loss, found.log_w, found.bound, found.ess
@@ -181,16 +227,29 @@ CASES = [
         every_size=False,
         composed=True,
     ),
+    _elbo_case("", bernoulli, ["logits"], "binary", every_size=True),
+    _elbo_case("all results", bernoulli, ["logits"], "binary", rows=True, kl_weight=0.7, scale=2.0, reduction="sum"),
+    _elbo_case("none", bernoulli, ["logits"], "binary", kl_weight=0.7, scale=2.0, reduction="none"),
+    _elbo_case("gaussian,unit variance,prior", unit, ["normal"], "normal", priors=1, likelihood="gaussian"),
+    _elbo_case("gaussian,shared log-variance", gaussian, ["normal"] * 2, "normal", shared=1, likelihood="gaussian"),
+    _elbo_case(
+        "zero_inflated_negative_binomial,shared theta",
+        zero_inflated,
+        ["std", "std", "logits"],
+        "counts",
+        shared=1,
+        likelihood="zero_inflated_negative_binomial",
+    ),
     Case(
-        "elbo_loss",
-        lambda d, x, m, v: uf.elbo_loss(d, x, m, v, kl_weight=0.7, scale=2.0, reduction="sum"),
+        "elbo_loss[categorical]",
+        lambda d, x, m, v: uf.elbo_loss(d, x, m, v, likelihood="categorical").loss,
         lambda rows, n: [
-            Spec((rows, n), "logits"),
-            Spec((rows, n), "binary", differentiable=False),
+            Spec((rows, n, 3), "logits"),
+            Spec((rows, n), "labels"),
             Spec((rows, 2)),
             Spec((rows, 2), "unit"),
         ],
-        lambda d, x, m, v: _elbo(d, x, m, v),
+        lambda d, x, m, v: (divergence((m, v)) - summed(Categorical(logits=d), x)).mean(),
         every_size=False,
         composed=True,
     ),
@@ -208,8 +267,3 @@ CASES = [
         composed=True,
     ),
 ]
-
-
-def _elbo(d: Tensor, x: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    kl = kl_divergence(Normal(m, (v / 2).exp()), Normal(torch.zeros_like(m), torch.ones_like(m))).sum(-1)
-    return 2 * (0.7 * kl - bce(d, x)).sum(), bce(d, x), kl

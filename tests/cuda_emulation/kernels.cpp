@@ -1,5 +1,5 @@
-// The CUDA kernels of one family (-DFAMILY="…"), and in the first of them the C functions the test calls.
-#include FAMILY
+// The CUDA kernels of one family (-DUNIT="…"), and in the first of them the C functions the test calls.
+#include UNIT
 
 #ifdef UNIGEN_EMULATION_ENTRIES
 #include <cstring>

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from unigen_fast.reference import likelihood as of_likelihood
-from unigen_fast.reference._common import accumulate_dtype, precise, reduce_rows
-from unigen_fast.reference.divergence import gaussian_kl_monte_carlo
+from unigen_fast.reference._common import accumulate_dtype, precise, reduce_rows, reduce_weighted
+from unigen_fast.reference.divergence import gaussian_kl, gaussian_kl_monte_carlo
 from unigen_fast.reference.importance import effective_sample_size, power_bound_loss
 
 _NO_CLAMP = (-math.inf, math.inf)
@@ -27,6 +27,40 @@ def log_likelihood(
         return of_likelihood.gaussian_log_prob(tensors[0], tensors[1], logvar, event_ndims, "logvar", *_NO_CLAMP)
     options = tuple(bins) if likelihood == "discretized_logistic" else ()
     return getattr(of_likelihood, f"{likelihood}_log_prob")(*tensors, event_ndims, *options)
+
+
+def elbo_loss(
+    decoder: Tensor,
+    decoder_2: Tensor | None,
+    decoder_3: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    weights: Tensor | None,
+    event_ndims: int,
+    likelihood: str,
+    bins: Sequence[float],
+    kl_weight: float,
+    scale: float,
+    reduction: str,
+    gradients: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """scale · the reduced weights · (kl_weight KL(q || p) - log p(x | decoder)); the rows of the log-likelihood; and
+    those of the KL.
+
+    x is shaped as `decoder`; decoder_2 and decoder_3 as `decoder`, or as the event alone; the weights as the rows,
+    which lead in the Gaussians' parameters too.
+    """
+    dtype = torch.promote_types(accumulate_dtype(decoder.dtype), accumulate_dtype(mean.dtype))
+    parameters = [precise(p) for p in (decoder, decoder_2, decoder_3) if p is not None]
+    of_x = log_likelihood(likelihood, precise(x), parameters, bins, event_ndims)
+    priors = (None if g is None else precise(g) for g in (prior_mean, prior_logvar))
+    options = (mean.dim() - of_x.dim(), "logvar", 0.0, "sum", *_NO_CLAMP, 1.0, "none")
+    kl, _ = gaussian_kl(precise(mean), precise(logvar), *priors, None, *options)  # type: ignore[call-arg, arg-type]
+    loss = reduce_weighted(kl_weight * kl - of_x, weights, scale, reduction)
+    return loss.to(dtype), of_x.to(dtype), kl.to(dtype)
 
 
 def multi_sample_bound(

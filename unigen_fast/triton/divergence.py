@@ -48,6 +48,27 @@ def _chain(grad, slope):
 
 
 @triton.jit
+def gaussian_kl_value(d, v, pv):
+    """Of the difference of the means and of the log-variances; the prior's None: 0."""
+    quadratic = d * d
+    if pv is not None:
+        v -= pv
+        quadratic *= tl.exp(-pv)
+    return 0.5 * (exp_minus_1_minus(v) + quadratic)
+
+
+@triton.jit
+def gaussian_kl_slopes(d, v, pv):
+    """In the mean (in the prior's, minus that), in the log-variance, and in the prior's."""
+    scaled = d  # (m - m_p) / s_p²
+    if pv is not None:
+        v -= pv
+        scaled = d * tl.exp(-pv)
+    by_logvar = expm1(v)
+    return scaled, 0.5 * by_logvar, -0.5 * (by_logvar + d * scaled)
+
+
+@triton.jit
 def _kl_kernel(
     inputs, parameters, close, shape, counts, SPREAD: tl.constexpr,
     STAGE: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -62,12 +83,10 @@ def _kl_kernel(
         v, _ = logvar_of(load(spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
         if prior_mean is not None:
             d -= load(prior_mean, row, col, shape, mask, DTYPE)
-        quadratic = d * d
+        pv = None
         if prior_spread is not None:
             pv, _ = logvar_of(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
-            v -= pv
-            quadratic *= tl.exp(-pv)
-        term = 0.5 * (exp_minus_1_minus(v) + quadratic)
+        term = gaussian_kl_value(d, v, pv)
         if free_bits is not None:
             least = value_of(free_bits, DTYPE)
             term = tl.where(term < least, least, term)
@@ -95,23 +114,21 @@ def _kl_backward_kernel(
     v, slope = logvar_of(load(spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
     if prior_mean is not None:
         d -= load(prior_mean, row, col, shape, mask, DTYPE)
-    scaled = d  # (m - m_p) / s_p²
+    pv = None
     if prior_spread is not None:
         pv, prior_slope = logvar_of(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
-        v -= pv
-        scaled = d * tl.exp(-pv)
     if free_bits is not None:
-        g = tl.where(0.5 * (exp_minus_1_minus(v) + d * scaled) >= value_of(free_bits, DTYPE), g, 0.0)
+        g = tl.where(gaussian_kl_value(d, v, pv) >= value_of(free_bits, DTYPE), g, 0.0)
 
+    of_mean, of_logvar, of_prior_logvar = gaussian_kl_slopes(d, v, pv)
     if grad_mean is not None:
-        store(grad_mean, row, col, shape, mask, g * scaled)
+        store(grad_mean, row, col, shape, mask, g * of_mean)
     if grad_prior_mean is not None:
-        store(grad_prior_mean, row, col, shape, mask, -g * scaled)
-    by_logvar = expm1(v)
+        store(grad_prior_mean, row, col, shape, mask, -g * of_mean)
     if grad_spread is not None:
-        store(grad_spread, row, col, shape, mask, _chain(0.5 * g * by_logvar, slope))
+        store(grad_spread, row, col, shape, mask, _chain(g * of_logvar, slope))
     if grad_prior_spread is not None:
-        store(grad_prior_spread, row, col, shape, mask, _chain(-0.5 * g * (by_logvar + d * scaled), prior_slope))
+        store(grad_prior_spread, row, col, shape, mask, _chain(g * of_prior_logvar, prior_slope))
 
 
 def gaussian_kl(
