@@ -843,6 +843,14 @@ def _elbo(logits: Tensor, x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return _kl(mean, logvar) - _bernoulli(logits, x).mean()
 
 
+def _fused_elbo_zinb(x: Tensor, mu: Tensor, theta: Tensor, gate: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return uf.elbo_loss((mu, theta, gate), x, mean, logvar, likelihood="zero_inflated_negative_binomial").loss
+
+
+def _elbo_zinb(x: Tensor, mu: Tensor, theta: Tensor, gate: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return _kl(mean, logvar) - _log_zinb(x, mu, theta, gate).mean()
+
+
 def _objective_rows() -> list[Row]:
     def samples(examples: int, count: int, pixels: int, *, gradient: bool = True) -> tuple[Input, ...]:
         return (
@@ -897,6 +905,22 @@ def _objective_rows() -> list[Row]:
             ),
             lambda *tensors: uf.elbo_loss(*tensors).loss,
             _elbo,
+            trained=True,
+        ),
+        Row(
+            "elbo_zinb_2000",
+            "objectives",
+            "scVI's loss",
+            (
+                Input((128, 2000), False, _counts),
+                Input((128, 2000), draw=_positive),
+                Input((2000,), draw=_positive),
+                Input((128, 2000)),
+                Input((128, 10)),
+                Input((128, 10), draw=_log_std),
+            ),
+            _fused_elbo_zinb,
+            _elbo_zinb,
             trained=True,
         ),
     ]
