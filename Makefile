@@ -29,7 +29,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output
 
 bench: $(VENV)/ready
-	$(BIN)/python -m unigen_fast bench --all --json benches/results/cpu.json --plot benches/results/cpu.png
+	$(BIN)/python -m unigen_fast bench --all --passes 3 --json benches/results/cpu.json --plot benches/results/cpu.png
 	$(BIN)/python -m unigen_fast bench --readme
 
 lint: $(VENV)/ready

@@ -75,6 +75,7 @@ def record() -> dict[str, Any]:
             "missing": {},
             "fastest_peer": faster,
             "ratio": min(eager, compiled) / 2e-5,
+            "ratios": [min(eager, compiled) / 2e-5],
             "copy_level": level,
             "copy_share": 0.5,
             "error": None,
@@ -393,6 +394,36 @@ def test_two_runs_agree_within_their_spread(record, tmp_path, capsys):
         assert lines[1].split()[1:5] == ["2.50×", f"{2.5 * factor:.2f}×", f"{100 * math.log(factor):.0f}%", "60%"]
         assert lines[1].endswith("APART") == bool(status)
         assert lines[-1].startswith(f"{2 - status} of 2 rows agree")
+
+
+def test_a_row_is_the_median_of_its_passes(record):
+    """Of each ratio, and its spread has half of what lies between them."""
+    passes = [copy.deepcopy(record["rows"][0]) for _ in range(3)]
+    for of_pass, factor in zip(passes, (1.0, 3.0, 1.5), strict=True):
+        times = of_pass["contestants"]
+        for name in ("eager", "compile"):
+            times[name] |= {"seconds": factor * times[name]["seconds"], "quartiles": [times[name]["seconds"]] * 2}
+    passes[1]["copies"] = passes[0]["copies"] = passes[2]["copies"] = None
+    row = harness.merged(passes)
+    assert row["ratios"] == pytest.approx([2.5, 7.5, 3.75])
+    assert row["ratio"] == pytest.approx(3.75) and row["contestants"]["fused"]["rounds"] == 27
+    within = report._spread({**row, "ratios": [1.0]})
+    assert report._spread(row) == pytest.approx(within + math.log(3) / 2)
+    passes[2]["error"] = "RuntimeError: no"
+    assert harness.merged(passes) is passes[2]
+
+
+def test_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_copies: None) -> None:
+    path = tmp_path / "figures.json"
+    options = ["--rows", "iwgan_generator_64", "--no-compile", "--seconds", "0", "--device", "cpu"]
+    assert bench.main([*options, "--passes", "2", "--json", str(path)]) == 0
+    written = json.loads(path.read_text())
+    assert written["passes"] == 2
+    (row,) = written["rows"]
+    assert len(row["ratios"]) == 2 and row["ratio"] == pytest.approx(sum(row["ratios"]) / 2)
+    assert capsys.readouterr().out.count("iwgan_generator_64  ") == 1
+    with pytest.raises(SystemExit):
+        bench.main([*options, "--passes", "0"])
 
 
 def test_table_of_a_gpu(record):

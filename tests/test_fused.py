@@ -733,7 +733,7 @@ def test_large_results_ask_for_huge_pages() -> None:
 @pytest.mark.skipif(not NATIVE["cpu"], reason="of the C++ kernels")
 @pytest.mark.parametrize("shape", [(4352, 1024), (4352, 1023), (64, 200, 401)], ids=str)
 def test_results_beyond_any_cache(shape: tuple[int, ...]) -> None:
-    """Above 32 MiB they are written past the caches, unless they begin between two vectors. Halves are smaller."""
+    """Above 24 MiB they are written past the caches, unless they begin between two vectors. Halves are smaller."""
     mean, logvar = torch.randn(shape), 0.1 * torch.randn(shape)
 
     def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -742,7 +742,7 @@ def test_results_beyond_any_cache(shape: tuple[int, ...]) -> None:
         return torch.autograd.grad(uf.gaussian_kl(*rows, reduction="sum"), leaves)
 
     whole = gradients(mean, logvar)
-    assert sum(g.nbytes for g in whole) > 32 << 20
+    assert sum(g.nbytes for g in whole) > 24 << 20
     halves = zip(*(gradients(*pair) for pair in zip(mean.chunk(2), logvar.chunk(2), strict=True)), strict=True)
     for got, parts in zip(whole, halves, strict=True):
         assert_same_bits(got, torch.cat(parts))

@@ -30,7 +30,7 @@ constexpr int64_t kMaxUnits = 1024;
 constexpr int64_t kFewRows = 64;      // with fewer, long rows are split
 constexpr int kElementsAhead = 1024;  // how far operands are fetched ahead
 constexpr int kRowsAhead = 8;         // how far short rows are fetched ahead where memory is what they wait for
-constexpr int64_t kStreamedBytes = 32 << 20;  // results that no cache would keep, so that they go past it
+constexpr int64_t kStreamedBytes = 24 << 20;  // results that few caches would keep, so that they go past them
 constexpr int kFlush = 64;            // vectors added up in the arithmetic type before the sum goes on in double
 constexpr int kAxisDims = 2 * kMaxDims;
 

@@ -4,6 +4,7 @@ With `--all`, whole training steps as well.
 """
 
 import argparse
+import itertools
 import json
 import platform
 from collections.abc import Callable, Sequence
@@ -47,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="time for each row or step, beside compilation (default: 2)"
     )
+    parser.add_argument(
+        "--passes",
+        type=int,
+        default=1,
+        help="a row's time is spread over so many passes through the table, with new tensors: how far their ratios are "
+        "apart is part of its spread (default: 1)",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures, after every row and step")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios (needs matplotlib)")
@@ -68,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def new_record(device: torch.device, seconds: float) -> dict[str, Any]:
+def new_record(device: torch.device, seconds: float, passes: int = 1) -> dict[str, Any]:
     """All of a run's figures but its rows and steps."""
     try:
         import triton
@@ -86,6 +94,7 @@ def new_record(device: torch.device, seconds: float) -> dict[str, Any]:
         },
         "kernels": [str(backend) for backend in uf.info().backends],
         "seconds_per_row": seconds,
+        "passes": passes,
         "copy_bandwidth": harness.copy_bandwidth(device),
         "rows": [],
         "steps": [],
@@ -116,13 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in report.update_readme(options.readme):
             print(f"{options.readme}: {name}")
         return 0
+    if options.passes < 1:
+        parser.error(f"--passes: got {options.passes}, expected 1 or more")
     if options.steps and options.plot is not None:
         parser.error("--plot draws rows, and --steps measures none")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtypes = options.dtype or list(_DTYPES[: 1 if device.type == "cpu" else 2])
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    record = new_record(device, options.seconds)
+    record = new_record(device, options.seconds, options.passes)
 
     def keep(kind: str, figures: dict[str, Any], line: str) -> None:
         record[kind].append(figures)
@@ -133,17 +144,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(report.machine(record))
     if not options.steps:
         print(report.heading(record), flush=True)
-        for dtype in dtypes:
-            for name in options.rows:
-                row = harness.measure(
-                    ROWS[name],
-                    device,
-                    getattr(torch, dtype),
-                    options.seconds,
-                    not options.no_compile,
-                    record["copy_bandwidth"],
-                )
-                keep("rows", row, report.line(record, row))
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for number in range(1, options.passes + 1):
+            if number < options.passes:
+                print(f"pass {number} of {options.passes}: the figures follow with the last", flush=True)
+            for dtype, name in itertools.product(dtypes, options.rows):
+                of_row = found.setdefault((dtype, name), [])
+                if not (of_row and harness.once_is_enough(of_row[-1])):
+                    seconds = options.seconds / options.passes
+                    compiled = not options.no_compile
+                    kind = getattr(torch, dtype)
+                    of_row.append(
+                        harness.measure(ROWS[name], device, kind, seconds, compiled, record["copy_bandwidth"])
+                    )
+                if number == options.passes:
+                    row = harness.merged(of_row)
+                    keep("rows", row, report.line(record, row))
         print(report.closing(record))
     if options.all or options.steps:
         print(report.steps_heading(), flush=True)

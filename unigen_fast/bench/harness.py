@@ -403,6 +403,7 @@ def measure(
         "missing": {},
         "fastest_peer": None,
         "ratio": None,
+        "ratios": [],
         "copy_level": None,
         "copy_share": None,
         "copies": None,
@@ -429,19 +430,66 @@ def _measure(
     case.check()
     steps = {name: case.step(case.function(name)) for name in contestants(device, compiled)}
     figures = time_and_memory(steps, device, seconds, result["missing"])
-    peer = min((name for name in figures if name != FUSED), key=lambda name: figures[name]["seconds"])
-    fused = figures[FUSED]
+    peer, fused = _fastest_peer(figures), figures[FUSED]
+    ratio = figures[peer]["seconds"] / fused["seconds"]
     level = copy_level(case.floor_bytes, bandwidth)
     result.update(
         floor_bytes=case.floor_bytes,
         result_bytes=case.result_bytes,
         contestants=figures,
         fastest_peer=peer,
-        ratio=figures[peer]["seconds"] / fused["seconds"],
+        ratio=ratio,
+        ratios=[ratio],
         copy_level=level,
         copy_share=case.floor_bytes / (fused["device_seconds"] or fused["seconds"]) / bandwidth[level],
         copies=copies(steps[FUSED], case.first_input) if row.copied and device.type == "cpu" else None,
     )
+
+
+def _fastest_peer(figures: Mapping[str, Any]) -> str:
+    return min((name for name in figures if name != FUSED), key=lambda name: figures[name]["seconds"])
+
+
+def once_is_enough(figures: dict[str, Any]) -> bool:
+    """Of a row with an error, or whose steps take seconds: there its time has gone into one pass."""
+    return figures["error"] is not None or any(c["seconds"] > _LONG_STEP for c in figures["contestants"].values())
+
+
+def merged(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row's figures out of those of its passes, which may have found the machine in other states: medians, and the
+    ratio of each."""
+    last = passes[-1]
+    if len(passes) == 1 or last["error"] is not None:
+        return last
+    contestants: dict[str, Any] = {}
+    for name in last["contestants"]:
+        each = [of_pass["contestants"][name] for of_pass in passes if name in of_pass["contestants"]]
+        contestants[name] = {
+            "seconds": statistics.median(c["seconds"] for c in each),
+            "quartiles": [statistics.median(c["quartiles"][i] for c in each) for i in range(2)],
+            "rounds": sum(c["rounds"] for c in each),
+            **{
+                key: None if each[0][key] is None else statistics.median(c[key] for c in each)
+                for key in ("host_seconds", "device_seconds")
+            },
+            "peak_bytes": max(c["peak_bytes"] for c in each),
+        }
+    peer = _fastest_peer(contestants)
+    ratios = [
+        of_pass["contestants"][peer]["seconds"] / of_pass["contestants"][FUSED]["seconds"]
+        for of_pass in passes
+        if peer in of_pass["contestants"]
+    ]
+    found = [of_pass["copies"] for of_pass in passes]
+    return {
+        **last,
+        "contestants": contestants,
+        "fastest_peer": peer,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "copy_share": statistics.median(of_pass["copy_share"] for of_pass in passes),
+        "copies": found[0] and {key: statistics.median(c[key] for c in found) for key in found[0]},
+    }
 
 
 def _one_line(error: Exception) -> str:

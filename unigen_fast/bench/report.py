@@ -110,7 +110,7 @@ _COLUMNS: list[Column] = [
     ("fused", 15, lambda row: _time(row["contestants"][FUSED], spread=True)),
     ("eager", 15, lambda row: _time(row["contestants"][EAGER], spread=True)),
     ("compile", 15, lambda row: _time(_compiled(row), spread=True)),
-    ("faster by", 10, _ratio),
+    ("faster by", 14, lambda row: f"{_ratio(row)} ±{100 * _spread(row):2.0f}%"),
     ("peak memory: ours / theirs", 27, _memory),
     ("of copy", 8, _share),
 ]
@@ -189,7 +189,8 @@ def closing(record: Record) -> str:
     if errors:
         lines.append(f"{errors} rows with an ERROR")
     lines += [
-        "Forward + backward, medians ± half the distance of the quartiles.",
+        "Forward + backward, medians ± half the distance of the quartiles; ratios ± both of these, and half of what "
+        "lies between the passes.",
         "Faster by: the faster of eager and compile over fused. ★: where fusing must pay most.",
         "Peak memory: beyond the inputs (†: results and gradients are nearly all of ours).",
         "Of copy: every input, output and gradient once, over the time, over the bandwidth of a copy"
@@ -237,9 +238,11 @@ def table(record: Record) -> str:
 
 
 def _spread(row: Figures) -> float:
-    """Half the distance of the quartiles of both times that a row's ratio is made of, relative to their medians."""
+    """Of a row's ratio: half the distance of the quartiles of both times that it is made of, relative to their medians,
+    and half that of the highest and the lowest ratio of a pass."""
     times = (row["contestants"][name] for name in (FUSED, row["fastest_peer"]))
-    return sum((t["quartiles"][1] - t["quartiles"][0]) / (2 * t["seconds"]) for t in times)
+    within = sum((t["quartiles"][1] - t["quartiles"][0]) / (2 * t["seconds"]) for t in times)
+    return within + math.log(max(row["ratios"]) / min(row["ratios"])) / 2
 
 
 def comparison(first: Record, second: Record) -> tuple[str, bool]:
