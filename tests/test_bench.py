@@ -364,9 +364,23 @@ def test_copies(record):
 
     found = harness.copies(two_copies, x)
     assert 1.3 < found["exists"] < 4 and found["new"] > 1.3
-    record["rows"][0]["copies"] = {"exists": 1.5, "new": 1.75}
+    assert 1.3 < harness.copies_from_memory(two_copies, [x] * 3) < 4
+    record["rows"][0]["copies"] = {"memory": 1.25, "exists": 1.5, "new": 1.75}
     for text in (report.table(record), report.markdown(record)):
-        assert text.count("as long as 1.50 copies of its first input into memory that exists, 1.75") == 1
+        assert text.count("as long as 1.25 copies of its first input where both come from memory, 1.50 where") == 1
+
+
+def test_inputs_that_outgrow_a_cache() -> None:
+    """Each step takes another set, of the same shapes and other numbers."""
+    case = harness.Case(ROWS["logits_64"], CPU, torch.float32)
+    case.outgrow(3 * case.floor_bytes)
+    first = case.first_inputs
+    assert len(first) == 3 and not torch.equal(first[0], first[1])
+    seen = []
+    step = case.step(lambda *inputs: seen.append(inputs[0]) or case.row.eager(*inputs))
+    for _ in range(4):
+        step()
+    assert [x is y for x, y in zip(seen, [*first, first[0]], strict=True)] == [True] * 4
 
 
 def test_table_of_steps(record, record_of_steps):

@@ -86,12 +86,14 @@ class Case:
         leaves = [t for t in first if t.requires_grad]
         self.floor_bytes = _bytes(first) + _bytes(_as_tuple(outputs)) + _bytes(gradients) + _bytes(leaves)
         self.result_bytes = _bytes(_as_tuple(outputs)) + _bytes(leaves)
-        self.first_input = first[0]
         self._sets = [(first, gradients)]
         if device.type == "cuda":  # inputs come from memory, not from the L2 cache where the last step left them
-            cache = torch.cuda.get_device_properties(device).L2_cache_size
-            for _ in range(1, min(_MAX_INPUT_SETS, math.ceil(2 * cache / self.floor_bytes))):
-                self._sets.append((self._draw_inputs(), self._draw_output_gradients()))
+            self.outgrow(2 * torch.cuda.get_device_properties(device).L2_cache_size)
+
+    def outgrow(self, cache: int) -> None:
+        """As many sets of inputs as, step after step, come from memory: each step takes the next one."""
+        for _ in range(len(self._sets), min(_MAX_INPUT_SETS, math.ceil(cache / self.floor_bytes))):
+            self._sets.append((self._draw_inputs(), self._draw_output_gradients()))
 
     def _draw_inputs(self) -> list[Tensor]:
         tensors = []
@@ -111,6 +113,11 @@ class Case:
             torch.randn(shape, generator=self._generator, device=self.device).to(dtype)
             for shape, dtype in self._output_like
         ]
+
+    @property
+    def first_inputs(self) -> list[Tensor]:
+        """Of every set."""
+        return [inputs[0] for inputs, _ in self._sets]
 
     def function(self, contestant: str) -> Callable[..., Any]:
         return self.row.fused if contestant == FUSED else peer_function(self._eager(), contestant, self.device)
@@ -353,6 +360,20 @@ def copies(step: Step, source: Tensor) -> dict[str, float]:
     return found
 
 
+def copies_from_memory(step: Step, sources: Sequence[Tensor]) -> float:
+    """The same where the step, as the copy, takes the next of the `sources` each time, so that none is in a cache."""
+    pairs = itertools.cycle([(source.detach(), torch.empty_like(source)) for source in sources])
+
+    def copy() -> None:
+        source, target = next(pairs)
+        target.copy_(source)
+
+    seconds = {
+        name: f["seconds"] for name, f in time_steps({"step": step, "copy": copy}, sources[0].device, 0.5).items()
+    }
+    return seconds["step"] / seconds["copy"]
+
+
 def copy_level(floor_bytes: int, bandwidth: Mapping[str, float]) -> str:
     """Which copy a row is held against: the one within the cache if the row's bytes would fit there."""
     return "cache" if "cache" in bandwidth and floor_bytes <= 4 * _CACHE_COPY else "memory"
@@ -442,8 +463,11 @@ def _measure(
         ratios=[ratio],
         copy_level=level,
         copy_share=case.floor_bytes / (fused["device_seconds"] or fused["seconds"]) / bandwidth[level],
-        copies=copies(steps[FUSED], case.first_input) if row.copied and device.type == "cpu" else None,
     )
+    if row.copied and device.type == "cpu":
+        result["copies"] = copies(steps[FUSED], case.first_inputs[0])
+        case.outgrow(_MEMORY_COPY["cpu"])
+        result["copies"]["memory"] = copies_from_memory(case.step(row.fused), case.first_inputs)
 
 
 def _fastest_peer(figures: Mapping[str, Any]) -> str:

@@ -91,7 +91,10 @@ def _share(row: Figures, star: str = "*") -> str:
 
 def _copies(row: Figures) -> str:
     copies = row["copies"]
-    text = f"{copies['exists']:.2f} copies of its first input into memory that exists"
+    text = (
+        f"{copies['memory']:.2f} copies of its first input where both come from memory, {copies['exists']:.2f} where "
+    )
+    text += "both find in the caches what these hold"
     return text + (
         f", {copies['new']:.2f} where the system must give its results new memory" if "new" in copies else ""
     )
