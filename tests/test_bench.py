@@ -364,7 +364,8 @@ def test_copies(record):
 
     found = harness.copies(two_copies, x)
     assert 1.3 < found["exists"] < 4 and found["new"] > 1.3
-    assert 1.3 < harness.copies_from_memory(two_copies, [x] * 3) < 4
+    # of which all but the first find their tensors in a cache
+    assert 1.3 < harness.copies_from_memory(lambda: [two_copies() for _ in range(4)], [x] * 3) < 16
     record["rows"][0]["copies"] = {"memory": 1.25, "exists": 1.5, "new": 1.75}
     for text in (report.table(record), report.markdown(record)):
         assert text.count("as long as 1.25 copies of its first input where both come from memory, 1.50 where") == 1
