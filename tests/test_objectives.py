@@ -556,6 +556,17 @@ def test_elbo_broadcasts(device: torch.device) -> None:
         assert_close(g, e, 1e-6)  # of a posterior in fp32
 
 
+@pytest.mark.parametrize("composed", [False, True], ids=["one pass", "composed"])
+def test_elbo_of_one_mean_for_all_examples(composed: bool, device: torch.device) -> None:
+    """Which rows there are the decoder says, not the mean."""
+    logits, x, _, logvar = of_one_sample(device=device)
+    mean = torch.randn(L, dtype=torch.float64, device=device)
+    found = uf.elbo_loss(logits, x.requires_grad_(composed), mean, logvar)
+    expected = divergence((mean.expand(B, L), logvar))
+    assert_close(found.kl, expected, 1e-12)
+    assert_close(found.loss, (expected - bernoulli(x, logits)).mean(), 1e-12)
+
+
 def test_elbo_options(device: torch.device) -> None:
     given = tensors(device=device)
     logits, x, _, mean, logvar = given

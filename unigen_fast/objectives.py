@@ -113,7 +113,7 @@ def elbo_loss(
     if likelihood in _NOT_ELEMENTWISE or bins is None or constants:
         of_x = _log_prob(likelihood, parameters, x, event_ndims, likelihood_options)
         found = _of_rows(gaussians, of_x.shape)
-        kl = divergence.gaussian_kl(*found, event_ndims=mean.dim() - of_x.dim(), reduction="none")  # type: ignore[arg-type]
+        kl = divergence.gaussian_kl(*found, event_ndims=found[0].dim() - of_x.dim(), reduction="none")
         loss = kl * kl_weight - of_x
         weights, reduction = divergence.weighting(weights, normalize_weights, reduction, loss, 0)
         return Bound(reduce_weighted(loss, weights, scale, reduction), of_x, kl)
@@ -487,11 +487,10 @@ def _latents(z: Tensor, gaussians: Sequence[Tensor | None], rows: Sequence[int],
     return _promoted(found)
 
 
-def _of_rows(gaussians: Sequence[Tensor | None], rows: Sequence[int]) -> tuple[Tensor | None, ...]:
+def _of_rows(gaussians: Sequence[Tensor | None], rows: Sequence[int]) -> tuple[Any, ...]:
     """The Gaussians' parameters in one shape `[rows…, latent…]`, in one dtype on one device."""
     found = _checks.same_kind(optional=_GAUSSIANS[2:], **dict(zip(_GAUSSIANS, gaussians, strict=True)))
-    mean = found[0]
-    assert mean is not None
+    mean: Any = found[0]
     if mean.shape[: len(rows)] != rows:
         raise ValueError(
             f"mean: got shape {tuple(mean.shape)}, expected the decoder's rows {tuple(rows)}, then any "
