@@ -229,6 +229,15 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], Any, list[str]]] = {
 }
 
 
+def drawn(specs: list[Spec], layout: str, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """x, and what is differentiated, in a layout; "mixed": the second one in another."""
+    lay_out = LAYOUTS[{"mixed": "stepped", "shared": "contiguous"}.get(layout, layout)]
+    given = [lay_out(draw(spec, dtype)) for spec in specs]
+    if layout == "mixed":
+        given[1] = LAYOUTS["transposed"](given[1])
+    return [t.detach().to(device).requires_grad_(i > 0) for i, t in enumerate(given)]
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "mixed", "shared"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -242,11 +251,7 @@ def test_likelihoods(likelihood: str, layout: str, dtype: torch.dtype, device: t
     if layout == "shared":
         specs[-1] = Spec((pixels,), kinds[-1])
     specs += [Spec((examples, samples, L)), Spec((examples, L)), Spec((examples, L), "unit")]
-    lay_out = LAYOUTS[{"mixed": "stepped", "shared": "contiguous"}.get(layout, layout)]
-    given = [lay_out(draw(spec, dtype)) for spec in specs]
-    if layout == "mixed":
-        given[1] = LAYOUTS["transposed"](given[1])
-    given = [t.detach().to(device).requires_grad_(i > 0) for i, t in enumerate(given)]
+    given = drawn(specs, layout, dtype, device)
 
     def ours(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         found = uf.iwae_objective(rest[:-3], x, *rest[-3:], dim=1, estimator="miwae", num_groups=2, **options)
@@ -429,11 +434,7 @@ def test_elbo_of_each_likelihood(likelihood: str, layout: str, dtype: torch.dtyp
     if layout == "shared":
         specs[-1] = Spec((pixels,), kinds[-1])
     specs += [Spec((examples, L)), Spec((examples, L), "unit")] * 2
-    lay_out = LAYOUTS[{"mixed": "stepped", "shared": "contiguous"}.get(layout, layout)]
-    given = [lay_out(draw(spec, dtype)) for spec in specs]
-    if layout == "mixed":
-        given[1] = LAYOUTS["transposed"](given[1])
-    given = [t.detach().to(device).requires_grad_(i > 0) for i, t in enumerate(given)]
+    given = drawn(specs, layout, dtype, device)
     weights = torch.rand(examples, dtype=torch.float64, device=device)
     weights[0] = 0
 

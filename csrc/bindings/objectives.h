@@ -44,7 +44,7 @@ class Gradients {
 
 inline const Tensor* present(const optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
 
-// The likelihood and what the decoder gave; rows are the first `rows` dimensions of `decoder`.
+// The likelihood, and what the decoder gave, each with its gradient.
 template <class Grads>
 void describe_decoder(ObjectiveTensors& a, GridBuilder& event, Grads& grads, const Tensor& decoder,
                       const optional<Tensor>& decoder_2, const optional<Tensor>& decoder_3, const string& likelihood,

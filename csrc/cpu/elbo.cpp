@@ -67,7 +67,7 @@ class Divergence {
 template <class T, class F>
 class Elbo : Examples<T, F> {
   using Base = Examples<T, F>;
-  using Base::count_, Base::cols_, Base::few_, Base::density_, Base::parallel_;
+  using Base::count_, Base::cols_, Base::few_, Base::density_;
 
  public:
   // of a row's gradients

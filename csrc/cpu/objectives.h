@@ -266,15 +266,22 @@ class Examples {
     return partition.count;
   }
 
-  // The sums over the columns of all rows, of of_piece(row, its columns from, to), where threads share the columns.
+  // work(unit, row, its columns from, to) for the units of all rows, where threads share the columns
+  template <class Work>
+  void each_piece(const Work& work) const {
+    const int64_t pieces = row_pieces();
+    Partition::each(parallel_, count_ * samples_ * pieces, [&](int64_t unit) {
+      const int64_t begin = unit % pieces * kPieceCols;
+      work(unit, unit / pieces, begin, smaller(cols_, begin + kPieceCols));
+    });
+  }
+
+  // the rows' sums of of_piece(row, columns from, to)
   template <class OfPiece>
   std::vector<double> by_piece(const OfPiece& of_piece) const {
-    const int64_t rows = count_ * samples_, pieces = larger(1, ceil_div(cols_, kPieceCols));
+    const int64_t rows = count_ * samples_, pieces = row_pieces();
     std::vector<double> partial(rows * pieces), sums(rows);
-    Partition::each(parallel_, rows * pieces, [&](int64_t unit) {
-      const int64_t begin = unit % pieces * kPieceCols;
-      partial[unit] = of_piece(unit / pieces, begin, smaller(cols_, begin + kPieceCols));
-    });
+    each_piece([&](int64_t unit, int64_t row, int64_t begin, int64_t end) { partial[unit] = of_piece(row, begin, end); });
     for (int64_t unit = 0; unit < rows * pieces; ++unit) sums[unit / pieces] += partial[unit];
     return sums;
   }
@@ -296,12 +303,13 @@ class Examples {
       });
       density_.write_sums(room);
     } else if (density_.any()) {
-      by_piece([&](int64_t row, int64_t begin, int64_t end) {
+      each_piece([&](int64_t, int64_t row, int64_t begin, int64_t end) {
         density_.gradients(row, begin, end, coefficients[row], nullptr);
-        return 0.0;
       });
     }
   }
+
+  int64_t row_pieces() const { return larger(1, ceil_div(cols_, kPieceCols)); }
 
   const Parallel& parallel_;
   int64_t samples_, count_, cols_;

@@ -522,8 +522,7 @@ class Map {
 
  public:
   // lanes and layout follow the first input
-  Map(const Grid& grid, const Array* row, const Array* in, const Array* out)
-      : rows_(grid.rows), cols_(grid.cols), block_(lane_block<T>(grid)) {
+  Map(const Grid& grid, const Array* row, const Array* in, const Array* out) : rows_(grid.rows), cols_(grid.cols) {
     const bool rows_inner = rows_innermost(grid, in[0].operand);
     if (kRow == 0) {
       lanes_ = rows_inner ? Axis::cols_rows : Axis::rows_cols;
@@ -532,6 +531,7 @@ class Map {
     } else {
       lanes_ = grid.cols < 2 * V::size ? Axis::rows_cols : Axis::cols;
     }
+    block_ = lanes_ == Axis::rows ? lane_block<T>(grid) : 1;
     const Axis steps = lanes_ == Axis::rows ? Axis::cols : lanes_ == Axis::cols ? Axis::rows : Axis::none;
     for (int k = 0; k < kRow; ++k) {
       row_[k] = lanes_ == Axis::cols ? Stream<T>(grid, row[k], Axis::rows, Axis::none)
@@ -553,7 +553,7 @@ class Map {
       partition.run(parallel, [&](int64_t u) { flat(f, partition.row_begin(u), partition.row_end(u)); });
     } else {
       const bool split = lanes_ == Axis::cols;
-      const Partition partition(rows_, cols_, split, lanes_ == Axis::rows ? block_ : 1);
+      const Partition partition(rows_, cols_, split, block_);
       partition.run(parallel, [&](int64_t u) {
         region(f, partition.row_begin(u), partition.row_end(u), partition.col_begin(u), partition.col_end(u));
       });

@@ -18,7 +18,7 @@ struct ElboArguments : ElboTensors, Wanted {
       : ElboTensors(a),
         Wanted(a),
         sums(sums),
-        factor(a.reduction.scale / (a.reduction.reduce ? a.reduction.denominator : 1)) {
+        factor(a.reduction.scale / a.reduction.denominator) {
     reduction.reduce = reduction.reduce && sums;
     if (!slopes) of_elements = of_shared = of_latent = false;
   }
@@ -155,7 +155,7 @@ const char* run_elbo_arguments(ElboArguments a, const Launch& launch) {
 }  // namespace
 
 const char* elbo_loss(const ElboLoss& given, const Launch& launch) {
-  ElboArguments a(given, true, given.gradients && given.reduction.reduce);
+  ElboArguments a(given, true, given.gradients);
   a.log_likelihood = given.log_likelihood;
   a.kl = given.kl;
   a.value = given.value;

@@ -72,10 +72,10 @@ struct SampledBoundBackward : BoundTensors {
   Operand grad_value;  // row strides 0 along the samples; all 0 if reduced
 };
 
-#define UNIGEN_OBJECTIVES_KERNELS(X)         \
-  X(elbo_loss, ElboLoss)                     \
-  X(elbo_loss_backward, ElboLossBackward)    \
-  X(sampled_bound, SampledBound)             \
+#define UNIGEN_OBJECTIVES_KERNELS(X)      \
+  X(elbo_loss, ElboLoss)                  \
+  X(elbo_loss_backward, ElboLossBackward) \
+  X(sampled_bound, SampledBound)          \
   X(sampled_bound_backward, SampledBoundBackward)
 
 }  // namespace unigen

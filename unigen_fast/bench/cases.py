@@ -569,6 +569,15 @@ def _positive(x: Tensor, generator: torch.Generator) -> None:
 _OF_BROADCAST = "theta's gradient has the size of x before autograd sums it"
 
 
+# counts, their means, dispersions and gates
+_ZINB = (
+    Input((128, 2000), False, _counts),
+    Input((128, 2000), draw=_positive),
+    Input((2000,), draw=_positive),
+    Input((128, 2000)),
+)
+
+
 def _likelihood_rows() -> list[Row]:
     def bernoulli(name: str, logits: tuple[int, ...], x: tuple[int, ...], replaces: str) -> Row:
         inputs = (Input(logits), Input(x, gradient=False, draw=_pixels))
@@ -618,12 +627,7 @@ def _likelihood_rows() -> list[Row]:
             "zinb_2000",
             "likelihood",
             "scvi-tools' log_zinb_positive",
-            (
-                Input((128, 2000), False, _counts),
-                Input((128, 2000), draw=_positive),
-                Input((2000,), draw=_positive),
-                Input((128, 2000)),
-            ),
+            _ZINB,
             uf.zero_inflated_negative_binomial_log_prob,
             _log_zinb,
             memory=_OF_BROADCAST,
@@ -911,14 +915,7 @@ def _objective_rows() -> list[Row]:
             "elbo_zinb_2000",
             "objectives",
             "scVI's loss",
-            (
-                Input((128, 2000), False, _counts),
-                Input((128, 2000), draw=_positive),
-                Input((2000,), draw=_positive),
-                Input((128, 2000)),
-                Input((128, 10)),
-                Input((128, 10), draw=_log_std),
-            ),
+            (*_ZINB, Input((128, 10)), Input((128, 10), draw=_log_std)),
             _fused_elbo_zinb,
             _elbo_zinb,
             trained=True,
