@@ -19,12 +19,12 @@ struct BernoulliSum {
   template <class V>
   UNIGEN_INLINE void add(V* state, const V* in) const {
     const BernoulliTerms<V> terms(in[0], in[1]);
-    state[0] = state[0] + terms.linear;
+    state[0] = terms.less_linear(state[0]);
     multiply(state[1], terms.tail);
   }
   template <class V>
   UNIGEN_INLINE V close(const V* state) const {
-    return -(state[0] + log1p(state[1]));
+    return state[0] - log1p(state[1]);
   }
 };
 
@@ -41,6 +41,16 @@ class WideSum {
       const Halves halves = widen(x);
       low_ = low_ + halves.low;
       high_ = high_ + halves.high;
+    }
+  }
+  // the same of x · factor
+  UNIGEN_INLINE void add(Vec<T> x, double factor) {
+    if constexpr (sizeof(T) == 8) {
+      low_ = low_ + x * Vec<double>(factor);
+    } else {
+      const Halves halves = widen(x);
+      low_ = low_ + halves.low * Vec<double>(factor);
+      high_ = high_ + halves.high * Vec<double>(factor);
     }
   }
   UNIGEN_INLINE double total() const { return lane_sum(low_ + high_); }

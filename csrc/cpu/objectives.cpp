@@ -38,18 +38,26 @@ class Latent {
     for (int64_t c = 0; c < cols_; c += kChunk<T>) {
       const int n = int(smaller(kChunk<T>, cols_ - c));
       const double of_example = prepare(example, c, n, room);
-      for (int64_t k = 0; k < samples_; ++k) {
-        const T* z = z_.read(z_.origin(example * samples_ + k), c, n, room.z);
-        V sum(T(0));
-        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED { sum = keep(l, sum + terms(room, z, i, l).value(), sum); });
-        values[k] += of_example + lane_sum(sum);
+      for (int64_t first = 0; first < samples_; first += kTogether) {
+        const int m = int(smaller(kTogether, samples_ - first));
+        const T* z[kTogether];
+        V sum[kTogether];
+        for (int k = 0; k < m; ++k) {
+          z[k] = z_.read(z_.origin(example * samples_ + first + k), c, n, room.z[k]);
+          sum[k] = V(T(0));
+        }
+        for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+          const OfExample shared(room, i);
+          for (int k = 0; k < m; ++k) sum[k] = keep(l, sum[k] + shared.terms(load(z[k] + i, l)).value(), sum[k]);
+        });
+        for (int k = 0; k < m; ++k) values[first + k] += of_example + lane_sum(sum[k]);
       }
     }
   }
 
   UNIGEN_NOINLINE void gradients(int64_t example, const T* coefficients) const {
     Room room;
-    alignas(kVectorBytes) T sums[kOfExample][kChunk<T>], target_room[kChunk<T>];
+    alignas(kVectorBytes) T sums[kOfExample][kChunk<T>], target_room[kTogether][kChunk<T>];
     alignas(kVectorBytes) double totals[kOfExample][kChunk<T>];
     for (int64_t c = 0; c < cols_; c += kChunk<T>) {
       const int n = int(smaller(kChunk<T>, cols_ - c)), padded = int(round_up(n, V::size));
@@ -61,25 +69,34 @@ class Latent {
         for (int g = 0; g < kOfExample; ++g) {
           for (int i = 0; i < padded; ++i) sums[g][i] = 0;
         }
-        for (int64_t k = block; k < smaller(samples_, block + kFlush); ++k) {
-          const int64_t row = example * samples_ + k;
-          const T* z = z_.read(z_.origin(row), c, n, room.z);
-          const int64_t origin = wants_z_ ? grad_z_.origin(row) : 0;
-          T* target = wants_z_ ? grad_z_.target(origin, c, n, target_room) : target_room;
-          const V factor(coefficients[k]);
-          if (coefficients[k] == 0) {
-            for (int i = 0; i < n; ++i) target[i] = 0;
-          } else {
-            for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
-              const LatentTerms<V> t = terms(room, z, i, l);
-              store(target + i, factor * t.of_z(), l);
-              const V slopes[kOfExample] = {t.of_mean(), t.of_logvar(), t.of_prior_mean(), t.of_prior_logvar()};
-              for (int g = 0; wants_ && g < kOfExample; ++g) {
-                store(sums[g] + i, load(sums[g] + i) + factor * slopes[g]);
-              }
-            });
+        const int64_t end = smaller(samples_, block + kFlush);
+        for (int64_t first = block; first < end; first += kTogether) {
+          const int m = int(smaller(kTogether, end - first));
+          const int64_t row = example * samples_ + first;
+          const T* z[kTogether];
+          T* target[kTogether];
+          for (int k = 0; k < m; ++k) {
+            z[k] = z_.read(z_.origin(row + k), c, n, room.z[k]);
+            target[k] = wants_z_ ? grad_z_.target(grad_z_.origin(row + k), c, n, target_room[k]) : target_room[k];
           }
-          if (wants_z_) grad_z_.written(origin, c, n, target);
+          for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
+            const OfExample shared(room, i);
+            V sum[kOfExample];
+            for (int g = 0; g < kOfExample; ++g) sum[g] = load(sums[g] + i);
+            for (int k = 0; k < m; ++k) {
+              if (coefficients[first + k] == 0) {  // and the slopes may be infinite
+                store(target[k] + i, V(T(0)), l);
+                continue;
+              }
+              const V factor(coefficients[first + k]);
+              const LatentTerms<V> t = shared.terms(load(z[k] + i, l));
+              store(target[k] + i, factor * t.of_z(), l);
+              const V slopes[kOfExample] = {t.of_mean(), t.of_logvar(), t.of_prior_mean(), t.of_prior_logvar()};
+              for (int g = 0; g < kOfExample; ++g) sum[g] = sum[g] + factor * slopes[g];
+            }
+            for (int g = 0; g < kOfExample; ++g) store(sums[g] + i, sum[g]);
+          });
+          for (int k = 0; wants_z_ && k < m; ++k) grad_z_.written(grad_z_.origin(row + k), c, n, target[k]);
         }
         for (int g = 0; wants_ && g < kOfExample; ++g) {
           for (int i = 0; i < padded; i += V::size) add_lanes(totals[g] + i, load(sums[g] + i));
@@ -93,9 +110,24 @@ class Latent {
   }
 
  private:
+  static constexpr int kTogether = 8;  // samples for each of which what they share is not read again
+
   struct Room {
-    alignas(kVectorBytes) T z[kChunk<T>], mean[kChunk<T>], precision[kChunk<T>], prior_mean[kChunk<T>],
+    alignas(kVectorBytes) T z[kTogether][kChunk<T>], mean[kChunk<T>], precision[kChunk<T>], prior_mean[kChunk<T>],
         prior_precision[kChunk<T>];
+  };
+
+  // of an element of the latent
+  struct OfExample {
+    V mean, precision, prior_mean, prior_precision;
+
+    UNIGEN_INLINE OfExample(const Room& room, int i)
+        : mean(load(room.mean + i)),
+          precision(load(room.precision + i)),
+          prior_mean(load(room.prior_mean + i)),
+          prior_precision(load(room.prior_precision + i)) {}
+
+    UNIGEN_INLINE LatentTerms<V> terms(V z) const { return {z, mean, precision, prior_mean, prior_precision}; }
   };
 
   // What the samples share; returns the sum of half (v_q - v_p). Lanes beyond the last element are there, as zeros.
@@ -115,12 +147,6 @@ class Latent {
       sum = keep(l, sum + constant<V>(0.5) * (logvar - prior_logvar), sum);
     });
     return lane_sum(sum);
-  }
-
-  template <class Lanes>
-  static UNIGEN_INLINE LatentTerms<V> terms(const Room& room, const T* z, int i, Lanes l) {
-    return {load(z + i, l), load(room.mean + i), load(room.precision + i), load(room.prior_mean + i),
-            load(room.prior_precision + i)};
   }
 
   int64_t cols_, samples_;

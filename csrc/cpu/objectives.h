@@ -18,8 +18,8 @@ constexpr int64_t kPieceCols = 1 << 15;      // of a long row that threads share
 
 // ---- over the event --------------------------------------------------------------------------------------------------
 
-// What is summed of a formula F over a row, to more digits than T has: states 1 and up belong to one stretch of the row,
-// state 0 is added up in double every few vectors. With kSlopes, the slopes come along.
+// What is summed of a formula F over a row, to more digits than T has: state 0 is added up in double every few vectors; the
+// others belong to one stretch of the row, at whose end `close` adds them, of all ways. With kSlopes, the slopes come along.
 template <class F>
 struct DensitySum {
   static constexpr int kStates = 1;
@@ -30,10 +30,8 @@ struct DensitySum {
     state[0] = state[0] + value_of(formula, in);
     if constexpr (kSlopes) slopes_of(formula, in, slopes);
   }
-  template <class V>
-  UNIGEN_INLINE double rest(const V*) const {
-    return 0;
-  }
+  template <int kWays, class V>
+  UNIGEN_INLINE void close(V (&)[kWays][kStates], WideSum<Scalar<V>>&) const {}
 };
 
 template <>
@@ -45,17 +43,18 @@ struct DensitySum<BernoulliDensity> : BernoulliSum {
   template <bool kSlopes, class V>
   UNIGEN_INLINE void add(V* state, const V* in, V* slopes) const {
     const BernoulliTerms<V> terms(in[1], in[0]);
-    state[0] = state[0] - terms.linear;
+    state[0] = terms.less_linear(state[0]);
     multiply(state[1], terms.tail);
     if constexpr (kSlopes) slopes[1] = terms.slope();
   }
   // -log of the product, its exponents apart
-  template <class V>
-  UNIGEN_INLINE double rest(const V* state) const {
-    const V product = constant<V>(1) + state[1], lost = state[1] - (product - constant<V>(1));
+  template <int kWays, class V>
+  UNIGEN_INLINE void close(V (&state)[kWays][kStates], WideSum<Scalar<V>>& sum) const {
+    for (int way = 1; way < kWays; ++way) multiply(state[0][1], state[way][1]);
+    const V product = constant<V>(1) + state[0][1], lost = state[0][1] - (product - constant<V>(1));
     const LogParts<Scalar<V>> parts(product);
-    const double exponents = lane_sum(parts.n);
-    return -(exponents * 0.69314718055994530942 + lane_sum(parts.f + log_correction(parts.f) + lost / product));
+    sum.add(parts.n, -0.69314718055994530942);
+    sum.add(-(parts.f + log_correction(parts.f) + lost / product));
   }
 };
 
@@ -173,7 +172,6 @@ class Density {
     for (int k = 0; k < kIn; ++k) origin[k] = in_[k].origin(row);
     for (int k = 0; kSlopes && k < kOut; ++k) origin_out[k] = shared_[k] ? 0 : out_[k].origin(row);
     WideSum<T> wide;
-    double rest = 0;
     for (int64_t c = begin; c < end; c += kStretch) {
       const int n = int(smaller(kStretch, end - c));
       const T* source[kIn];
@@ -217,12 +215,12 @@ class Density {
           state[way][0] = V(T(0));
         }
       }
-      for (int way = 0; kValues && way < kWays; ++way) rest += sum.rest(state[way]);
+      if constexpr (kValues) sum.close(state, wide);
       for (int k = 0; kSlopes && k < kOut; ++k) {
         if (target[k] && !shared_[k]) out_[k].written(origin_out[k], c, n, target[k]);
       }
     }
-    return wide.total() + rest;
+    return wide.total();
   }
 
   DensitySum<F> sum_;

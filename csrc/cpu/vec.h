@@ -275,11 +275,12 @@ UNIGEN_INLINE void for_vectors_in_turn(int n, const Body& body) {
     for (int way = 0; way < kWays; ++way) body(i + way * size, Full<T>{}, way);
   }
 #pragma GCC unroll 8
-  for (int way = 0; way < kWays; ++way) {
-    if (i >= n) return;
-    body(i, First<T>{n - i < size ? n - i : size}, way);
+  for (int way = 0; way < kWays - 1; ++way) {
+    if (i + size > n) break;
+    body(i, Full<T>{}, way);
     i += size;
   }
+  if (i < n) body(i, First<T>{n - i}, kWays - 1);
 }
 
 // ---- over the lanes ------------------------------------------------------------------------------------------------
@@ -431,16 +432,6 @@ UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
   return scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
 }
 
-// e^x for x <= 0, and 0 where that is no normal number: a denormal one costs a hundred times as much. NaN passes.
-template <class T>
-UNIGEN_INLINE Vec<T> exp_of_distance(Vec<T> x) {
-  constexpr bool wide = sizeof(T) == 8;
-  constexpr double low = wide ? -708 : -87;
-  const ReducedExp<T> e(x, low, wide ? 710 : 89);
-  const Vec<T> found = scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
-  return select(x < constant<Vec<T>>(low), constant<Vec<T>>(0), found);
-}
-
 // 2^f for |f| <= 1/2: a minimax polynomial for float (relative error 2e-9), 1 at 0; Taylor's for double.
 template <class T>
 UNIGEN_INLINE Vec<T> exp2_polynomial(Vec<T> f) {
@@ -470,19 +461,92 @@ UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
   return select(nothing, constant<V>(0), scale_by_power(exp2_polynomial(f), n, rounded));
 }
 
+// ---- float powers of e from a table of what a register holds ----
+
+#if defined(__AVX2__)
+// c + a · b, the product not rounded
+UNIGEN_INLINE Vec<float> plus_product(Vec<float> c, Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return Vec<float>(_mm512_maskz_fmadd_ps(-1, a.v, b.v, c.v));
+#else
+  return Vec<float>(_mm256_fmadd_ps(a.v, b.v, c.v));
+#endif
+}
+
+// 2^{j / size} for the lanes j, as bits, less j in the place where an exponent's fraction would stand: for any n, 2^{n / size}
+// is the entry of n's low bits, plus n there.
+#if defined(__AVX512F__)
+constexpr int kFractionBits = 4;
+constexpr int32_t kFractionalPowers[16] = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                                           0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                                           0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+#else
+constexpr int kFractionBits = 3;
+constexpr int32_t kFractionalPowers[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+#endif
+
+// e^x / 2^kHalvings where that is a normal number and not beyond 2^127. NaN passes.
+template <int kHalvings>
+UNIGEN_INLINE Vec<float> exp_by_table(Vec<float> x) {
+  using V = Vec<float>;
+  using Bits = RawVec<float>::bits;
+  constexpr int shift = Format<float>::mantissa_bits - kFractionBits;
+  const V log2_e = constant<V>(1.44269502162933349609375), rest = constant<V>(1.925963033500011e-8);
+  const V shifter = constant<V>(Format<float>::shifter / (1 << kFractionBits));  // adding it rounds to n / size, kept as n
+  const V rounded = plus_product(shifter, x, log2_e);
+  const V f = plus_product(plus_product(shifter - rounded, x, log2_e), x, rest);
+  Bits table;
+  __builtin_memcpy(&table, kFractionalPowers, sizeof table);
+  table -= kHalvings << Format<float>::mantissa_bits;
+#if defined(__AVX512F__)
+  const Bits entry = (Bits)_mm512_maskz_permutexvar_epi32(-1, (__m512i)bits_of(rounded), (__m512i)table);
+  const V slope = horner(f, constant<V>(5.5502136763e-02), 2.4023428802e-01, 6.9314718267e-01);  // minimax, to 2e-9 of 2^f
+#else
+  const Bits entry = (Bits)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)bits_of(rounded));
+  const V slope = horner(f, constant<V>(5.5496222874e-02), 2.4025762982e-01, 6.9314721426e-01);  // to 3e-8
+#endif
+  const V power = from_bits<float>(entry + (bits_of(rounded) << shift));
+  return power * f * slope + power;
+}
+#endif
+
+// e^x for x <= 0, and 0 where that is no normal number: a denormal one costs a hundred times as much. NaN passes.
+template <class T>
+UNIGEN_INLINE Vec<T> exp_of_distance(Vec<T> x) {
+  using V = Vec<T>;
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const V half = exp_by_table<1>(min(constant<V>(89), x));  // infinite beyond, once doubled
+    return select(x < constant<V>(-86.6), constant<V>(0), half + half);
+  }
+#endif
+  constexpr bool wide = sizeof(T) == 8;
+  constexpr double low = wide ? -708 : -87;
+  const ReducedExp<T> e(x, low, wide ? 710 : 89);
+  return select(x < constant<V>(low), constant<V>(0), scale_by_power(e.minus_1 + constant<V>(1), e.n, e.rounded));
+}
+
 // e^-|x|, and 0 where that is no normal number. NaN passes.
 template <class T>
 UNIGEN_INLINE Vec<T> exp_of_minus_abs(Vec<T> x) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {  // no bounds are needed: what is no number beyond them is replaced
-    using V = Vec<T>;
-    const V y = abs(x), log2_e = constant<V>(1.44269502162933349609375), rest = constant<V>(1.925963033500011e-8);
-    const V rounded = constant<V>(Format<T>::shifter) - y * log2_e, n = rounded - constant<V>(Format<T>::shifter);
-    const V f = V(_mm512_maskz_fnmadd_ps(-1, y.v, log2_e.v, (-n).v)) - y * rest;  // the product is not rounded
-    return select(constant<V>(87) < y, constant<V>(0), scale_by_power(exp2_polynomial(f), n, rounded));
-  }
+  const Vec<T> y = from_bits<T>(bits_of(x) | ~Format<T>::magnitude);
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return select(y < constant<Vec<T>>(-87), constant<Vec<T>>(0), exp_by_table<0>(y));
 #endif
-  return exp_of_distance(-abs(x));
+  return exp_of_distance(y);
+}
+
+// a number that is not negative, with the sign of another
+template <class T>
+UNIGEN_INLINE Vec<T> with_sign(Vec<T> x, Vec<T> sign) {
+  return from_bits<T>(bits_of(x) | (bits_of(sign) & ~Format<T>::magnitude));
+}
+
+// 0 where x has a negative sign (-0 too), else 1
+template <class T>
+UNIGEN_INLINE Vec<T> heaviside(Vec<T> x) {
+  return from_bits<T>(~(bits_of(x) >> (sizeof(T) * 8 - 1)) & bits_of(constant<Vec<T>>(1)));
 }
 
 // 1 / x, to a rounding, where both are finite: a division takes as long as ten multiplications, and 14 bits are at hand
@@ -518,9 +582,11 @@ UNIGEN_INLINE Vec<T> log_correction(Vec<T> f) {
                            6.666666666666735130e-01);
     return s * (half_square + r) - half_square;
   } else {
-    const V p = horner(f, constant<V>(7.0376836292e-2), -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
-                       1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
-    return p * f * (f * f) - half_square;
+    const V z = f * f;  // even and odd powers apart: half the time until it is there
+    const V even = horner(z, constant<V>(7.0376836292e-2), 1.1676998740e-1, 1.4249322787e-1, 2.0000714765e-1,
+                          3.3333331174e-1);
+    const V odd = horner(z, constant<V>(-1.1514610310e-1), -1.2420140846e-1, -1.6668057665e-1, -2.4999993993e-1);
+    return (odd * f + even) * (f * z) - half_square;
   }
 }
 

@@ -31,18 +31,18 @@ struct BernoulliOp : BernoulliLogProb, OpBase {
     static_assert(U * C <= 96, "the product of the factors, each at most 2, overflows");
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      T linear = 0, product = 0;  // product of the factors 1 + tail, minus 1: one logarithm for all of them
+      T sum = 0, product = 0;  // product of the factors 1 + tail, minus 1: one logarithm for all of them
 #pragma unroll
       for (int u = 0; u < U; ++u) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           if (!valid[u]) continue;
           const BernoulliTerms<T> terms(given[u].logits.template get<T>(r + c), given[u].x.template get<T>(r + c));
-          linear += terms.linear;
+          sum = terms.less_linear(sum);
           product += terms.tail + product * terms.tail;
         }
       }
-      state[r].value -= double(linear + log1p(product));
+      state[r].value += double(sum - log1p(product));
     }
   }
 

@@ -69,7 +69,7 @@ struct ObjectiveOp : OpBase {
     UNIGEN_DEVICE void add(const F& density, const T (&in)[F::kInputs]) {
       if constexpr (std::is_same<F, BernoulliDensity>::value) {
         const BernoulliTerms<T> terms(in[1], in[0]);
-        sum -= terms.linear;
+        sum = terms.less_linear(sum);
         product += terms.tail + product * terms.tail;
       } else {
         sum += density.value(in);

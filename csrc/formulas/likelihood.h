@@ -10,24 +10,21 @@ namespace unigen {
 // (each in [1, 2]) and take one logarithm of the product.
 template <class N>
 struct BernoulliTerms {
-  N linear;  // relu(l) - x·l >= 0
-  N tail;    // e^{-|l|}; NaN where l is
+  N tail;  // e^{-|l|}; NaN where l is
 
-  UNIGEN_INLINE BernoulliTerms(N l, N x) : positive_(constant<N>(0) < l) {
-    const N zero = constant<N>(0);
-    coefficient_ = select(positive_, constant<N>(1) - x, -x);
-    linear = select(coefficient_ == zero, zero, coefficient_ * l);  // an infinite logit on its own side costs nothing
-    tail = exp_of_minus_abs(l);
+  UNIGEN_INLINE BernoulliTerms(N l, N x) : tail(exp_of_minus_abs(l)), logit_(l), coefficient_(heaviside(l) - x) {}
+
+  // sum - linear, linear = relu(l) - x·l >= 0: an infinite logit on its own side costs nothing
+  UNIGEN_INLINE N less_linear(N sum) const {
+    return select(coefficient_ == constant<N>(0), sum, sum - coefficient_ * logit_);
   }
-
   // d log Bernoulli / d l = x - sigma(l), which cancels nothing for x in {0, 1}: sigma(|l|) is 1 - tail / (1 + tail)
   UNIGEN_INLINE N slope() const {
-    return select(positive_, tail, -tail) * bounded_reciprocal(constant<N>(1) + tail) - coefficient_;
+    return with_sign(tail, logit_) * bounded_reciprocal(constant<N>(1) + tail) - coefficient_;
   }
 
  private:
-  decltype(N() < N()) positive_;
-  N coefficient_;  // of linear
+  N logit_, coefficient_;  // of linear
 };
 
 // d log Bernoulli / d x = l

@@ -44,6 +44,13 @@ UNIGEN_INLINE double log1p_unit(double x) { return ::log1p(x); }
 UNIGEN_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 UNIGEN_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
+// a number that is not negative, with the sign of another
+UNIGEN_INLINE float with_sign(float x, float sign) { return ::copysignf(x, sign); }
+UNIGEN_INLINE double with_sign(double x, double sign) { return ::copysign(x, sign); }
+// 0 where x has a negative sign (-0 too), else 1
+UNIGEN_INLINE float heaviside(float x) { return 0.5f + with_sign(0.5f, x); }
+UNIGEN_INLINE double heaviside(double x) { return 0.5 + with_sign(0.5, x); }
+
 // whether a condition holds in any lane
 UNIGEN_INLINE bool any(bool condition) { return condition; }
 

@@ -14,7 +14,7 @@ struct BernoulliDensity : FormulaBase {
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
     const BernoulliTerms<N> terms(in[1], in[0]);
-    return -(terms.linear + log1p_unit(terms.tail));
+    return terms.less_linear(-log1p_unit(terms.tail));
   }
   template <class N>
   UNIGEN_INLINE void slopes(const N* in, N* out) const {
