@@ -265,7 +265,8 @@ UNIGEN_INLINE void for_vectors(int n, const Body& body) {
   if (i < n) body(i, First<T>{n - i});
 }
 
-// The same with a third argument that counts them, modulo kWays: that many chains of additions do not wait for one another.
+// The same with a third argument, below kWays, that two in succession do not share: so many chains of additions do not wait
+// for one another.
 template <class T, int kWays, class Body>
 UNIGEN_INLINE void for_vectors_in_turn(int n, const Body& body) {
   constexpr int size = Vec<T>::size;
@@ -460,8 +461,6 @@ UNIGEN_INLINE Vec<T> exp2_bounded(Vec<T> x) {
   const V rounded = x + constant<V>(Format<T>::shifter), n = rounded - constant<V>(Format<T>::shifter), f = x - n;
   return select(nothing, constant<V>(0), scale_by_power(exp2_polynomial(f), n, rounded));
 }
-
-// ---- float powers of e from a table of what a register holds ----
 
 #if defined(__AVX2__)
 // c + a · b, the product not rounded
