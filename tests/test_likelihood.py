@@ -65,9 +65,10 @@ def test_soft_data(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
 @pytest.mark.parametrize("n", [1, 7, 16, 100, 784])
-def test_logits_of_zero(n: int, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_logits_of_zero(zero: float, n: int, dtype: torch.dtype, device: torch.device) -> None:
     """-n log 2, with gradient x - 1/2: a derivative written with sign(l) gives 0 or a jump here."""
-    logits = torch.zeros(2, n, dtype=dtype, device=device, requires_grad=True)
+    logits = torch.full((2, n), zero, dtype=dtype, device=device, requires_grad=True)
     x = torch.stack([torch.zeros(n), torch.ones(n)]).to(device, dtype)
     got = log_prob(logits, x)
     assert_close(got, torch.full((2,), -n * math.log(2)), 1e-6)
