@@ -1341,6 +1341,14 @@ LIKELIHOODS = [
 BINS = (0.1, -1.0, 1.0)
 
 
+def turn_of(which: int, dtype: torch.dtype) -> tuple[int, torch.dtype | None, int]:
+    """What a test varies with the likelihood and the dtype: the number of its turn; the latent's dtype, if another
+    (beside half float32, and the other way round); the decoder's last output."""
+    turn = which + DTYPES.index(dtype)
+    latent_dtype = (None, torch.bfloat16, torch.float32)[turn % 3] if dtype != torch.float64 else None
+    return turn, latent_dtype, len(LIKELIHOODS[which][1]) - 2
+
+
 class Objective:
     """Rows [rows…, columns] with all operands in a layout. x and the Gaussians are those of `examples`."""
 
@@ -1487,10 +1495,7 @@ class Elbo(Objective):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", range(len(LIKELIHOODS)), ids=lambda which: f"{which}_{LIKELIHOODS[which][0]}")
 def test_elbo_of_each_likelihood(emulated: ctypes.CDLL, which: int, dtype: torch.dtype) -> None:
-    turn = which + DTYPES.index(dtype)
-    # beside half, a latent of float32, and the other way round
-    latent_dtype = (None, torch.bfloat16, torch.float32)[turn % 3] if dtype != torch.float64 else None
-    last = len(LIKELIHOODS[which][1]) - 2
+    turn, latent_dtype, last = turn_of(which, dtype)
     for more, layout in enumerate((LAYOUTS[turn % 4], LAYOUTS[(turn + 2) % 4])):
         shared = [last] if last > 0 and (turn + more) % 2 else []
         Elbo(
@@ -1624,10 +1629,7 @@ class Bound(Objective):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", range(len(LIKELIHOODS)), ids=lambda which: f"{which}_{LIKELIHOODS[which][0]}")
 def test_bound_of_each_likelihood(emulated: ctypes.CDLL, which: int, dtype: torch.dtype) -> None:
-    turn = which + DTYPES.index(dtype)
-    # beside half, a latent of float32, and the other way round
-    latent_dtype = (None, torch.bfloat16, torch.float32)[turn % 3] if dtype != torch.float64 else None
-    last = len(LIKELIHOODS[which][1]) - 2
+    turn, latent_dtype, last = turn_of(which, dtype)
     shared = [last] if last > 0 and turn % 2 else []
     shape = (3, 22, 96) if turn % 2 == 0 else (3, 50, 21)
     bound = Bound(which, shape, dtype, LAYOUTS[turn % 2], shared=shared, latent_dtype=latent_dtype)

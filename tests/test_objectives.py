@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -229,6 +229,14 @@ LIKELIHOODS: dict[str, tuple[dict[str, Any], Any, list[str]]] = {
 }
 
 
+def specs_of_event(kinds: Sequence[str], layout: str, rows: tuple[int, ...], pixels: int) -> list[Spec]:
+    """x of every example, and what the decoder gave for every row; "shared": the last output the same for all."""
+    if layout == "shared" and len(kinds) == 2:
+        pytest.skip("has one output")
+    specs = [Spec((rows[0], pixels), kinds[0]), *(Spec((*rows, pixels), kind) for kind in kinds[1:])]
+    return [*specs[:-1], Spec((pixels,), kinds[-1])] if layout == "shared" else specs
+
+
 def drawn(specs: list[Spec], layout: str, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """x, and what is differentiated, in a layout; "mixed": the second one in another."""
     lay_out = LAYOUTS[{"mixed": "stepped", "shared": "contiguous"}.get(layout, layout)]
@@ -243,13 +251,9 @@ def drawn(specs: list[Spec], layout: str, dtype: torch.dtype, device: torch.devi
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_likelihoods(likelihood: str, layout: str, dtype: torch.dtype, device: torch.device) -> None:
     """Made with the loss, and with a loss of log_w beside it; in groups; the last output each sample's, or shared."""
-    options, density, (x_kind, *kinds) = LIKELIHOODS[likelihood]
-    if layout == "shared" and len(kinds) == 1:
-        pytest.skip("has one output")
+    options, density, kinds = LIKELIHOODS[likelihood]
     examples, samples, pixels = (3, 4, 41) if dtype == torch.float64 else (17, 6, 9)
-    specs = [Spec((examples, pixels), x_kind), *(Spec((examples, samples, pixels), kind) for kind in kinds)]
-    if layout == "shared":
-        specs[-1] = Spec((pixels,), kinds[-1])
+    specs = specs_of_event(kinds, layout, (examples, samples), pixels)
     specs += [Spec((examples, samples, L)), Spec((examples, L)), Spec((examples, L), "unit")]
     given = drawn(specs, layout, dtype, device)
 
@@ -425,15 +429,10 @@ def elbo_by_hand(given: list[Tensor]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_elbo_of_each_likelihood(likelihood: str, layout: str, dtype: torch.dtype, device: torch.device) -> None:
     """Made with the loss, and with a loss of the rows beside it; weighted; the last output each row's, or shared."""
-    options, density, (x_kind, *kinds) = LIKELIHOODS[likelihood]
-    if layout == "shared" and len(kinds) == 1:
-        pytest.skip("has one output")
+    options, density, kinds = LIKELIHOODS[likelihood]
     # few long rows, whose columns threads share, and many
     examples, pixels = {torch.float64: (3, 41), torch.float32: (2, 70000), torch.bfloat16: (300, 9)}[dtype]
-    specs = [Spec((examples, pixels), x_kind), *(Spec((examples, pixels), kind) for kind in kinds)]
-    if layout == "shared":
-        specs[-1] = Spec((pixels,), kinds[-1])
-    specs += [Spec((examples, L)), Spec((examples, L), "unit")] * 2
+    specs = specs_of_event(kinds, layout, (examples,), pixels) + [Spec((examples, L)), Spec((examples, L), "unit")] * 2
     given = drawn(specs, layout, dtype, device)
     weights = torch.rand(examples, dtype=torch.float64, device=device)
     weights[0] = 0

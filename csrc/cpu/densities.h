@@ -34,17 +34,8 @@ class WideSum {
  public:
   WideSum() = default;
 
-  UNIGEN_INLINE void add(Vec<T> x) {
-    if constexpr (sizeof(T) == 8) {
-      low_ = low_ + x;
-    } else {
-      const Halves halves = widen(x);
-      low_ = low_ + halves.low;
-      high_ = high_ + halves.high;
-    }
-  }
-  // the same of x · factor
-  UNIGEN_INLINE void add(Vec<T> x, double factor) {
+  // x · factor
+  UNIGEN_INLINE void add(Vec<T> x, double factor = 1) {
     if constexpr (sizeof(T) == 8) {
       low_ = low_ + x * Vec<double>(factor);
     } else {

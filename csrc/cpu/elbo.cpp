@@ -186,14 +186,10 @@ void elbo_loss_backward_of(const ElboLossBackward& a, const F& formula, const Pa
 }  // namespace
 
 void elbo_loss(const ElboLoss& a, const Parallel& parallel) {
-  with_likelihood(a.likelihood, [&](auto formula) {
-    with_arithmetic(a.dtype, [&](auto t) { elbo_loss_of<decltype(t)>(a, formula, parallel); });
-  });
+  with_density(a, [&](auto t, auto formula) { elbo_loss_of<decltype(t)>(a, formula, parallel); });
 }
 void elbo_loss_backward(const ElboLossBackward& a, const Parallel& parallel) {
-  with_likelihood(a.likelihood, [&](auto formula) {
-    with_arithmetic(a.dtype, [&](auto t) { elbo_loss_backward_of<decltype(t)>(a, formula, parallel); });
-  });
+  with_density(a, [&](auto t, auto formula) { elbo_loss_backward_of<decltype(t)>(a, formula, parallel); });
 }
 
 }  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

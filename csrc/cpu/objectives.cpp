@@ -75,9 +75,11 @@ class Latent {
           const int64_t row = example * samples_ + first;
           const T* z[kTogether];
           T* target[kTogether];
+          int64_t origin[kTogether];
           for (int k = 0; k < m; ++k) {
             z[k] = z_.read(z_.origin(row + k), c, n, room.z[k]);
-            target[k] = wants_z_ ? grad_z_.target(grad_z_.origin(row + k), c, n, target_room[k]) : target_room[k];
+            origin[k] = wants_z_ ? grad_z_.origin(row + k) : 0;
+            target[k] = wants_z_ ? grad_z_.target(origin[k], c, n, target_room[k]) : target_room[k];
           }
           for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
             const OfExample shared(room, i);
@@ -96,7 +98,7 @@ class Latent {
             }
             for (int g = 0; g < kOfExample; ++g) store(sums[g] + i, sum[g]);
           });
-          for (int k = 0; wants_z_ && k < m; ++k) grad_z_.written(grad_z_.origin(row + k), c, n, target[k]);
+          for (int k = 0; wants_z_ && k < m; ++k) grad_z_.written(origin[k], c, n, target[k]);
         }
         for (int g = 0; wants_ && g < kOfExample; ++g) {
           for (int i = 0; i < padded; i += V::size) add_lanes(totals[g] + i, load(sums[g] + i));
@@ -415,14 +417,10 @@ void sampled_bound_backward_of(const SampledBoundBackward& a, const F& formula, 
 }  // namespace
 
 void sampled_bound(const SampledBound& a, const Parallel& parallel) {
-  with_likelihood(a.likelihood, [&](auto formula) {
-    with_arithmetic(a.dtype, [&](auto t) { sampled_bound_of<decltype(t)>(a, formula, parallel); });
-  });
+  with_density(a, [&](auto t, auto formula) { sampled_bound_of<decltype(t)>(a, formula, parallel); });
 }
 void sampled_bound_backward(const SampledBoundBackward& a, const Parallel& parallel) {
-  with_likelihood(a.likelihood, [&](auto formula) {
-    with_arithmetic(a.dtype, [&](auto t) { sampled_bound_backward_of<decltype(t)>(a, formula, parallel); });
-  });
+  with_density(a, [&](auto t, auto formula) { sampled_bound_backward_of<decltype(t)>(a, formula, parallel); });
 }
 
 }  // namespace unigen::cpu::UNIGEN_ISA_NAMESPACE

@@ -230,6 +230,14 @@ class Density {
   Stream<T> in_[kIn], out_[kOut];
 };
 
+// body(a number of the arithmetic type, the likelihood's formula)
+template <class Body>
+void with_density(const ObjectiveTensors& a, const Body& body) {
+  with_likelihood(a.likelihood, [&](auto formula) {
+    with_arithmetic(a.dtype, [&](auto t) { body(t, formula); });
+  });
+}
+
 // ---- over the rows ---------------------------------------------------------------------------------------------------
 
 // Examples of `samples` rows each, and how threads share them.
