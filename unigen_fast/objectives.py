@@ -16,7 +16,7 @@ from unigen_fast.reference.objectives import power_weights
 
 Decoder = Tensor | Sequence[Tensor]
 
-_PARAMETERS: dict[str, tuple[str, ...]] = {
+LIKELIHOODS: dict[str, tuple[str, ...]] = {
     "bernoulli": ("logits",),
     "gaussian": ("mean", "logvar"),
     "laplace": ("mean", "log_scale"),
@@ -102,16 +102,16 @@ def elbo_loss(
 
     Source: Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), Eq. 10; beta: Higgins et al. (2017).
     """
-    _checks.choice("likelihood", likelihood, _PARAMETERS)
+    _checks.choice("likelihood", likelihood, LIKELIHOODS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     kl_weight, scale = _checks.number("kl_weight", kl_weight), _checks.number("scale", scale)
-    parameters = _parameters(likelihood, decoder)
+    parameters = decoder_parameters(likelihood, decoder)
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     _data(x)
     bins = _bins(likelihood, likelihood_options)
     constants = x.requires_grad or (isinstance(weights, Tensor) and weights.requires_grad)
     if likelihood in _NOT_ELEMENTWISE or bins is None or constants:
-        of_x = _log_prob(likelihood, parameters, x, event_ndims, likelihood_options)
+        of_x = log_prob(likelihood, parameters, x, event_ndims, likelihood_options)
         found = _of_rows(gaussians, of_x.shape)
         kl = divergence.gaussian_kl(*found, event_ndims=found[0].dim() - of_x.dim(), reduction="none")
         loss = kl * kl_weight - of_x
@@ -199,12 +199,12 @@ def iwae_objective(
     (2017) for "stl"; Tucker et al. (2018) for "dreg"; Rainforth et al. (2018) for "miwae" and "ciwae"; Li and Turner
     (2016) for "renyi"; Dieng et al. (2017) for "cubo"; Masrani, Le, Wood (2019) for "tvo".
     """
-    _checks.choice("likelihood", likelihood, _PARAMETERS)
+    _checks.choice("likelihood", likelihood, LIKELIHOODS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
     given = {"num_groups": num_groups, "beta": beta, "alpha": alpha, "order": order, "partition": partition}
     option = _estimator_option(estimator, given)
-    parameters = _parameters(likelihood, decoder)
+    parameters = decoder_parameters(likelihood, decoder)
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     if estimator in ("stl", "dreg"):
         gaussians = [*(g.detach() for g in gaussians[:2] if g is not None), *gaussians[2:]]
@@ -355,9 +355,9 @@ class _RunningSum:
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _parameters(likelihood: str, decoder: Decoder) -> dict[str, Tensor]:
+def decoder_parameters(likelihood: str, decoder: Decoder) -> dict[str, Tensor]:
     """The decoder's outputs by their names in `<likelihood>_log_prob`."""
-    names = _PARAMETERS[likelihood]
+    names = LIKELIHOODS[likelihood]
     if isinstance(decoder, Tensor):
         found = [decoder]  # most often
     elif isinstance(decoder, Sequence) and not isinstance(decoder, str):
@@ -575,7 +575,7 @@ def _to_be_made(op: FusedOp, tensors: Sequence[Tensor | None]) -> int:
 # ---- compositions ----------------------------------------------------------------------------------------------------
 
 
-def _log_prob(
+def log_prob(
     likelihood: str, parameters: Mapping[str, Tensor], x: Tensor, event_ndims: int, options: Mapping[str, Any] | None
 ) -> Tensor:
     """Rows of `<likelihood>_log_prob`."""
@@ -599,7 +599,7 @@ def _log_likelihood(
     """log p(x | z) of every sample, with z and the Gaussians' parameters as `_latents` gives them."""
     first = next(iter(parameters.values()))
     dim = _sample_dim(dim, min(first.dim(), x.dim() + 1))
-    of_x = _log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options)
+    of_x = log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options)
     _sample_dim(dim, of_x.dim())
     return of_x, _latents(z, gaussians, of_x.shape, dim)
 

@@ -1,0 +1,161 @@
+"""What all models share: phases, each with the KL it minimises beside its code, and the networks it updates."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from unigen_fast import _checks
+
+Losses = dict[str, Tensor]
+P = ParamSpec("P")
+M = TypeVar("M", bound=Callable[..., Losses])
+
+_SUFFIX = "_phase"
+
+
+class Phase(NamedTuple):
+    """One kind of update of a model."""
+
+    name: str
+    updates: tuple[str, ...]  # the model's networks whose parameters it changes
+    minimises: str  # the divergence, in the paper's notation
+    method: str
+
+
+def phase(*, updates: tuple[str, ...], minimises: str) -> Callable[[M], M]:
+    """Marks a method `<name>_phase(self, batch)` as the losses of the phase `name`."""
+
+    def mark(method: M) -> M:
+        name = method.__name__
+        found = Phase(name.removesuffix(_SUFFIX), updates, minimises, name)
+        method._phase = found  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class Model(nn.Module):
+    """A model of the paper: which p and q it is made of, and which KL each phase of its training minimises.
+
+    A training step takes the phases in their order, each with an optimizer of `parameters_of(phase)`:
+
+        for phase in model.phases:
+            loss = model.losses(phase, batch)["loss"]
+            optimizers[phase].zero_grad()
+            loss.backward()
+            optimizers[phase].step()
+
+    The loss of a phase reaches `parameters_of(phase)` and no other parameter: nothing else gets a gradient, nor does
+    backward spend time on one. `DistributedDataParallel(model, find_unused_parameters=True)` is called as `forward`,
+    with (phase, batch).
+    """
+
+    phases: ClassVar[dict[str, Phase]] = {}  # by name, in the order of a training step
+    of_paper: ClassVar[str] = ""  # the equation or section that the model is taken from
+    p: ClassVar[str] = ""  # the generative side: what is drawn from
+    q: ClassVar[str] = ""  # the inference side, and the discriminator
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.phases = {}
+        for base in cls.__bases__:  # the first one's phases first, and its own where two have one of the same name
+            if issubclass(base, Model):
+                cls.phases = cls.phases | {name: p for name, p in base.phases.items() if name not in cls.phases}
+        marks = (getattr(attribute, "_phase", None) for attribute in vars(cls).values())
+        cls.phases |= {mark.name: mark for mark in marks if isinstance(mark, Phase)}
+
+    def losses(self, phase: str, batch: Any) -> Losses:
+        """What a phase minimises, under "loss"; and, detached, what else its pass found.
+
+        Raises:
+            ValueError: an unknown phase; a batch or outputs of networks of other shapes than expected.
+            TypeError: those of another type.
+        """
+        _checks.choice("phase", phase, self.phases)
+        return getattr(self, self.phases[phase].method)(batch)
+
+    def forward(self, phase: str, batch: Any) -> Losses:
+        """`losses`: so that wrappers which intercept `forward` see every pass."""
+        return self.losses(phase, batch)
+
+    def parameters_of(self, phase: str) -> Iterator[nn.Parameter]:
+        """The parameters that a phase updates, each once."""
+        _checks.choice("phase", phase, self.phases)
+        networks = nn.ModuleList([getattr(self, name) for name in self.phases[phase].updates])
+        return networks.parameters()
+
+    def sample(self, n: int) -> Tensor:
+        """n samples of the model, without a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no distribution over data to draw from")
+
+
+# ---- what the models are written with --------------------------------------------------------------------------------
+
+
+def frozen(network: nn.Module) -> Callable[..., Any]:
+    """The network with its parameters as constants: gradients go through it, none to it."""
+    constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return lambda *inputs: torch.func.functional_call(network, constants, inputs)
+
+
+class Prior(nn.Module):
+    """p(z): `draw(*shape, device=…, dtype=…)` of one shape; without parameters, so nothing in the state dict."""
+
+    def __init__(self, shape: int | tuple[int, ...], draw: Callable[..., Tensor] = torch.randn) -> None:
+        super().__init__()
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.draw = draw
+        if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise ValueError(f"latent: got {shape!r}, expected the positive size of z, or its shape")
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, {getattr(self.draw, '__name__', self.draw)}"
+
+    def forward(self, n: int, like: nn.Module) -> Tensor:
+        """n codes, where the parameters of `like` are."""
+        parameter = next(like.parameters(), None)
+        if parameter is None:
+            return self.draw(n, *self.shape)
+        return self.draw(n, *self.shape, device=parameter.device, dtype=parameter.dtype)
+
+
+def tensors(batch: Any, *names: str) -> tuple[Tensor, ...]:
+    """The tensors of a batch of examples, as many and as long as `names` says."""
+    found = (batch,) if isinstance(batch, Tensor) else tuple(batch) if isinstance(batch, (tuple, list)) else None
+    if found is None or not all(isinstance(t, Tensor) for t in found):
+        got = type(batch).__name__ if found is None else f"({', '.join(type(t).__name__ for t in found)})"
+        raise TypeError(f"batch: expected tensors ({', '.join(names)}), got {got}")
+    if len(found) != len(names) or not all(t.dim() for t in found):
+        shapes = ", ".join(str(tuple(t.shape)) for t in found)
+        raise ValueError(f"batch: got tensors of shapes {shapes}, expected ({', '.join(names)}), examples first")
+    return found
+
+
+def same_length(**parts: Tensor) -> None:
+    """Raises where the tensors hold different numbers of examples."""
+    if len({len(t) for t in parts.values()}) > 1:
+        got = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
+        raise ValueError(f"batch: got {got}, expected as many examples of each")
+
+
+def conditioned(batch: Any) -> tuple[Tensor, Tensor]:
+    """(x, labels) of one length."""
+    x, labels = tensors(batch, "x", "labels")
+    same_length(x=x, labels=labels)
+    return x, labels
+
+
+def draw_labels(n: int, num_classes: int | None, like: nn.Module) -> Tensor:
+    """n labels, all classes alike probable."""
+    if num_classes is None:
+        raise ValueError("labels: got None, expected one for each sample: this model was given no num_classes")
+    parameter = next(like.parameters(), None)
+    return torch.randint(num_classes, (n,), device=None if parameter is None else parameter.device)
+
+
+def positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+    return value
