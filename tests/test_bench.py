@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from unigen_fast import bench
+from unigen_fast import bench, models
 from unigen_fast.bench import harness, report, steps
 from unigen_fast.bench.cases import ROWS, Row, describe_shapes
 
@@ -503,6 +503,13 @@ def test_readme_takes_steps(tmp_path, record_of_steps):
     assert not (tmp_path / "benches" / "results" / "cpu.png").exists()  # it shows rows
     assert bench.main(["--readme", str(readme)]) == 0
     assert readme.read_text() == once
+
+
+def test_readme_takes_the_table_of_models(tmp_path, record_of_steps):
+    text = "<!-- models -->\nold\n<!-- /models -->\n<!-- steps:cpu -->\n<!-- /steps -->\n"
+    readme = _readme(tmp_path, text, record_of_steps)
+    assert bench.main(["--readme", str(readme)]) == 0
+    assert readme.read_text().startswith(f"<!-- models -->\n{models.table()}\n<!-- /models -->\n")
 
 
 @pytest.mark.parametrize("change", ["none", "error"])

@@ -1,4 +1,4 @@
-"""`python -m unigen_fast info [--ops] | demo | bench`, also installed as `unigen-fast`."""
+"""`python -m unigen_fast info [--ops | --models] | demo | bench`, also installed as `unigen-fast`."""
 
 import sys
 
@@ -10,6 +10,11 @@ def main(argv: list[str] | None = None) -> int:
         from unigen_fast import _coverage, info
 
         print(_coverage.table(info().backends))
+        return 0
+    if command == "info" and rest == ["--models"]:
+        from unigen_fast import models
+
+        print(models.table())
         return 0
     if command == "info":
         import unigen_fast
@@ -24,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         from unigen_fast import bench
 
         return bench.main(rest) or 0
-    print(f"usage: python -m unigen_fast [info [--ops] | demo | bench] …\nunknown command {command!r}", file=sys.stderr)
+    usage = "usage: python -m unigen_fast [info [--ops | --models] | demo | bench] …"
+    print(f"{usage}\nunknown command {command!r}", file=sys.stderr)
     return 2
 
 

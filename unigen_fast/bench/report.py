@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unigen_fast import models
 from unigen_fast.bench.cases import ROWS, STARRED, describe_shapes
 from unigen_fast.bench.harness import EAGER, FUSED
 
@@ -17,6 +18,7 @@ _NO_VALUE = "–"
 _MARKERS = re.compile(
     r"(?P<open><!-- (?P<kind>bench|steps):(?P<name>[\w.-]+) -->\n).*?(?P<close><!-- /(?P=kind) -->)", re.DOTALL
 )
+_MODELS = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -344,7 +346,8 @@ _TABLES: dict[str, Callable[[Record], str]] = {"bench": markdown, "steps": markd
 
 def update_readme(readme: Path) -> list[str]:
     """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, and draws its pictures; the table of the
-    training steps between `<!-- steps:NAME -->` and `<!-- /steps -->`. Returns the names.
+    training steps between `<!-- steps:NAME -->` and `<!-- /steps -->`; that of the models between `<!-- models -->` and
+    `<!-- /models -->`, where there are such lines. Returns the names.
 
     The figures are those of benches/results/NAME.json beside the README; NAME.png and NAME_floors.png go there too.
     """
@@ -359,6 +362,7 @@ def update_readme(readme: Path) -> list[str]:
     results = readme.parent / "benches" / "results"
     records = {m["name"]: json.loads((results / f"{m['name']}.json").read_text()) for m in found}
     text = _MARKERS.sub(lambda m: f"{m['open']}{_TABLES[m['kind']](records[m['name']])}\n{m['close']}", text)
+    text = _MODELS.sub(lambda m: f"{m[1]}{models.table()}\n{m[2]}", text)
     for name in {m["name"] for m in found if m["kind"] == "bench"}:
         plot(records[name], results / f"{name}.png")
         plot_floors(records[name], results / f"{name}_floors.png")
