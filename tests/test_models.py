@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import unigen_fast as uf
 from unigen_fast.__main__ import main
 from unigen_fast.models import MODELS, Model
+from unigen_fast.models.variational import decode_samples
 
 pytest.importorskip("mlxtend")
 
@@ -488,6 +489,13 @@ def test_bound_of_one_sample_is_the_loss_without_its_weight(name):
     torch.manual_seed(0)
     loss = vae.losses("autoencoder", batch_of(name))["loss"]
     torch.testing.assert_close(-rows.mean(), loss.detach(), rtol=1e-5, atol=1e-4)
+
+
+def test_samples_of_an_example_keep_its_condition():
+    decoder = build("ConditionalVAE").decoder
+    z, labels = torch.randn(7, 3, LATENT), torch.arange(7)
+    found = decode_samples(decoder, z, (labels,), 2)
+    torch.testing.assert_close(found, torch.stack([decoder(z[:, k], labels) for k in range(3)], 1))
 
 
 def test_semi_supervised_bounds_sum_over_the_classes():

@@ -133,7 +133,7 @@ class ConditionalGAN(GAN):
     Args:
         generator: (z, c) to x. discriminator: (x, c) to logits.
         num_classes: where c is a label `[N]` of 0 … num_classes-1: `sample` can draw it.
-        latent, noise: as in `GAN`.
+        options: latent, noise: as in `GAN`.
 
     Source: Mirza and Osindero (2014); Hu et al. (2018), Sec. 4.1.
     """
@@ -147,11 +147,10 @@ class ConditionalGAN(GAN):
         generator: nn.Module,
         discriminator: nn.Module,
         *,
-        latent: int | tuple[int, ...],
         num_classes: int | None = None,
-        noise: Callable[..., Tensor] = torch.randn,
+        **options: Any,
     ) -> None:
-        super().__init__(generator, discriminator, latent=latent, noise=noise)
+        super().__init__(generator, discriminator, **options)
         self.num_classes = num_classes
 
     def real(self, batch: Any) -> tuple[Tensor, ...]:
@@ -196,7 +195,7 @@ class IWConditionalGAN(ConditionalGAN):
         per_class: normalise the weights among the samples of one label, the mean over labels being the loss, and not
             over the whole minibatch. The paper does not say which of the two it means; the default, the minibatch as
             in its IWGAN, is our choice.
-        generator, discriminator, latent, num_classes, noise: as in `ConditionalGAN`.
+        generator, discriminator, options: as in `ConditionalGAN`.
 
     Source: Hu et al. (2018), Sec. 4.1 and Eq. 16.
     """
@@ -208,12 +207,10 @@ class IWConditionalGAN(ConditionalGAN):
         generator: nn.Module,
         discriminator: nn.Module,
         *,
-        latent: int | tuple[int, ...],
-        num_classes: int | None = None,
-        noise: Callable[..., Tensor] = torch.randn,
         per_class: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(generator, discriminator, latent=latent, num_classes=num_classes, noise=noise)
+        super().__init__(generator, discriminator, **options)
         self.per_class = per_class
 
     @phase(updates=("generator",), minimises="−E log (1/k) Σᵢ q^r(y|xᵢ,c) p_θ₀(xᵢ|c) / p_θ(xᵢ|y,c)")

@@ -79,7 +79,12 @@ class VAE(Model):
 
     @phase(updates=("encoder", "decoder"), minimises=PERFECT)
     def autoencoder_phase(self, batch: Any) -> Losses:
-        return _with_parts(self.negative_bound(*self.examples(batch)))
+        bound = self.negative_bound(*self.examples(batch))
+        return {
+            "loss": bound.loss,
+            "log_likelihood": bound.log_likelihood.detach().mean(),
+            "kl": bound.kl.detach().mean(),
+        }
 
     def negative_bound(
         self, x: Tensor, *condition: Tensor, weights: Tensor | None = None, reduction: str = "mean"
@@ -173,7 +178,7 @@ class ConditionalVAE(VAE):
     Args:
         encoder: (x, c) to (mean, logvar). decoder: (z, c) to the likelihood's parameters.
         num_classes: where c is a label `[N]` of 0 … num_classes-1: `sample` can draw it.
-        latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
+        options: latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
 
     Source: Sohn, Lee, Yan (2015); Hu et al. (2018), Sec. 4.2.
     """
@@ -183,24 +188,9 @@ class ConditionalVAE(VAE):
     q = "q_η(z|x,y,c): encoder; q_*(y|x,c): perfect discriminator"
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        *,
-        latent: int | tuple[int, ...],
-        num_classes: int | None = None,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-        kl_weight: float = 1.0,
+        self, encoder: nn.Module, decoder: nn.Module, *, num_classes: int | None = None, **options: Any
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            latent=latent,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-            kl_weight=kl_weight,
-        )
+        super().__init__(encoder, decoder, **options)
         self.num_classes = num_classes
 
     def examples(self, batch: Any) -> tuple[Tensor, ...]:
@@ -227,7 +217,7 @@ class SemiSupervisedVAE(VAE):
         encoder: (x, labels) to (mean, logvar). decoder: (z, labels) to the likelihood's parameters.
         classifier: x to logits of the classes. num_classes: how many.
         classification_weight: alpha of Kingma et al., per example (0.1 there, by memory of its text).
-        latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
+        options: latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
 
     Source: Kingma et al., "Semi-supervised learning with deep generative models" (2014), Eq. 6 to 9; Hu et al. (2018),
     Sec. 4.2.
@@ -243,21 +233,11 @@ class SemiSupervisedVAE(VAE):
         decoder: nn.Module,
         classifier: nn.Module,
         *,
-        latent: int | tuple[int, ...],
         num_classes: int,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-        kl_weight: float = 1.0,
         classification_weight: float = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            latent=latent,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-            kl_weight=kl_weight,
-        )
+        super().__init__(encoder, decoder, **options)
         self.classifier = classifier
         self.num_classes = positive("num_classes", num_classes)
         self.classification_weight = _checks.number("classification_weight", classification_weight)
@@ -357,8 +337,9 @@ class IWAE(VAE):
 
     Args:
         num_samples: K.
-        estimator: "iwae", "stl", "dreg", "miwae", …; its options (`num_groups`, `alpha`, …) as keywords.
-        encoder, decoder, latent, likelihood, likelihood_options: as in `VAE`. The decoder is called with z `[N·K, …]`.
+        estimator: "iwae", "stl", "dreg", "miwae", …; estimator_options: `{"num_groups": 5}`, `{"alpha": 0.5}`, ….
+        encoder, decoder, and as options latent, likelihood, likelihood_options: as in `VAE`. The decoder is called with
+            z `[N·K, …]`.
 
     Source: Burda, Grosse, Salakhutdinov (2016): what IWGAN's bound is modelled on, Hu et al. (2018), Sec. 3.1.
     """
@@ -370,23 +351,21 @@ class IWAE(VAE):
         encoder: nn.Module,
         decoder: nn.Module,
         *,
-        latent: int | tuple[int, ...],
         num_samples: int,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
         estimator: str = "iwae",
+        estimator_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(encoder, decoder, latent=latent, likelihood=likelihood, likelihood_options=likelihood_options)
+        super().__init__(encoder, decoder, **options)
         self.num_samples = positive("num_samples", num_samples)
-        self.options = {"estimator": estimator, **options}
+        self.estimator = {"estimator": estimator, **(estimator_options or {})}
 
     @phase(updates=("encoder", "decoder"), minimises="−E log (1/K) Σₖ p_θ(x,zₖ) / q_η(zₖ|x), zₖ ~ q_η(z|x)")
     def autoencoder_phase(self, batch: Any) -> Losses:
         x, *condition = self.examples(batch)
         mean, logvar = self.posterior(x, *condition)
         z = sample_gaussian(mean, logvar, num_samples=self.num_samples, sample_dim=1)
-        found = self._multi_sample(x, condition, z, mean, logvar, **self.options)
+        found = self._multi_sample(x, condition, z, mean, logvar, **self.estimator)
         return {"loss": found.loss, "effective_sample_size": found.ess.mean()}
 
 
@@ -425,9 +404,16 @@ class _AdversaryActivated(Discriminated, VAE):
     @phase(updates=("encoder", "decoder"), minimises=ACTIVATED)
     def autoencoder_phase(self, batch: Any) -> Losses:
         real, fake = self.real(batch), self.fake(batch)
-        weights = torch.cat((self.q_reversed(*real), self.q_reversed(*fake)))
+        of_real, of_fake = self.q_reversed(*real), self.q_reversed(*fake)
         mixture = [torch.cat(sides) for sides in zip(real, fake, strict=True)]
-        return _with_parts(self.negative_bound(*mixture, weights=weights))
+        bound = self.negative_bound(*mixture, weights=torch.cat((of_real, of_fake)))
+        return {
+            "loss": bound.loss,
+            "log_likelihood": bound.log_likelihood[: len(of_real)].detach().mean(),  # of data, as the VAE's
+            "kl": bound.kl[: len(of_real)].detach().mean(),
+            "real_weight": of_real.mean(),
+            "fake_weight": of_fake.mean(),
+        }
 
 
 class AAVAE(_AdversaryActivated):
@@ -442,7 +428,7 @@ class AAVAE(_AdversaryActivated):
     `adversary_activated_loss`, made in the bound's own kernel.
 
     Args:
-        encoder, decoder, latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
+        encoder, decoder; options: latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
         discriminator: x to one logit for each example.
         fakes: "sample": x~ ~ p_θ(x|z), as p_θ0 says; "mean": its mean, a picture of grey levels, where data are such.
             The paper does not say which it took; the default is our choice.
@@ -459,20 +445,10 @@ class AAVAE(_AdversaryActivated):
         decoder: nn.Module,
         discriminator: nn.Module,
         *,
-        latent: int | tuple[int, ...],
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-        kl_weight: float = 1.0,
         fakes: str = "sample",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            latent=latent,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-            kl_weight=kl_weight,
-        )
+        super().__init__(encoder, decoder, **options)
         self.activate(discriminator, fakes)
 
 
@@ -485,7 +461,7 @@ class AAConditionalVAE(_AdversaryActivated, ConditionalVAE):
     Args:
         discriminator: (x, c) to one logit for each example.
         fakes: as in `AAVAE`.
-        (the others): as in `ConditionalVAE`.
+        encoder, decoder, options: as in `ConditionalVAE`.
 
     Source: Hu et al. (2018), Sec. 4.2 and Eq. 17.
     """
@@ -499,22 +475,10 @@ class AAConditionalVAE(_AdversaryActivated, ConditionalVAE):
         decoder: nn.Module,
         discriminator: nn.Module,
         *,
-        latent: int | tuple[int, ...],
-        num_classes: int | None = None,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-        kl_weight: float = 1.0,
         fakes: str = "sample",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            latent=latent,
-            num_classes=num_classes,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-            kl_weight=kl_weight,
-        )
+        super().__init__(encoder, decoder, **options)
         self.activate(discriminator, fakes)
 
 
@@ -532,7 +496,7 @@ class AASemiSupervisedVAE(_AdversaryActivated, SemiSupervisedVAE):
     Args:
         discriminator: x to one logit for each example.
         fakes: as in `AAVAE`.
-        (the others): as in `SemiSupervisedVAE`.
+        encoder, decoder, classifier, options: as in `SemiSupervisedVAE`.
 
     Source: Hu et al. (2018), Sec. 4.2 and Eq. 17.
     """
@@ -547,25 +511,10 @@ class AASemiSupervisedVAE(_AdversaryActivated, SemiSupervisedVAE):
         classifier: nn.Module,
         discriminator: nn.Module,
         *,
-        latent: int | tuple[int, ...],
-        num_classes: int,
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-        kl_weight: float = 1.0,
-        classification_weight: float = 0.1,
         fakes: str = "sample",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            classifier,
-            latent=latent,
-            num_classes=num_classes,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-            kl_weight=kl_weight,
-            classification_weight=classification_weight,
-        )
+        super().__init__(encoder, decoder, classifier, **options)
         self.activate(discriminator, fakes)
 
     def real(self, batch: Any) -> tuple[Tensor, ...]:
@@ -585,13 +534,14 @@ class AASemiSupervisedVAE(_AdversaryActivated, SemiSupervisedVAE):
         n = len(labels)  # the first n of either side have a label
         (real,), (fake,) = self.real(batch), self.fake(batch)
         of_real, of_fake = self.q_reversed(real), self.q_reversed(fake)
-        return self.semi_supervised(
+        losses = self.semi_supervised(
             torch.cat((real[:n], fake[:n])),
             labels.repeat(2),
             torch.cat((real[n:], fake[n:])),
             torch.cat((of_real[:n], of_fake[:n])),
             torch.cat((of_real[n:], of_fake[n:])),
         )
+        return losses | {"real_weight": of_real.mean(), "fake_weight": of_fake.mean()}
 
 
 class VAEGAN(Discriminated):
@@ -723,11 +673,3 @@ def decode_samples(decoder: nn.Module, z: Tensor, condition: Any, ndims: int) ->
         return t.unflatten(0, (n, samples)) if t.dim() >= ndims and t.size(0) == n * samples else t
 
     return unflatten(decoded) if isinstance(decoded, Tensor) else tuple(unflatten(t) for t in decoded)
-
-
-def _with_parts(bound: Bound) -> Losses:
-    return {
-        "loss": bound.loss,
-        "log_likelihood": bound.log_likelihood.detach().mean(),
-        "kl": bound.kl.detach().mean(),
-    }

@@ -142,7 +142,7 @@ class ReweightedWakeSleep(WakeSleep):
 
     Args:
         num_samples: K.
-        (the others): as in `WakeSleep`. The decoder is called with h `[N·K, …]`.
+        encoder, decoder, options: as in `WakeSleep`. The decoder is called with h `[N·K, …]`.
 
     Source: Bornschein and Bengio (2015); Le et al. (2019).
     """
@@ -154,20 +154,10 @@ class ReweightedWakeSleep(WakeSleep):
         encoder: nn.Module,
         decoder: nn.Module,
         *,
-        latent: int | tuple[int, ...],
         num_samples: int,
-        latents: str = "gaussian",
-        likelihood: str = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            latent=latent,
-            latents=latents,
-            likelihood=likelihood,
-            likelihood_options=likelihood_options,
-        )
+        super().__init__(encoder, decoder, **options)
         self.num_samples = positive("num_samples", num_samples)
 
     @phase(
