@@ -46,9 +46,9 @@ kernels: $(VENV)/ready
 OTHER_TORCH ?= 2.10.0
 compat: $(VENV)/ready
 	$(PYTHON) -m venv build/torch-$(OTHER_TORCH)
-	build/torch-$(OTHER_TORCH)/bin/pip install -q torch==$(OTHER_TORCH) numpy pytest scipy mpmath
+	build/torch-$(OTHER_TORCH)/bin/pip install -q torch==$(OTHER_TORCH) numpy pytest scipy mpmath mlxtend
 	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m unigen_fast info
-	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m pytest -q tests/test_likelihood.py tests/test_random.py
+	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m pytest -q tests/test_likelihood.py tests/test_random.py tests/test_models.py
 
 clean:
 	rm -rf $(VENV) build demo-output *.egg-info unigen_fast/*.so unigen_fast/_build_report.json

@@ -657,6 +657,20 @@ def test_autocast(name, phase):
     assert F.cosine_similarity(every, of_half, dim=0) > 0.9
 
 
+@every_model
+def test_autocast_around_all_phases(name):
+    """Losses of all phases in one context: what one phase passes as constants is cast anew where it learns."""
+    model = build(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.sample(2) if hasattr(model, "prior") else None
+        losses = {phase: model.losses(phase, batch_of(name))["loss"] for phase in model.phases}
+    for phase, loss in losses.items():
+        model.zero_grad()
+        loss.backward()
+        found = {id(p) for p in model.parameters() if p.grad is not None}
+        assert found == {id(p) for p in model.parameters_of(phase)}, phase
+
+
 def _distributed(rank: int, file: str, results: Any) -> None:
     """Every phase of every model under DDP, against the mean of what the ranks compute by themselves."""
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """What all models share: phases, each with the KL it minimises beside its code, and the networks it updates."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -94,10 +95,30 @@ class Model(nn.Module):
 # ---- what the models are written with --------------------------------------------------------------------------------
 
 
+@contextmanager
+def constants() -> Iterator[None]:
+    """`torch.no_grad` that autocast does not remember.
+
+    In torch 2.10 a weight that it casts without a gradient is kept for the passes to come, which then give it none: the
+    decoder that drew the fakes would learn nothing from the bound.
+    """
+    if torch.compiler.is_compiling():  # where autocast keeps nothing
+        with torch.no_grad():
+            yield
+        return
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
 def frozen(network: nn.Module) -> Callable[..., Any]:
     """The network with its parameters as constants: gradients go through it, none to it."""
-    constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    return lambda *inputs: torch.func.functional_call(network, constants, inputs)
+    detached = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return lambda *inputs: torch.func.functional_call(network, detached, inputs)
 
 
 class Prior(nn.Module):

@@ -28,6 +28,7 @@ from unigen_fast.models._model import (
     Model,
     Prior,
     conditioned,
+    constants,
     draw_labels,
     frozen,
     phase,
@@ -54,7 +55,7 @@ class Discriminated(Model):
 
     @phase(updates=("discriminator",), minimises=TELL_APART)
     def discriminator_phase(self, batch: Any) -> Losses:
-        with torch.no_grad():
+        with constants():
             real, fake = self.real(batch), self.fake(batch)
         return tell_apart(real=self.discriminator(*real), fake=self.discriminator(*fake))
 
@@ -120,7 +121,7 @@ class GAN(Discriminated):
         """-E[log q^r_φ(y=0|x)] of the logits of these samples."""
         return generator_loss(fake=logits)
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int) -> Tensor:
         return self.generator(self.prior(n, self))
 
@@ -156,7 +157,7 @@ class ConditionalGAN(GAN):
     def real(self, batch: Any) -> tuple[Tensor, ...]:
         return conditioned(batch)
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int, condition: Tensor | None = None) -> Tensor:
         """n samples, of labels drawn uniformly or of the condition `[n, …]`."""
         if condition is None:
@@ -317,7 +318,7 @@ class InfoGAN(GAN):
             "log_code": log_code.detach(),
         }
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int) -> Tensor:
         return self.generator(self.code(n).z)
 
@@ -385,7 +386,7 @@ class AdversarialAutoencoder(Discriminated):
             "log_likelihood": log_likelihood.detach(),
         }
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int, *, mean: bool = False) -> Tensor:
         """n samples x ~ q_η(x|z), z ~ p(z); or the means of q_η(x|z)."""
         decoded = self.decoder(self.prior(n, self))
@@ -453,7 +454,7 @@ class PredictabilityMinimization(Model):
     @phase(updates=("predictors",), minimises="Σᵢ KL(p_θ(hᵢ|h₋ᵢ) ‖ q_φ(hᵢ|h₋ᵢ))")
     def predictor_phase(self, batch: Any) -> Losses:
         (x,) = tensors(batch, "x")
-        with torch.no_grad():
+        with constants():
             h = self.code(x)
         return {"loss": -self.log_predictions(h, constant_predictors=False).mean()}
 
@@ -512,7 +513,7 @@ class CycleGAN(Model):
     )
     def discriminator_phase(self, batch: Any) -> Losses:
         x, z = tensors(batch, "x", "z")
-        with torch.no_grad():
+        with constants():
             fake_x, fake_z = self.z_to_x(z), self.x_to_z(x)
         of_x = tell_apart(real=self.discriminator_x(x), fake=self.discriminator_x(fake_x))
         of_z = tell_apart(real=self.discriminator_z(z), fake=self.discriminator_z(fake_z))

@@ -21,6 +21,7 @@ from unigen_fast.models._model import (
     Model,
     Prior,
     conditioned,
+    constants,
     draw_labels,
     frozen,
     phase,
@@ -121,7 +122,7 @@ class VAE(Model):
         """(mean, logvar) of q_η(z|x)."""
         return gaussian_parameters(self.encoder(x, *condition), (len(x), *self.prior.shape))
 
-    @torch.no_grad()
+    @constants()
     def bound(self, batch: Any, num_samples: int = 1) -> Tensor:
         """A lower bound of log p_θ(x) for each example, in nats, without a gradient; `[N]`.
 
@@ -160,7 +161,7 @@ class VAE(Model):
             **options,
         )
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int, *, mean: bool = False) -> Tensor:
         """n samples x ~ p_θ(x|z), z ~ p(z); or the means of p_θ(x|z), as pictures of digits are shown."""
         return self._decoded_sample(self.prior(n, self), mean=mean)
@@ -196,7 +197,7 @@ class ConditionalVAE(VAE):
     def examples(self, batch: Any) -> tuple[Tensor, ...]:
         return conditioned(batch)
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int, condition: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """n samples, of labels drawn uniformly or of the condition `[n, …]`."""
         if condition is None:
@@ -299,7 +300,7 @@ class SemiSupervisedVAE(VAE):
         """Logits of q_η(c|x)."""
         return self.classifier(x)
 
-    @torch.no_grad()
+    @constants()
     def bound(self, batch: Any, num_samples: int = 1) -> Tensor:
         """A lower bound of log p_θ(x), or of log p_θ(x, c), for each example, in nats, without a gradient; `[N]`.
 
@@ -322,7 +323,7 @@ class SemiSupervisedVAE(VAE):
         self._check_classes(logits)
         return (logits.softmax(-1) * of_classes.t()).sum(-1) - categorical_kl(logits, reduction="none")
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int, labels: Tensor | None = None, *, mean: bool = False) -> Tensor:
         """n samples, of labels drawn uniformly or of those given `[n]`."""
         if labels is None:
@@ -384,13 +385,13 @@ class _AdversaryActivated(Discriminated, VAE):
     def real(self, batch: Any) -> tuple[Tensor, ...]:
         return self.examples(batch)
 
-    @torch.no_grad()
+    @constants()
     def fake(self, batch: Any) -> tuple[Tensor, ...]:
         x, *condition = self.examples(batch)
         z = self.prior(len(x), self)
         return self._decoded_sample(z, *condition, mean=self.fakes == "mean").to(x.dtype), *condition
 
-    @torch.no_grad()
+    @constants()
     def q_reversed(self, *examples: Tensor) -> Tensor:
         """q^r_φ(y=0|x) = D(x) `[N]`, a constant."""
         logits = self.discriminator(*examples)
@@ -521,7 +522,7 @@ class AASemiSupervisedVAE(_AdversaryActivated, SemiSupervisedVAE):
         x, _, unlabelled = self.examples(batch)
         return (torch.cat((x, unlabelled)),)
 
-    @torch.no_grad()
+    @constants()
     def fake(self, batch: Any) -> tuple[Tensor, ...]:
         x, labels, unlabelled = self.examples(batch)
         labels = torch.cat((labels, draw_labels(len(unlabelled), self.num_classes, self)))
@@ -599,13 +600,13 @@ class VAEGAN(Discriminated):
     @phase(updates=("features", "discriminator"), minimises=TELL_APART)
     def discriminator_phase(self, batch: Any) -> Losses:
         (x,) = self.real(batch)
-        with torch.no_grad():
+        with constants():
             (fake,) = self.fake(batch)
         return tell_apart(real=self.discriminator(self.features(x)), fake=self.discriminator(self.features(fake)))
 
     def _log_features(self, x: Tensor, reconstructed: Tensor) -> Tensor:
         """log N(f(x); f(x^), 1), the mean over examples."""
-        with torch.no_grad():
+        with constants():
             of_x = self.features(x)
         return gaussian_log_prob(
             of_x, reconstructed, reconstructed.new_zeros(()), event_ndims=reconstructed.dim() - 1
@@ -625,7 +626,7 @@ class VAEGAN(Discriminated):
     )
     def generator_phase(self, batch: Any) -> Losses:
         (x,) = self.real(batch)
-        with torch.no_grad():
+        with constants():
             z = torch.cat((self.prior(len(x), self), self._code(x)[0]))
         of_fake = frozen(self.features)(self.generator(z))
         adversarial = generator_loss(fake=frozen(self.discriminator)(of_fake))
@@ -636,7 +637,7 @@ class VAEGAN(Discriminated):
             "log_features": log_features.detach(),
         }
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int) -> Tensor:
         return self.generator(self.prior(n, self))
 

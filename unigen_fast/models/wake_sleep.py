@@ -13,7 +13,7 @@ from unigen_fast.divergence import sample_gaussian
 from unigen_fast.importance import rws_losses
 from unigen_fast.likelihood import bernoulli_log_prob, gaussian_log_prob
 from unigen_fast.models._likelihoods import Likelihood
-from unigen_fast.models._model import Losses, Model, Prior, phase, positive, tensors
+from unigen_fast.models._model import Losses, Model, Prior, constants, phase, positive, tensors
 from unigen_fast.models.variational import bound_in_chunks, decode_samples, gaussian_parameters
 
 
@@ -69,7 +69,7 @@ class WakeSleep(Model):
             raise ValueError(f"encoder: got shape {tuple(encoded.shape)}, expected logits {shape}")
         return (encoded,)
 
-    @torch.no_grad()
+    @constants()
     def draw(self, posterior: tuple[Tensor, ...], num_samples: int) -> Tensor:
         """h ~ q_λ(h|x) `[N, K, latent…]`, constants: neither phase differentiates through h."""
         if self.latents == "gaussian":
@@ -98,19 +98,19 @@ class WakeSleep(Model):
     @phase(updates=("decoder",), minimises="KL(p_data(x) q_λ(h|x) ‖ p_θ(x,h))")
     def wake_phase(self, batch: Any) -> Losses:
         (x,) = tensors(batch, "x")
-        with torch.no_grad():
+        with constants():
             h = self.draw(self.posterior(x), 1).squeeze(1)
         return {"loss": -self.likelihood.log_prob(self.decoder(h), x).mean()}
 
     @phase(updates=("encoder",), minimises="KL(p_θ(x,h) ‖ p_θ(x) q_λ(h|x))")
     def sleep_phase(self, batch: Any) -> Losses:
         (x,) = tensors(batch, "x")  # says how many to dream
-        with torch.no_grad():
+        with constants():
             h = self.prior(len(x), self)
             dreamt = self.likelihood.draw(self.decoder(h)).to(x.dtype)
         return {"loss": -self.log_q(h, self.posterior(dreamt)).mean()}
 
-    @torch.no_grad()
+    @constants()
     def bound(self, batch: Any, num_samples: int = 1) -> Tensor:
         """log (1/K) sum_k p(x, h_k) / q(h_k|x) for each example, in nats, without a gradient; `[N]`.
 
@@ -126,7 +126,7 @@ class WakeSleep(Model):
 
         return bound_in_chunks(log_weights, len(x), positive("num_samples", num_samples))
 
-    @torch.no_grad()
+    @constants()
     def sample(self, n: int, *, mean: bool = False) -> Tensor:
         """n samples x ~ p_θ(x|h), h ~ p(h); or the means of p_θ(x|h)."""
         decoded = self.decoder(self.prior(n, self))
