@@ -35,6 +35,7 @@ from unigen_fast.objectives import Bound, elbo_loss, iwae_objective, streaming_l
 PERFECT = "KL(q_η(z|x,y) q^r_*(y|x) ‖ p_θ(z,y|x))"
 ACTIVATED = "KL(q_η(z|x,y) q^r_φ(y|x) ‖ p_θ(z,y|x))"
 
+_FAKES = ("sample", "mean")
 _ROWS = 10_000  # examples times samples that `bound` decodes at a time
 
 
@@ -373,14 +374,41 @@ class IWAE(VAE):
 # ---- with a discriminator --------------------------------------------------------------------------------------------
 
 
-class _AdversaryActivated(Discriminated, VAE):
-    """Eq. 17: the model's own bound of every example of data and of as many samples, each counting D(x)."""
+class AAVAE(Discriminated, VAE):
+    """Adversary-activated VAE: the VAE whose perfect discriminator is replaced by a learned one.
 
-    fakes: str
+    Phases, for a batch x of data and as many samples x~ of the model, constants:
+        discriminator: E_data[-log D(x)] + E_x~[-log(1 - D(x~))], as a GAN's
+        autoencoder: 1/2 E_data[ D(x) L(x) ] + 1/2 E_x~[ D(x~) L(x~) ] (Eq. 17), L the VAE's loss
 
-    def activate(self, discriminator: nn.Module, fakes: str) -> None:
+    No gradient reaches D through the weights, nor θ through x~. With D = 1 on data and 0 on samples it is half the
+    VAE's loss (Lemma 2). Data and samples pass encoder and decoder as one batch, p_θ0(x); the sum is that of
+    `adversary_activated_loss`, made in the bound's own kernel.
+
+    Args:
+        encoder, decoder; options: latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
+        discriminator: x to one logit for each example.
+        fakes: "sample": x~ ~ p_θ(x|z), as p_θ0 says; "mean": its mean, a picture of grey levels, where data are such.
+            The paper does not say which it took; the default is our choice.
+
+    Source: Hu et al. (2018), Eq. 17.
+    """
+
+    of_paper = "Eq. 17"
+    q = "q_η(z|x,y): encoder; q_φ(y|x): discriminator"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        discriminator: nn.Module,
+        *,
+        fakes: str = "sample",
+        **options: Any,
+    ) -> None:
+        super().__init__(encoder, decoder, **options)
         self.discriminator = discriminator
-        self.fakes = _checks.choice("fakes", fakes, ("sample", "mean"))
+        self.fakes = _checks.choice("fakes", fakes, _FAKES)
 
     def real(self, batch: Any) -> tuple[Tensor, ...]:
         return self.examples(batch)
@@ -417,43 +445,7 @@ class _AdversaryActivated(Discriminated, VAE):
         }
 
 
-class AAVAE(_AdversaryActivated):
-    """Adversary-activated VAE: the VAE whose perfect discriminator is replaced by a learned one.
-
-    Phases, for a batch x of data and as many samples x~ of the model, constants:
-        discriminator: E_data[-log D(x)] + E_x~[-log(1 - D(x~))], as a GAN's
-        autoencoder: 1/2 E_data[ D(x) L(x) ] + 1/2 E_x~[ D(x~) L(x~) ] (Eq. 17), L the VAE's loss
-
-    No gradient reaches D through the weights, nor θ through x~. With D = 1 on data and 0 on samples it is half the
-    VAE's loss (Lemma 2). Data and samples pass encoder and decoder as one batch, p_θ0(x); the sum is that of
-    `adversary_activated_loss`, made in the bound's own kernel.
-
-    Args:
-        encoder, decoder; options: latent, likelihood, likelihood_options, kl_weight: as in `VAE`.
-        discriminator: x to one logit for each example.
-        fakes: "sample": x~ ~ p_θ(x|z), as p_θ0 says; "mean": its mean, a picture of grey levels, where data are such.
-            The paper does not say which it took; the default is our choice.
-
-    Source: Hu et al. (2018), Eq. 17.
-    """
-
-    of_paper = "Eq. 17"
-    q = "q_η(z|x,y): encoder; q_φ(y|x): discriminator"
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        discriminator: nn.Module,
-        *,
-        fakes: str = "sample",
-        **options: Any,
-    ) -> None:
-        super().__init__(encoder, decoder, **options)
-        self.activate(discriminator, fakes)
-
-
-class AAConditionalVAE(_AdversaryActivated, ConditionalVAE):
+class AAConditionalVAE(AAVAE, ConditionalVAE):
     """Adversary-activated conditional VAE: `AAVAE` given a condition.
 
     Phases as in `AAVAE`, for a batch (x, c); samples have the batch's conditions, and the discriminator sees them: that
@@ -470,29 +462,16 @@ class AAConditionalVAE(_AdversaryActivated, ConditionalVAE):
     of_paper = "Sec. 4.2, Eq. 17"
     q = "q_η(z|x,y,c): encoder; q_φ(y|x,c): discriminator"
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        discriminator: nn.Module,
-        *,
-        fakes: str = "sample",
-        **options: Any,
-    ) -> None:
-        super().__init__(encoder, decoder, **options)
-        self.activate(discriminator, fakes)
 
-
-class AASemiSupervisedVAE(_AdversaryActivated, SemiSupervisedVAE):
+class AASemiSupervisedVAE(AAVAE, SemiSupervisedVAE):
     """Adversary-activated semi-supervised VAE: every term of `SemiSupervisedVAE`, of data and of samples, counts D(x).
 
     Phases, for a batch (x_labelled, labels, x_unlabelled):
         discriminator: as a GAN's, all x of the batch against as many samples
         autoencoder: as in `SemiSupervisedVAE`, of the mixture of both, L, U and -log q_η(c|x) weighted with D(x)
 
-    The paper does not say how labels enter. Our choice: D sees x alone; half the samples' labels are used as the data's
-    are: those of as many samples as the batch has labelled data, drawn with the batch's labels; the others are drawn of
-    any class and taken as unlabelled.
+    The paper does not say how labels enter. Our choice: D sees x alone; as many samples as the batch has labelled data
+    are drawn with its labels and count as labelled, the others are drawn of any class and count as unlabelled.
 
     Args:
         discriminator: x to one logit for each example.
@@ -515,8 +494,7 @@ class AASemiSupervisedVAE(_AdversaryActivated, SemiSupervisedVAE):
         fakes: str = "sample",
         **options: Any,
     ) -> None:
-        super().__init__(encoder, decoder, classifier, **options)
-        self.activate(discriminator, fakes)
+        super().__init__(encoder, decoder, discriminator, classifier=classifier, fakes=fakes, **options)
 
     def real(self, batch: Any) -> tuple[Tensor, ...]:
         x, _, unlabelled = self.examples(batch)
