@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-third-party demo bench lint kernels compat clean
+.PHONY: test test-third-party demo paper bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -27,6 +27,14 @@ test-third-party: $(VENV)/ready
 
 demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output
+
+# the paper's Tables 2 and 3 on 5000 digits, and README's tables of them
+paper: $(VENV)/ready
+	$(BIN)/python examples/paper/gan.py
+	$(BIN)/python examples/paper/vae.py
+	$(BIN)/python examples/paper/memorization.py
+	$(BIN)/python examples/paper/tried.py
+	$(BIN)/python examples/paper/report.py
 
 bench: $(VENV)/ready
 	$(BIN)/python -m unigen_fast bench --all --passes 3 --json benches/results/cpu.json --plot benches/results/cpu.png

@@ -23,7 +23,7 @@ def save(figure: Figure, path: Path) -> None:
     Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _tiles(x: Tensor, rows: int, columns: int) -> Tensor:
+def tiles(x: Tensor, rows: int, columns: int) -> Tensor:
     """`[rows · columns, 784]` as one image, with a thin gap between the digits."""
     images = x.detach().cpu().clamp(0, 1).reshape(rows, columns, 28, 28)
     sheet = images.new_full((rows, columns, 30, 30), 0.35)
@@ -31,13 +31,13 @@ def _tiles(x: Tensor, rows: int, columns: int) -> Tensor:
     return sheet.permute(0, 2, 1, 3).reshape(rows * 30, columns * 30)
 
 
-def _show(axes: Axes, image: Tensor, title: str) -> None:
+def show(axes: Axes, image: Tensor, title: str) -> None:
     axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=11)
     axes.set_axis_off()
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -47,7 +47,7 @@ def samples(grids: Mapping[str, Tensor], captions: Mapping[str, str], path: Path
     """One sheet of 8 x 8 digits for each model."""
     figure = Figure(figsize=(13, 4.0), layout="constrained")
     for axes, (name, x) in zip(figure.subplots(1, len(grids)), grids.items(), strict=True):
-        _show(axes, _tiles(x[:64], 8, 8), f"{name}\n{captions[name]}")
+        show(axes, tiles(x[:64], 8, 8), f"{name}\n{captions[name]}")
     figure.suptitle("Generated digits, not selected (VAE, IWAE: means of p(x|z))", fontsize=13)
     save(figure, path)
 
@@ -57,7 +57,7 @@ def reconstructions(rows: Mapping[str, Tensor], path: Path) -> None:
     columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(0.62 * columns + 1.5, 0.72 * len(rows) + 0.5), layout="constrained")
     for axes, (name, x) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
-        _show(axes, _tiles(x, 1, columns), "")
+        show(axes, tiles(x, 1, columns), "")
         axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=11)
     figure.suptitle("Reconstructions of held-out digits", fontsize=13)
     save(figure, path)
@@ -73,7 +73,7 @@ def bounds(curves: Mapping[str, BoundCurve], path: Path) -> None:
             axes.plot(getattr(curve, x), curve.elbo, label=f"{name}, K = 1 (ELBO)", linestyle="--", **kwargs)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
-        _tidy(axes)
+        tidy(axes)
     left.set_ylabel("bound on log p(x), held-out digits\n[nats per digit, higher is better]")
     right.legend(loc="lower right", frameon=False)
     figure.suptitle(f"Learning curves: VAE (trained with K = 1) and IWAE (trained with K = {NUM_SAMPLES})", fontsize=13)
@@ -95,7 +95,7 @@ def adversaries(curves: Mapping[str, AdversarialCurve], batch_size: int, path: P
         axes.set_title(title, fontsize=11)
         axes.set_ylim(0, batch_size if attribute == "ess" else None)
         axes.legend(loc="lower left", frameon=False)
-        _tidy(axes)
+        tidy(axes)
     figure.suptitle("GAN and IWGAN: same networks, same seed, one line of the generator's loss apart", fontsize=13)
     save(figure, path)
 
@@ -115,7 +115,7 @@ def weights(x: Tensor, values: Tensor, ess: float, path: Path) -> None:
     axes.set_xlabel("generated digits of one minibatch, heaviest first")
     axes.set_ylabel("weight [%]")
     axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
     above.suptitle(
         "Weights of a minibatch in the IWGAN's generator loss: D/(1-D), normalised; "
         f"{ess:.1f} effective samples of {len(percent)}",
