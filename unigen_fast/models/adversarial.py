@@ -172,6 +172,7 @@ class IWGAN(GAN):
         generator: sum_i w~_i · -log D(x_i), w~ = w / sum w without gradient, w_i = q^r(y=0|x_i) / q(y=0|x_i) = D/(1-D)
 
     The bound is L_k = E[log (1/k) sum_i w_i]; for k = 1 it is the GAN's KL, and a batch of one gives the GAN's loss.
+    Under `DistributedDataParallel` k is the minibatch of one process.
 
     Args:
         generator, discriminator, latent, noise: as in `GAN`; the discriminator gives one logit for each example.
