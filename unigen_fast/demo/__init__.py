@@ -1,6 +1,6 @@
-"""Trains a VAE, an IWAE, a GAN and an IWGAN on real digits with the losses of this package.
+"""Trains the same two networks as GAN, IWGAN, VAE and AAVAE on real digits, with one loop, and compares them.
 
-`python -m unigen_fast demo`. Start reading at `train.py`: its four training steps show how the losses are used.
+`python -m unigen_fast demo`. Start reading at `train.py`: the four models and the loop.
 """
 
 import argparse

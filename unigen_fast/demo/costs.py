@@ -1,15 +1,18 @@
-"""What the losses cost in a training step, ours against plain PyTorch, and that both give the same values.
+"""What the losses cost in a training step, ours against plain PyTorch, and that both give the same values; and what
+IWGAN and AAVAE cost beyond GAN and VAE.
 
-The steps themselves are timed, those of `train.py` and of `plain.py`: whole, and once more with networks that only hand
-out what they were seen to compute, and an optimizer that does nothing. What is left of the step then is the losses,
-drawing z and building log-weights included.
+The steps themselves are timed, those of `train.py` with our models and with those of `plain.py`: whole, and once more
+with networks that only hand out what they were seen to compute, and an optimizer that does nothing. What is left of the
+step then is the losses, drawing z and samples of x included.
 """
 
 import copy
 import itertools
+import operator
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,23 +21,20 @@ from torch import Tensor, nn
 
 import unigen_fast as uf
 from unigen_fast.demo import plain, train
-from unigen_fast.demo.networks import Adversaries, Autoencoder
-from unigen_fast.demo.train import AdversarialOptimizers
+from unigen_fast.demo.networks import Networks
+from unigen_fast.demo.train import MODELS
+from unigen_fast.models import Model
+from unigen_fast.models.adversarial import Discriminated
 
-Step = Callable[..., Any]
 Call = Callable[[], Any]
+Times = list[float]  # milliseconds, one for each round
 
-STEPS: dict[str, tuple[Step, Step]] = {  # ours, plain PyTorch's
-    "VAE": (train.vae_step, plain.vae_step),
-    "IWAE": (train.iwae_step, plain.iwae_step),
-    "GAN": (train.gan_step, plain.gan_step),
-    "IWGAN": (train.iwgan_step, plain.iwgan_step),
-}
+WEIGHTED = {"IWGAN": "GAN", "AAVAE": "VAE"}  # by what they are without weights
 
 
 @dataclass
 class Agreement:
-    """Largest differences between ours and plain PyTorch, relative to the largest value."""
+    """Largest differences between ours and plain PyTorch, relative to the largest value of the phase."""
 
     loss: float
     gradient: float
@@ -66,57 +66,61 @@ class Cost:
         return asdict(self) | {"share": self.share, "plain_share": self.plain_share, "speedup": self.speedup}
 
 
+@dataclass
+class ExtraCost:
+    """Median milliseconds of a step and of the step of the model it extends; the extra is the median of the rounds'."""
+
+    over: str
+    step_ms: float
+    over_step_ms: float
+    extra_ms: float
+    parts_ms: dict[str, float]  # of the extra; "weighting": computing the weights from D's logits, and using them
+
+    @property
+    def ratio(self) -> float:
+        return self.step_ms / self.over_step_ms
+
+    @property
+    def weighting_share(self) -> float:
+        """Of the whole step."""
+        return self.parts_ms["weighting"] / self.step_ms
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"ratio": self.ratio, "weighting_share": self.weighting_share}
+
+
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-def agreement(name: str, model: Autoencoder | Adversaries, x: Tensor, seed: int) -> Agreement:
+def agreement(name: str, networks: Networks, x: Tensor, seed: int) -> Agreement:
     """Both steps on the same batch, parameters and noise, without an update."""
-    our_step, plain_step = STEPS[name]
-    ours, plains = copy.deepcopy(model), copy.deepcopy(model)
-    arguments = {}
-    if isinstance(model, Autoencoder):
-        # a standard normal, drawn from the same seed, is the noise that our step adds
-        zeros = x.new_zeros(len(x), model.latent)
+    ours = MODELS[name](copy.deepcopy(networks), uf.models)
+    plains = MODELS[name](copy.deepcopy(networks), plain)
+    if isinstance(plains, plain.VAE):
+        # a standard normal, drawn from the same state, is the noise that our step adds
+        plains.noise = lambda mean: uf.sample_gaussian(torch.zeros_like(mean), torch.zeros_like(mean))  # type: ignore
+    found = []
+    for model in (ours, plains):
         torch.manual_seed(seed)
-        arguments["noise"] = _sample(name, zeros, zeros)
-    torch.manual_seed(seed)
-    our_losses, our_gradients = _losses_and_gradients(our_step, ours, x)
-    torch.manual_seed(seed)
-    plain_losses, plain_gradients = _losses_and_gradients(plain_step, plains, x, **arguments)
-    return Agreement(_difference(our_losses, plain_losses), _difference(our_gradients, plain_gradients))
-
-
-def _losses_and_gradients(
-    step: Step, model: Autoencoder | Adversaries, x: Tensor, **arguments: Any
-) -> tuple[Tensor, Tensor]:
-    if isinstance(model, Adversaries):
-        optimizers = AdversarialOptimizers(_Recording(model.discriminator), _Recording(model.generator))  # type: ignore
-        losses = step(model, optimizers, x)
-        gradients = torch.cat((optimizers.discriminator.gradients, optimizers.generator.gradients))  # type: ignore
-        return torch.stack((losses.discriminator, losses.generator)), gradients
-    optimizer = _Recording(model)
-    loss = step(model, optimizer, x, **arguments)
-    return loss, optimizer.gradients
+        optimizers: Any = {phase: _Recording(list(model.parameters_of(phase))) for phase in model.phases}
+        losses = train.step(model, optimizers, x)
+        found.append([(losses[phase]["loss"], optimizers[phase].gradients) for phase in model.phases])
+    differences = [[_difference(a, b) for a, b in zip(*phase, strict=True)] for phase in zip(*found, strict=True)]
+    return Agreement(*map(max, zip(*differences, strict=True)))
 
 
 class _Recording:
     """In an optimizer's place: keeps the gradients and leaves the parameters alone."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
 
     def zero_grad(self) -> None:
-        self.network.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def step(self) -> None:
-        self.gradients = torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
-
-
-def _sample(name: str, mean: Tensor, logvar: Tensor) -> Tensor:
-    """z as the step of this name draws it."""
-    if name == "IWAE":
-        return uf.sample_gaussian(mean, logvar, num_samples=train.NUM_SAMPLES, sample_dim=1)
-    return uf.sample_gaussian(mean, logvar)
+        self.gradients = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -126,100 +130,173 @@ def _difference(a: Tensor, b: Tensor) -> float:
 # ---- times -----------------------------------------------------------------------------------------------------------
 
 
-def cost(name: str, model: Autoencoder | Adversaries, x: Tensor, repeats: int) -> Cost:
-    """Each side trains a copy of the model; the two take turns, and take turns at being first."""
+def measure(
+    networks: Mapping[str, Networks], inputs: Mapping[str, Tensor], repeats: int
+) -> tuple[dict[str, Cost], dict[str, ExtraCost]]:
+    """Of the steps of all models, each training a copy of the networks."""
+    x, sides = inputs["AAVAE"], {"ours": uf.models, "plain": plain}
+    models = {
+        (name, side): MODELS[name](copy.deepcopy(networks[name]), of)
+        for name, (side, of) in itertools.product(inputs, sides.items())
+    }
+    steps = {key: _step(model, inputs[key[0]]) for key, model in models.items()}
+    losses = {key: replayed_step(model, inputs[key[0]]) for key, model in models.items()}
+    whole = _take_turns(steps | _parts_of_aavae(networks, x), x, repeats)
+    alone = _take_turns(losses, x, 2 * repeats)
+    weighting = _take_turns(_with_and_without_weights(networks, x), x, 10 * repeats)
 
-    def whole(step: Step) -> Call:
-        trained = copy.deepcopy(model)
-        if isinstance(trained, Adversaries):
-            optimizer: Any = AdversarialOptimizers.of(trained)
-        else:
-            optimizer = torch.optim.Adam(trained.parameters(), lr=1e-3)
-        return lambda: step(trained, optimizer, x)
+    cost = {
+        name: Cost(*(statistics.median(times[name, side]) for side in sides for times in (alone, whole)))
+        for name in inputs
+    }
+    parts: dict[str, dict[str, float]] = {
+        "IWGAN": {},
+        "AAVAE": {
+            "discriminator's phase": statistics.median(whole["discriminator"]),
+            "batch of twice the size": _median_difference(whole["VAE of both"], whole["VAE", "ours"]),
+            "samples": statistics.median(whole["samples"]),
+            "D(x)": statistics.median(whole["D(x)"]),
+        },
+    }
+    extra = {}
+    for name, over in WEIGHTED.items():
+        parts[name]["weighting"] = _median_difference(weighting[name], weighting[over])
+        more = _median_difference(whole[name, "ours"], whole[over, "ours"])
+        extra[name] = ExtraCost(over, cost[name].step_ms, cost[over].step_ms, more, parts[name])
+    return cost, extra
 
-    def losses(step: Step) -> Call:
-        if isinstance(model, Adversaries):
-            replay: Any = _ReplayAdversaries(model, x)
-            optimizer: Any = AdversarialOptimizers(replay, replay)
-        else:
-            replay = optimizer = _ReplayAutoencoder(name, model, x)
-        return lambda: step(replay, optimizer, x)
 
-    our_step, plain_step = STEPS[name]
-    loss_ms, plain_loss_ms = _alternate(losses(our_step), losses(plain_step), x, 2 * repeats)
-    step_ms, plain_step_ms = _alternate(whole(our_step), whole(plain_step), x, repeats)
-    return Cost(loss_ms, step_ms, plain_loss_ms, plain_step_ms)
-
-
-def _alternate(a: Call, b: Call, x: Tensor, repeats: int, warmup: int = 3) -> tuple[float, float]:
-    """Median milliseconds of each."""
-    times: dict[Call, list[float]] = {a: [], b: []}
+def _take_turns(calls: Mapping[Any, Call], x: Tensor, repeats: int, warmup: int = 3) -> dict[Any, Times]:
+    """One call each a round, in an order drawn anew: none always finds the caches as the same other has left them."""
+    times: dict[Any, Times] = {key: [] for key in calls}
+    order, draw = list(calls), random.Random(0)
     for i in range(warmup + repeats):
-        for call in (a, b) if i % 2 else (b, a):
+        draw.shuffle(order)
+        for key in order:
             train.synchronize(x)
             start = time.perf_counter()
-            call()
+            calls[key]()
             train.synchronize(x)
             if i >= warmup:
-                times[call].append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[a]), statistics.median(times[b])
+                times[key].append(1000 * (time.perf_counter() - start))
+    return times
 
 
-class _Replay(torch.autograd.Function):
-    """A recorded output; in backward a recorded gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, output: Tensor, grad_z: Tensor) -> Tensor:
-        ctx.grad_z = grad_z
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ctx.grad_z, None, None
+def _median_difference(a: Times, b: Times) -> float:
+    return statistics.median(map(operator.sub, a, b))
 
 
-class _NoUpdate:
-    """An optimizer that only clears the gradients of the recorded outputs."""
+def _step(model: Model, x: Tensor) -> Call:
+    optimizers = train.optimizers_of(model)
+    return lambda: train.step(model, optimizers, x)
 
-    leaves: tuple[Tensor, ...]
+
+def _parts_of_aavae(networks: Mapping[str, Networks], x: Tensor) -> dict[str, Call]:
+    """What an AAVAE's step does beside a VAE's, and a VAE's step with a batch of as many examples as an AAVAE's."""
+    aavae, vae = (MODELS[name](copy.deepcopy(networks[name]), uf.models) for name in ("AAVAE", "VAE"))
+    of_aavae, of_vae = train.optimizers_of(aavae), train.optimizers_of(vae)
+    (fake,) = aavae.fake(x)
+    both = torch.cat((x, fake))
+    return {
+        "discriminator": lambda: train.update(aavae, of_aavae["discriminator"], "discriminator", x),
+        "samples": lambda: aavae.fake(x),
+        "D(x)": lambda: _discriminate(aavae, x, fake),
+        "VAE of both": lambda: train.update(vae, of_vae["autoencoder"], "autoencoder", both),
+    }
+
+
+@torch.no_grad()
+def _discriminate(model: Discriminated, *sides: Tensor) -> None:
+    for x in sides:
+        model.discriminator(x)
+
+
+def _with_and_without_weights(networks: Mapping[str, Networks], x: Tensor) -> dict[str, Call]:
+    """Loss and backward alone, of IWGAN as of GAN, of AAVAE as of VAE: on the same outputs of the networks."""
+    gan, iwgan, aavae = (MODELS[name](networks[name], uf.models) for name in ("GAN", "IWGAN", "AAVAE"))
+    with torch.no_grad():
+        logits = iwgan.discriminator(iwgan.sample(len(x))).requires_grad_()
+    (fake,) = aavae.fake(x)
+    both = torch.cat((x, fake))
+
+    def generator_loss(model: uf.models.GAN) -> None:
+        logits.grad = None
+        model.generator_loss(logits, ()).backward()
+
+    def weighted(model: uf.models.AAVAE) -> None:
+        weights = torch.cat((model.q_reversed(x), model.q_reversed(fake)))
+        model.negative_bound(both, weights=weights).loss.backward()
+
+    def unweighted(model: uf.models.AAVAE) -> None:
+        _discriminate(model, x, fake)
+        model.negative_bound(both).loss.backward()
+
+    replay = replayed(aavae, weighted)
+    return {
+        "GAN": lambda: generator_loss(gan),
+        "IWGAN": lambda: generator_loss(iwgan),
+        "VAE": lambda: unweighted(replay),
+        "AAVAE": lambda: weighted(replay),
+    }
+
+
+# ---- networks that compute nothing -----------------------------------------------------------------------------------
+
+
+def replayed_step(model: Model, x: Tensor) -> Call:
+    """The step with all but its networks and optimizers."""
+    idle: Any = dict.fromkeys(model.phases, _Idle())
+    replay = replayed(model, lambda copied: train.step(copied, idle, x))
+    return lambda: train.step(replay, idle, x)
+
+
+def replayed(model: Model, run: Callable[[Any], Any]) -> Any:
+    """A copy whose networks hand out, in turn, what they gave in `run`."""
+    copied = copy.deepcopy(model)
+    replays = {name: _Replay() for phase in model.phases.values() for name in phase.updates}
+    for name, replay in replays.items():
+        getattr(copied, name).register_forward_hook(replay.record)
+    run(copied)
+    for name, replay in replays.items():
+        setattr(copied, name, replay)
+    return copied
+
+
+class _Idle:
+    """In an optimizer's place."""
 
     def zero_grad(self) -> None:
-        for leaf in self.leaves:
-            leaf.grad = None
+        pass
 
     def step(self) -> None:
         pass
 
 
-class _ReplayAutoencoder(_NoUpdate):
-    def __init__(self, name: str, model: Autoencoder, x: Tensor) -> None:
-        with torch.no_grad():
-            mean, logvar = model.encode(x)
-            z = _sample(name, mean, logvar)
-            self.logits = model.decode(z)
-        self.grad_z = torch.randn_like(z)
-        self.leaves = (mean.requires_grad_(), logvar.requires_grad_())
+class _Replay(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, ...]] = []
+        self.turns = itertools.cycle(self.calls)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.leaves
+    def record(self, network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        outputs = (output,) if isinstance(output, Tensor) else output
+        self.calls.append((torch.zeros_like(inputs[0]), *(t.detach() for t in outputs)))
+        # makes the outputs require a gradient, and tells the model its device
+        self.parameter = nn.Parameter(outputs[0].new_zeros(()))
 
-    def decode(self, z: Tensor) -> Tensor:
-        return _Replay.apply(z, self.logits, self.grad_z)
+    def forward(self, x: Tensor) -> Any:
+        outputs = _HandOut.apply(x, self.parameter, *next(self.turns))
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
-class _ReplayAdversaries(_NoUpdate):
-    def __init__(self, model: Adversaries, x: Tensor) -> None:
-        with torch.no_grad():
-            self.fake = model.generator(model.noise(len(x)))
-            real, fake = model.discriminator(x), model.discriminator(self.fake)
-        self.leaves = (real.requires_grad_(), fake.requires_grad_(), fake.clone().requires_grad_())
-        self.logits = itertools.cycle(self.leaves)  # the step asks for real, generated, and generated again
+class _HandOut(torch.autograd.Function):
+    """Recorded outputs; in backward a gradient that is there already."""
 
-    def noise(self, n: int) -> None:
-        pass
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, grad_x: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.grad_x = grad_x
+        return tuple(t.view_as(t) for t in outputs)
 
-    def generator(self, noise: None) -> Tensor:
-        return self.fake
-
-    def discriminator(self, x: Tensor) -> Tensor:
-        return next(self.logits)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return ctx.grad_x, None, None, *(None for _ in grads)

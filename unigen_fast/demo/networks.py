@@ -1,62 +1,60 @@
-"""Small networks, sized for a laptop's CPU. Digits are rows of 784 pixels."""
+"""The two networks that all four models are made of, sized for a laptop's CPU. Digits are rows of 784 pixels.
+
+One architecture generates, p_θ(x|z), one infers: with a head of one number it is q_φ(y|x), the discriminator, with a
+head of a mean and a log-variance q_η(z|x), the encoder. The norms are over one example's channels, not over the batch:
+batches of data, of samples and of both are then treated alike.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 PIXELS = 28 * 28
+LATENT = 32
 
 
-class Autoencoder(nn.Module):
-    """Encoder to a diagonal Gaussian over z, decoder to Bernoulli logits: the networks of the VAE and of the IWAE."""
-
-    def __init__(self, hidden: int = 200, latent: int = 16) -> None:
-        super().__init__()
-        self.latent = latent
-        self.encoder = nn.Sequential(nn.Linear(PIXELS, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
-        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, PIXELS))
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, logvar) of q(z|x)."""
-        mean, logvar = self.encoder(x).chunk(2, dim=-1)
-        return mean, logvar
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits of p(x|z)."""
-        return self.decoder(z)
+class Networks(NamedTuple):
+    generator: nn.Module  # z to logits of the pixels
+    discriminator: nn.Module  # x to the logit of q_φ(y=1|x)
+    encoder: nn.Module  # x to (mean, logvar) of q_η(z|x)
 
 
-class Adversaries(nn.Module):
-    """Generator and discriminator of the GAN and of the IWGAN: a small DCGAN. Pixels are in [-1, 1] here."""
+def networks(device: str | torch.device = "cpu") -> Networks:
+    """The discriminator and the encoder start from the same parameters but for their heads."""
+    generator = nn.Sequential(
+        nn.Linear(LATENT, 64 * 7 * 7),
+        nn.Unflatten(1, (64, 7, 7)),
+        nn.GroupNorm(8, 64),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+        nn.GroupNorm(8, 32),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
+        nn.Flatten(),
+    )
+    discriminator = _inference(1, nn.Flatten(0))
+    encoder = _inference(2 * LATENT, _Halves())
+    encoder[0].load_state_dict(discriminator[0].state_dict())
+    return Networks(*(network.to(device) for network in (generator, discriminator, encoder)))
 
-    def __init__(self, latent: int = 32) -> None:
-        super().__init__()
-        self.latent = latent
-        self.generator = nn.Sequential(
-            nn.Linear(latent, 64 * 7 * 7, bias=False),
-            nn.BatchNorm1d(64 * 7 * 7),
-            nn.ReLU(),
-            nn.Unflatten(1, (64, 7, 7)),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
-            nn.Tanh(),
-            nn.Flatten(),
-        )
-        self.discriminator = nn.Sequential(
-            nn.Unflatten(1, (1, 28, 28)),
-            nn.Conv2d(1, 16, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(16, 32, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(32),
-            nn.LeakyReLU(0.2),
-            nn.Flatten(),
-            nn.Linear(32 * 7 * 7, 1),
-            nn.Flatten(0),
-        )
 
-    def noise(self, n: int) -> Tensor:
-        return torch.randn(n, self.latent, device=next(self.parameters()).device)
+def _inference(outputs: int, form: nn.Module) -> nn.Sequential:
+    body = nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.GroupNorm(8, 32),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+    )
+    return nn.Sequential(body, nn.Linear(32 * 7 * 7, outputs), form)
+
+
+class _Halves(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.chunk(2, dim=-1)
 
 
 def classifier() -> nn.Module:

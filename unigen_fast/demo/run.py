@@ -15,11 +15,13 @@ from tqdm import tqdm
 import unigen_fast as uf
 from unigen_fast.demo import costs, evaluate, plots, train
 from unigen_fast.demo.data import load_digits
-from unigen_fast.demo.networks import Adversaries, Autoencoder
+from unigen_fast.demo.networks import LATENT, Networks, networks
+from unigen_fast.demo.train import MODELS, observed
 
-STEPS = {"VAE": 2000, "IWAE": 2000, "GAN": 1500, "IWGAN": 1500}
+STEPS = 1500
 BATCH_SIZE = 64
 GENERATED = 5000  # digits that the sample-quality score is computed on
+BOUNDS_ON = 4  # bounds are of every fourth held-out digit: 500 samples of each take these networks a while
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    steps = {name: max(1, round(n * arguments.steps_scale)) for name, n in STEPS.items()}
+    steps = max(1, round(STEPS * arguments.steps_scale))
     show_progress = not arguments.quiet and sys.stdout.isatty()
 
     def progress(n: int, title: str) -> Iterable[int]:
@@ -38,89 +40,97 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     print(uf.info())
     digits = load_digits(arguments.test_digits // 10, arguments.device)
+    bounded = digits.test_binary[::BOUNDS_ON]
     print(f"{len(digits.train)} MNIST digits to train on, {len(digits.test)} held out; batches of {BATCH_SIZE}")
 
     # ---- training
-    autoencoders: dict[str, Autoencoder] = {}
-    adversaries: dict[str, Adversaries] = {}
-    bound_curves, adversarial_curves = {}, {}
-    for name, step in (("VAE", train.vae_step), ("IWAE", train.iwae_step)):
+    made: dict[str, Networks] = {}
+    models: dict[str, Any] = {}
+    curves: dict[str, train.Curve] = {}
+    for name, of_networks in MODELS.items():
         seed()
-        autoencoders[name] = Autoencoder().to(arguments.device)
-        bound_curves[name] = curve = train.train_autoencoder(
-            step, autoencoders[name], digits.train, digits.test_binary,
-            steps=steps[name], progress=progress, title=name, batch_size=BATCH_SIZE,
+        made[name] = networks(arguments.device)
+        models[name] = of_networks(made[name], uf.models)
+        curves[name] = train.train(
+            models[name], digits.train, lambda model: evaluate.on_the_way(model, bounded, BATCH_SIZE),
+            steps=steps, batch_size=BATCH_SIZE, progress=progress, title=name,
         )  # fmt: skip
-        print(f"{name:<6} {steps[name]} steps in {curve.seconds[-1]:.1f} s, held-out ELBO {curve.elbo[-1]:.1f} nats")
-    for name, adversarial_step in (("GAN", train.gan_step), ("IWGAN", train.iwgan_step)):
-        seed()
-        adversaries[name] = Adversaries().to(arguments.device)
-        adversarial_curves[name] = train.train_adversaries(
-            adversarial_step, adversaries[name], digits.train,
-            steps=steps[name], progress=progress, title=name, batch_size=BATCH_SIZE,
-        )  # fmt: skip
-        print(f"{name:<6} {steps[name]} steps in {adversarial_curves[name].seconds:.1f} s")
+        print(f"{name:<6} {steps} steps in {curves[name]['seconds'][-1]:.1f} s")
 
     # ---- evaluation
     seed()
     start = time.perf_counter()
-    bounds = {name: evaluate.held_out_bounds(model, digits.test_binary) for name, model in autoencoders.items()}
     classifier, accuracy = evaluate.train_classifier(digits)
-    quality, generated = {}, {}
-    for name, model in adversaries.items():
-        generated[name], logits = evaluate.generate(model, GENERATED)
-        batches = logits[: GENERATED // BATCH_SIZE * BATCH_SIZE].unflatten(0, (-1, BATCH_SIZE))
-        quality[name] = {
-            "classifier_score": evaluate.classifier_score(classifier, generated[name]),
-            "mean_discriminator": logits.sigmoid().mean().item(),
-            "ess_of_batch": uf.effective_sample_size(batches, dim=1).mean().item(),
-        }
+    z = torch.randn(GENERATED, LATENT).to(arguments.device)
+    generated = {name: evaluate.generate(found.generator, z) for name, found in made.items()}
+    quality: dict[str, dict[str, float]] = {}
+    bounds: dict[str, evaluate.Bounds] = {}
+    for name, model in models.items():
+        quality[name] = {"classifier_score": evaluate.classifier_score(classifier, generated[name])}
+        if "discriminator" in model.phases:
+            with torch.no_grad():
+                real, fake = (model.discriminator(observed(model, x)) for x in (digits.test, generated[name]))
+            quality[name] |= evaluate.discriminated(real, fake)
+        if isinstance(model, uf.models.VAE):
+            bounds[name] = evaluate.held_out_bounds(model, bounded)
+        else:
+            quality[name]["ess_of_batch"] = evaluate.effective_samples(fake, BATCH_SIZE)
     real_score = evaluate.classifier_score(classifier, digits.test)
     print(f"evaluation in {time.perf_counter() - start:.1f} s")
 
     # ---- values and times against plain PyTorch
     start = time.perf_counter()
     batch = digits.train[torch.randperm(len(digits.train))[:BATCH_SIZE].to(arguments.device)]
-    models: dict[str, Autoencoder | Adversaries] = {**autoencoders, **adversaries}
-    inputs = {name: 2 * batch - 1 if name in adversaries else torch.bernoulli(batch) for name in models}
-    repeats = max(5, round(60 * min(1.0, arguments.steps_scale)))
-    agreement = {name: costs.agreement(name, model, inputs[name], arguments.seed) for name, model in models.items()}
-    cost = {name: costs.cost(name, model, inputs[name], repeats) for name, model in models.items()}
+    inputs = {name: observed(model, batch) for name, model in models.items()}
+    agreement = {name: costs.agreement(name, made[name], x, arguments.seed) for name, x in inputs.items()}
+    cost, extra = costs.measure(made, inputs, max(3, round(40 * min(1.0, arguments.steps_scale))))
     print(f"comparison with plain PyTorch in {time.perf_counter() - start:.1f} s")
 
     # ---- pictures
     seed()
     with torch.no_grad():
-        z = {name: torch.randn(64, model.latent, device=batch.device) for name, model in autoencoders.items()}
-        grids = {name: model.decode(z[name]).sigmoid() for name, model in autoencoders.items()}
         shown = digits.test_binary[:: max(1, len(digits.test) // 20)][:20]
-        reconstructed = {name: model.decode(model.encode(shown)[0]).sigmoid() for name, model in autoencoders.items()}
-    captions = {name: f"held-out log p(x) ≈ {b.log_likelihood:.1f} nats" for name, b in bounds.items()}
-    for name, q in quality.items():
-        captions[name] = f"classifier score {q['classifier_score']:.2f} (real: {real_score:.2f})"
-    x, logits = evaluate.generate(adversaries["IWGAN"], BATCH_SIZE)
+        reconstructed = {name: made[name].generator(made[name].encoder(shown)[0]).sigmoid() for name in bounds}
+        x = models["IWGAN"].sample(BATCH_SIZE)
+        logits = made["IWGAN"].discriminator(x)
+        aavae = made["AAVAE"].discriminator
+        of_aavae = {"data": inputs["AAVAE"][:32], "samples": models["AAVAE"].sample(32)}
+        d = {side: aavae(digits).sigmoid() for side, digits in of_aavae.items()}
     weights, ess = uf.importance_weights(logits, dim=0), uf.effective_sample_size(logits, dim=0).item()
-    plots.samples(grids | {name: x[:64] for name, x in generated.items()}, captions, output / "samples.png")
+    phases = {
+        name: [{"phase": p.name, "updates": p.updates, "minimises": p.minimises} for p in model.phases.values()]
+        for name, model in models.items()
+    }
+    captions = {
+        name: f"minimises {of_theta[-1]['minimises']}\n"
+        f"classifier score {quality[name]['classifier_score']:.2f} (real: {real_score:.2f})"
+        + (f", held-out log p(x) ≈ {bounds[name].log_likelihood:.1f} nats" if name in bounds else "")
+        for name, of_theta in phases.items()
+    }
+    plots.samples(generated, captions, output / "samples.png")
     plots.reconstructions({"held out": shown} | reconstructed, output / "reconstructions.png")
-    plots.bounds(bound_curves, output / "bounds.png")
-    plots.adversaries(adversarial_curves, BATCH_SIZE, output / "adversaries.png")
-    plots.weights(x, weights, ess, output / "weights.png")
-    plots.costs(cost, output / "costs.png")
+    plots.bounds({name: curves[name] for name in bounds}, output / "bounds.png")
+    plots.adversaries(curves, BATCH_SIZE, output / "adversaries.png")
+    plots.weights(x, weights, ess, of_aavae, d, output / "weights.png")
+    plots.costs(cost, extra, output / "costs.png")
 
     results = {
         "settings": {
             "seed": arguments.seed, "steps": steps, "batch_size": BATCH_SIZE, "device": arguments.device,
-            "train_digits": len(digits.train), "test_digits": len(digits.test), "threads": torch.get_num_threads(),
+            "train_digits": len(digits.train), "test_digits": len(digits.test), "bounds_on_digits": len(bounded),
+            "threads": torch.get_num_threads(),
         },
         "info": str(uf.info()).splitlines(),
+        "phases": phases,
         "bounds": {name: b._asdict() for name, b in bounds.items()},
         "quality": quality,
         "classifier_accuracy": accuracy,
         "classifier_score_of_real_digits": real_score,
         "agreement": {name: asdict(a) for name, a in agreement.items()},
         "cost": {name: c.as_dict() for name, c in cost.items()},
-        "curves": {name: asdict(c) for name, c in (bound_curves | adversarial_curves).items()},
-        "weights": weights.tolist(),
+        "extra_cost": {name: c.as_dict() for name, c in extra.items()},
+        "curves": curves,
+        "weights": {"IWGAN": weights.tolist(), "AAVAE": {side: values.tolist() for side, values in d.items()}},
     }  # fmt: skip
     results["seconds"] = time.perf_counter() - began
     (output / "results.json").write_text(json.dumps(results, indent=1))
@@ -131,33 +141,38 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> str:
     """The tables, from results.json's content."""
-    settings, bounds, quality = results["settings"], results["bounds"], results["quality"]
-    lines = [
+    settings, quality = results["settings"], results["quality"]
+    lines = ["", "The same two networks, the same initial parameters, one loop; what each phase minimises"]
+    for name, phases in results["phases"].items():
+        for i, p in enumerate(phases):
+            lines.append(f"{name if i == 0 else '':<7}{p['phase']:<15}{p['minimises']}")
+    lines += [
         "",
-        f"Held-out bounds on log p(x), nats per digit, mean of {settings['test_digits']} digits (higher is better)",
-        f"{'':<7}{'ELBO':>9}{'K = 16':>9}{'K = 500':>9}   effective samples of 16, of 500 weights",
+        f"Held-out bounds on log p(x), nats per digit, mean of {settings['bounds_on_digits']} digits (more is better)",
+        f"{'':<7}{'ELBO':>9}{'K = 16':>9}{'K = 500':>9}",
     ]
-    for name, b in bounds.items():
-        lines.append(
-            f"{name:<7}{b['elbo']:>9.2f}{b['iwae']:>9.2f}{b['log_likelihood']:>9.2f}"
-            f"   {b['ess_16']:.1f}, {b['ess_500']:.1f}"
-        )
+    for name, b in results["bounds"].items():
+        lines.append(f"{name:<7}{b['elbo']:>9.2f}{b['iwae']:>9.2f}{b['log_likelihood']:>9.2f}")
     lines += [
         "",
         f"Generated digits: inception-style score, 1 to 10, of a digit classifier that is right on "
         f"{results['classifier_accuracy']:.1%} of the held-out digits",
-        f"{'':<7}{'score':>9}{'D(G(z))':>9}   effective samples of a batch of {settings['batch_size']}",
+        f"{'':<7}{'':>9}{'mean of D(x)':>18}{'D is right':>18}   effective samples",
+        f"{'':<7}{'score':>9}{'real':>9}{'samples':>9}{'real':>9}{'samples':>9}   "
+        f"of a batch of {settings['batch_size']}",
     ]
     for name, q in quality.items():
-        unused = "   (its weights are not used)" if name == "GAN" else ""
-        lines.append(
-            f"{name:<7}{q['classifier_score']:>9.2f}{q['mean_discriminator']:>9.3f}   {q['ess_of_batch']:.1f}{unused}"
-        )
-    lines.append(f"{'real':<7}{results['classifier_score_of_real_digits']:>9.2f}   (the held-out digits)")
-    gan, iwgan = (quality[name]["classifier_score"] for name in ("GAN", "IWGAN"))
-    verdict = "higher" if iwgan > gan else "not higher"
+        line = f"{name:<7}{q['classifier_score']:>9.2f}"
+        if "real_accuracy" in q:
+            line += f"{q['real_probability']:>9.2f}{q['fake_probability']:>9.2f}"
+            line += f"{q['real_accuracy']:>9.0%}{q['fake_accuracy']:>9.0%}"
+        if "ess_of_batch" in q:
+            line += f"   {q['ess_of_batch']:.1f}" + ("   (its weights are not used)" if name == "GAN" else "")
+        lines.append(line)
     lines += [
-        f"IWGAN's score is {verdict} than GAN's ({iwgan - gan:+.2f}): one run each; scores move from seed to seed.",
+        f"{'real':<7}{results['classifier_score_of_real_digits']:>9.2f}   (the held-out digits)",
+        "VAE, AAVAE: the score is that of the means of p(x|z), D sees samples of it. One run each: scores and bounds "
+        "move from seed to seed.",
         "",
         "One training step: unigen_fast against the same step with plain PyTorch losses (medians, measured just now)",
         f"{'':<7}{'losses, ms':>16}{'step, ms':>18}{'losses/step':>18}{'step':>9}{'largest relative difference':>32}",
@@ -170,5 +185,20 @@ def report(results: dict[str, Any]) -> str:
             f"{name:<7}{c['loss_ms']:>8.3f}{c['plain_loss_ms']:>8.3f}{c['step_ms']:>10.2f}{c['plain_step_ms']:>8.2f}"
             f"{c['share']:>10.1%}{c['plain_share']:>8.1%}{c['speedup']:>8.2f}x{a['loss']:>20.1e}{a['gradient']:>12.1e}"
         )
-    lines.append("No step can gain more than the share its losses had; a few percent of a step are the clock's noise.")
+    lines += [
+        "No step can gain more than the share its losses had; a few percent of a step are the clock's noise.",
+        "",
+        "What the weights cost: one training step against that of the model without them (medians, by turns)",
+    ]
+    for name, e in results["extra_cost"].items():
+        lines.append(
+            f"{name:<7}{e['step_ms']:.2f} ms, {e['over']} {e['over_step_ms']:.2f} ms: {e['ratio']:.2f}x, "
+            f"{e['extra_ms']:+.2f} ms; of that weighting {e['parts_ms']['weighting']:.3f} ms, "
+            f"{e['weighting_share']:.2%} of the step"
+        )
+        others = {part: ms for part, ms in e["parts_ms"].items() if part != "weighting"}
+        if others:
+            lines.append(f"{'':<7}beside it: " + ", ".join(f"{part} {ms:.2f} ms" for part, ms in others.items()))
+    verdict = "less" if all(e["weighting_share"] < 0.02 for e in results["extra_cost"].values()) else "NOT less"
+    lines.append(f"The weighting itself takes {verdict} than 2 % of the step.")
     return "\n".join(lines)
