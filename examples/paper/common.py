@@ -31,6 +31,15 @@ from unigen_fast.demo.data import Digits, load_digits
 
 RESULTS = Path(__file__).parent / "results"
 PIXELS, CLASSES = 784, 10
+SHORT = {  # the paper's names
+    "ConditionalGAN": "CGAN",
+    "IWConditionalGAN": "IW-CGAN",
+    "AAVAE": "AA-VAE",
+    "ConditionalVAE": "CVAE",
+    "AAConditionalVAE": "AA-CVAE",
+    "SemiSupervisedVAE": "SVAE",
+    "AASemiSupervisedVAE": "AA-SVAE",
+}
 BASE, EXTENDED = "#4477aa", "#ee6677"  # the colours of a pair
 
 T = TypeVar("T")

@@ -246,7 +246,9 @@ def plot(record: Mapping[str, Any], path: Any) -> None:
         for axes, (key, title) in zip(row, (panels | {metric: METRICS[metric]}).items(), strict=True):
             for name, color in ((base, common.BASE), (extended, common.EXTENDED)):
                 curves = [run["curve"] for run in record["runs"] if run["model"] == name]
-                common.curve(axes, curves[0]["step"], [c[key] for c in curves], name, color=color)
+                common.curve(
+                    axes, curves[0]["step"], [c[key] for c in curves], common.SHORT.get(name, name), color=color
+                )
             axes.set_title(title, fontsize=11)
             axes.set_xlabel("training step")
         row[0].legend(frameon=False)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import common
+
 HERE = Path(__file__).parent
 _MARKERS = re.compile(r"(?P<open><!-- paper:(?P<name>\w+) -->\n)(?P<body>.*?)(?P<close><!-- /paper -->)", re.DOTALL)
 
@@ -32,15 +34,6 @@ TABLE_3 = {
     ("100%", "ConditionalVAE"): (-93.16, -92.75),
 }
 PAPER_DIGITS = 60_000
-SHORT = {
-    "ConditionalGAN": "CGAN",
-    "IWConditionalGAN": "IW-CGAN",
-    "AAVAE": "AA-VAE",
-    "ConditionalVAE": "CVAE",
-    "AAConditionalVAE": "AA-CVAE",
-    "SemiSupervisedVAE": "SVAE",
-    "AASemiSupervisedVAE": "AA-SVAE",
-}
 DIGITS = {"score": 2, "accuracy": 3, "elbo": 2, "bound": 2}
 
 
@@ -70,7 +63,7 @@ def _table(columns: str, rows: list[str], closing: str = "") -> str:
 
 
 def _models(entry: Record) -> str:
-    return " → ".join(SHORT.get(name, name) for name in entry["models"])
+    return " → ".join(common.SHORT.get(name, name) for name in entry["models"])
 
 
 def _cells(entry: Record) -> str:
@@ -158,7 +151,7 @@ def discriminator(record: Record) -> str:
             for runs in (base, extended)
         )
         beliefs = " | ".join(f"{_mean(values):.2f}" for values in at_best.values())
-        name = SHORT[entry["models"][1]]
+        name = common.SHORT[entry["models"][1]]
         lines.append(f"| {_fraction(record, entry['fraction'])} | {name} | {steps} | {beliefs} |")
     return "\n".join(lines)
 

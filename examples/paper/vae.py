@@ -255,7 +255,9 @@ def plot(record: Mapping[str, Any], path: Any) -> None:
                 continue
             for name, color in ((base, common.BASE), (extended, common.EXTENDED)):
                 steps = of[name][0]["step"]
-                common.curve(bounds, steps, [c["validation"] for c in of[name]], name, color=color)
+                common.curve(
+                    bounds, steps, [c["validation"] for c in of[name]], common.SHORT.get(name, name), color=color
+                )
             highest = max(max(c["validation"]) for curves in of.values() for c in curves)
             bounds.set_ylim(highest - 40, highest + 2)
             for key, label, style in (("real_probability", "data", "-"), ("fake_probability", "samples", "--")):
@@ -263,10 +265,10 @@ def plot(record: Mapping[str, Any], path: Any) -> None:
                 common.curve(beliefs, steps, values, label, color=common.EXTENDED, linestyle=style)
             beliefs.set_ylim(-0.02, 1.02)
             bounds.set_title(f"{fraction}: validation ELBO [nats]", fontsize=10)
-            beliefs.set_title(f"{extended}: mean D(x)", fontsize=10)
+            beliefs.set_title(f"{common.SHORT[extended]}: mean D(x)", fontsize=10)
             bounds.legend(frameon=False, fontsize=8, loc="lower right")
             beliefs.legend(frameon=False, fontsize=8, loc="center right")
-    figure.suptitle("Thick: mean of the seeds")
+    figure.suptitle("Over the training steps; thick: mean of the seeds")
     plots.save(figure, path)
     print(path)
 
