@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     batch = digits.train[torch.randperm(len(digits.train))[:BATCH_SIZE].to(arguments.device)]
     inputs = {name: observed(model, batch) for name, model in models.items()}
     agreement = {name: costs.agreement(name, made[name], x, arguments.seed) for name, x in inputs.items()}
-    cost, extra = costs.measure(made, inputs, max(3, round(40 * min(1.0, arguments.steps_scale))))
+    cost, extra = costs.measure(made, inputs, max(3, round(80 * min(1.0, arguments.steps_scale))))
     print(f"comparison with plain PyTorch in {time.perf_counter() - start:.1f} s")
 
     # ---- pictures
