@@ -331,14 +331,13 @@ def plain_aavae(m: Any, phase: str, batch: Any) -> Tensor:
 def plain_aa_semi_supervised(m: Any, phase: str, batch: Any) -> Tensor:
     x, labels, unlabelled = batch
     real, n = torch.cat((x, unlabelled)), len(x)
-    of_fake = torch.cat((labels, torch.randint(CLASSES, (len(unlabelled),))))
+    of_fake = torch.randint(CLASSES, (len(real),))
     fake = torch.bernoulli(m.decoder(torch.randn(len(real), LATENT, dtype=x.dtype), of_fake).sigmoid()).detach()
     if phase == "discriminator":
         return tell_apart(m.discriminator, (real,), (fake,))
     of_real, of_fakes = (m.discriminator(side).sigmoid().flatten().detach() for side in (real, fake))
-    batch = torch.cat((x, fake[:n])), labels.repeat(2), torch.cat((unlabelled, fake[n:]))
-    weights = torch.cat((of_real[:n], of_fakes[:n])), torch.cat((of_real[n:], of_fakes[n:]))
-    return plain_semi_supervised(m, phase, batch, weights)
+    weights = of_real[:n], torch.cat((of_real[n:], of_fakes))
+    return plain_semi_supervised(m, phase, (x, labels, torch.cat((unlabelled, fake))), weights)
 
 
 def plain_vaegan(m: Any, phase: str, x: Tensor) -> Tensor:

@@ -470,8 +470,9 @@ class AASemiSupervisedVAE(AAVAE, SemiSupervisedVAE):
         discriminator: as a GAN's, all x of the batch against as many samples
         autoencoder: as in `SemiSupervisedVAE`, of the mixture of both, L, U and -log q_η(c|x) weighted with D(x)
 
-    The paper does not say how labels enter. Our choice: D sees x alone; as many samples as the batch has labelled data
-    are drawn with its labels and count as labelled, the others are drawn of any class and count as unlabelled.
+    The paper does not say how labels enter. Our choice: D sees x alone, and so does the bound of a sample: it is drawn
+    of any class and counts as unlabelled, p_θ0(x) being a distribution over x. Were it to keep the label that it was
+    drawn with, the classifier would learn the decoder's mistakes.
 
     Args:
         discriminator: x to one logit for each example.
@@ -502,24 +503,18 @@ class AASemiSupervisedVAE(AAVAE, SemiSupervisedVAE):
 
     @constants()
     def fake(self, batch: Any) -> tuple[Tensor, ...]:
-        x, labels, unlabelled = self.examples(batch)
-        labels = torch.cat((labels, draw_labels(len(unlabelled), self.num_classes, self)))
-        z = self.prior(len(labels), self)
-        return (self._decoded_sample(z, labels, mean=self.fakes == "mean").to(x.dtype),)
+        x, _, unlabelled = self.examples(batch)
+        n = len(x) + len(unlabelled)
+        labels = draw_labels(n, self.num_classes, self)
+        return (self._decoded_sample(self.prior(n, self), labels, mean=self.fakes == "mean").to(x.dtype),)
 
     @phase(updates=("encoder", "decoder", "classifier"), minimises="KL(q_η(z,c|x,y) q^r_φ(y|x) ‖ p_θ(z,c,y|x))")
     def autoencoder_phase(self, batch: Any) -> Losses:
-        labels = self.examples(batch)[1]
-        n = len(labels)  # the first n of either side have a label
+        x, labels, unlabelled = self.examples(batch)
         (real,), (fake,) = self.real(batch), self.fake(batch)
         of_real, of_fake = self.q_reversed(real), self.q_reversed(fake)
-        losses = self.semi_supervised(
-            torch.cat((real[:n], fake[:n])),
-            labels.repeat(2),
-            torch.cat((real[n:], fake[n:])),
-            torch.cat((of_real[:n], of_fake[:n])),
-            torch.cat((of_real[n:], of_fake[n:])),
-        )
+        of_labelled, of_others = of_real[: len(x)], torch.cat((of_real[len(x) :], of_fake))
+        losses = self.semi_supervised(x, labels, torch.cat((unlabelled, fake)), of_labelled, of_others)
         return losses | {"real_weight": of_real.mean(), "fake_weight": of_fake.mean()}
 
 
