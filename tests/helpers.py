@@ -111,6 +111,17 @@ def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [x for x in tensors if x.requires_grad]
 
 
+def numbers(tree: Any) -> Iterator[float]:
+    """All of a JSON record's numbers."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from numbers(branch)
+    elif isinstance(tree, int | float):
+        yield tree
+
+
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import numbers
 
 import unigen_fast as uf
 from unigen_fast import demo
@@ -22,16 +23,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, object]:
     arguments = ["--steps-scale", "0.01", "--test-digits", "40", "--quiet", "--output", str(output)]
     assert demo.main(arguments) == 0
     return json.loads((output / "results.json").read_text()), output
-
-
-def numbers(tree):
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from numbers(branch)
-    elif isinstance(tree, int | float):
-        yield tree
 
 
 def test_writes_pictures_and_finite_figures(run):

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from helpers import numbers
 
 import unigen_fast as uf
 
@@ -30,16 +31,6 @@ def scripts():
 
 def script(name: str) -> ModuleType:
     return __import__(name)
-
-
-def numbers(tree):
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from numbers(branch)
-    elif isinstance(tree, int | float):
-        yield tree
 
 
 @pytest.fixture(scope="module")
