@@ -12,6 +12,7 @@ import json
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -135,6 +136,22 @@ class Encoder(Labelled):
         return super().forward(x, labels).chunk(2, dim=-1)
 
 
+@dataclass(frozen=True)
+class Autoencoder:
+    """Sizes and optimizer of a VAE."""
+
+    latent: int = 16
+    hidden: int = 200
+    layers: int = 1
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+
+    def networks(self, classes: int = 0) -> list[nn.Module]:
+        """[encoder, decoder], which take labels of so many classes too."""
+        encoder = Encoder(mlp(PIXELS + classes, self.hidden, self.layers, 2 * self.latent))
+        return [encoder, Labelled(mlp(self.latent + classes, self.hidden, self.layers, PIXELS))]
+
+
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +202,16 @@ def compare(base: Sequence[float], extended: Sequence[float]) -> dict[str, Any]:
 def environment(device: str) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{os.cpu_count()}-core CPU"
     return {"torch": torch.__version__, "device": name, "date": datetime.date.today().isoformat()}
+
+
+def header(arguments: argparse.Namespace, settings: Mapping[str, Any], began: float) -> dict[str, Any]:
+    """What every record begins with: under which settings it came about, where, and how long that took."""
+    return {
+        "size": arguments.size,
+        "settings": settings,
+        "environment": environment(arguments.device),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def rounded(tree: Any) -> Any:

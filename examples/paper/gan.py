@@ -267,11 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = {run["model"]: run["shown"] for run in reversed(runs)}  # of the first seed
     for run in runs:
         del run["shown"]
-    record = {
-        "size": arguments.size,
-        "settings": asdict(settings),
-        "environment": common.environment(device),
-        "seconds": time.perf_counter() - began,
+    record = common.header(arguments, asdict(settings), began) | {
         "classifier": {
             "accuracy": judge.accuracy,
             "score_of_test_digits": evaluate.classifier_score(classifier, digits.test),

@@ -27,12 +27,7 @@ SHOWN = 20  # digits at either end of the scores
 
 
 @dataclass(frozen=True)
-class Settings:
-    latent: int = 16
-    hidden: int = 200
-    layers: int = 1
-    batch_size: int = 100
-    learning_rate: float = 1e-3
+class Settings(common.Autoencoder):
     steps: int = 4000
     folds: int = 10
     samples: int = 256  # K of the bound that stands for log p(x)
@@ -72,9 +67,7 @@ def log_p(settings: Settings, device: str, task: Task) -> dict[str, Any]:
     x = binary_digits(settings.digits, device)
     kept = x[~held_out(len(x), settings.folds, task).to(device)]
     torch.manual_seed(task.seed * settings.folds + task.fold)
-    encoder = common.Encoder(common.mlp(common.PIXELS, settings.hidden, settings.layers, 2 * settings.latent))
-    decoder = common.mlp(settings.latent, settings.hidden, settings.layers, common.PIXELS)
-    model = uf.models.VAE(encoder, decoder, latent=settings.latent).to(device)
+    model = uf.models.VAE(*settings.networks(), latent=settings.latent).to(device)
     optimizer = torch.optim.Adam(model.parameters_of("autoencoder"), lr=settings.learning_rate)
     order = common.batches(len(kept), settings.batch_size, torch.Generator().manual_seed(task.seed))
     for index in itertools.islice(order, settings.steps):
@@ -121,11 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = scores(rows, out)
     levels = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
     quantiles = found.quantile(torch.tensor(levels)).tolist()
-    record = {
-        "size": arguments.size,
-        "settings": asdict(settings),
-        "environment": common.environment(device),
-        "seconds": time.perf_counter() - began,
+    record = common.header(arguments, asdict(settings), began) | {
         "seeds": arguments.seeds,
         "trained_with": rows[~out].mean().item(),  # nats per digit
         "trained_without": rows[out].mean().item(),

@@ -118,14 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             late = {key: common.summary([r[key] for r in extended])._asdict() for key in CURVES if key in extended[0]}
             entry = {"change": change.text, "models": list(models), "metric": metric, "late": late}
             entries.append(entry | common.compare([r["value"] for r in base], [r["value"] for r in extended]))
-    record = {
-        "size": size,
-        "settings": {"VAE": asdict(vae.SIZES[size]), "GAN": asdict(gan.SIZES[size])},
-        "environment": common.environment(device),
-        "seconds": time.perf_counter() - began,
-        "fraction": FRACTION,
-        "pairs": entries,
-    }
+    settings = {"VAE": asdict(vae.SIZES[size]), "GAN": asdict(gan.SIZES[size])}
+    record = common.header(arguments, settings, began) | {"fraction": FRACTION, "pairs": entries}
     common.write(arguments.output / "tried.json", record)
 
 

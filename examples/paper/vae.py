@@ -32,16 +32,11 @@ FRACTIONS = {"1%": 4, "10%": 40, "100%": PER_CLASS - PER_CLASS_VALIDATION}  # di
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(common.Autoencoder):
     """The same for both models of a pair, but for the discriminator, which only one has."""
 
-    latent: int = 16
-    hidden: int = 200
-    layers: int = 1
-    batch_size: int = 100
     batch_labelled: int = 10  # of the semi-supervised: labelled digits of a batch, and unlabelled
     batch_unlabelled: int = 40
-    learning_rate: float = 1e-3
     steps: Mapping[str, int] = field(default_factory=lambda: {"1%": 1500, "10%": 3000, "100%": 7000})
     steps_semi_supervised: int = 2000
     classification_weight: float = 100.0
@@ -125,22 +120,19 @@ def training_batches(name: str, data: Data, settings: Settings, seed: int) -> It
 
 def build(name: str, settings: Settings, model: type[uf.models.VAE] | None = None) -> uf.models.VAE:
     """The discriminator last: the other networks begin alike in both of a pair."""
-    hidden, layers, latent = settings.hidden, settings.layers, settings.latent
     classes = 0 if name in PAIRS[0] else common.CLASSES
-    encoder = common.Encoder(common.mlp(common.PIXELS + classes, hidden, layers, 2 * latent))
-    decoder = common.Labelled(common.mlp(latent + classes, hidden, layers, common.PIXELS))
-    networks: list[nn.Module] = [encoder, decoder]
+    networks = settings.networks(classes)
     options: dict[str, Any] = {"num_classes": classes} if classes else {}
     if "SemiSupervised" in name:
-        networks.append(common.mlp(common.PIXELS, hidden, layers, common.CLASSES))
+        networks.append(common.mlp(common.PIXELS, settings.hidden, settings.layers, common.CLASSES))
         options["classification_weight"] = settings.classification_weight
     if name.startswith("AA"):
         inputs = common.PIXELS + (common.CLASSES if name == "AAConditionalVAE" else 0)
         leaky = functools.partial(nn.LeakyReLU, 0.2)
-        discriminator = common.mlp(inputs, settings.discriminator_hidden, layers, 1, leaky)
+        discriminator = common.mlp(inputs, settings.discriminator_hidden, settings.layers, 1, leaky)
         networks.append(common.Labelled(discriminator))
         options["fakes"] = settings.fakes
-    return (model or getattr(uf.models, name))(*networks, latent=latent, **options)
+    return (model or getattr(uf.models, name))(*networks, latent=settings.latent, **options)
 
 
 class Task(NamedTuple):
@@ -285,12 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not ("SemiSupervised" in name and fraction == "100%")  # nothing is left without a label
     ]
     runs = common.run_all(functools.partial(train, settings, device), tasks, arguments.workers, "VAEs")
-    record = {
-        "size": arguments.size,
-        "settings": asdict(settings),
+    record = common.header(arguments, asdict(settings), began) | {
         "digits": {fraction: common.CLASSES * n for fraction, n in FRACTIONS.items()},
-        "environment": common.environment(device),
-        "seconds": time.perf_counter() - began,
         "pairs": pairs_of(runs),
         "runs": runs,
     }

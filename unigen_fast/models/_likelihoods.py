@@ -1,6 +1,6 @@
 """Means and samples of p(x | z), from what the decoder gives: the parameters of `<likelihood>_log_prob`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from unigen_fast.divergence import sample_gaussian
 from unigen_fast.likelihood import logistic_bins
 
 
-class _Moments(NamedTuple):
+class _Sampler(NamedTuple):
     mean: Callable[..., Tensor]
     draw: Callable[..., Tensor]
 
@@ -60,16 +60,16 @@ def _most_probable(logits: Tensor, class_dim: int = -1) -> Tensor:
     return logits.argmax(class_dim)
 
 
-_MOMENTS = {
-    "bernoulli": _Moments(torch.sigmoid, lambda logits: torch.bernoulli(logits.sigmoid())),
-    "gaussian": _Moments(lambda mean, *_, **options: mean, _gaussian),
-    "laplace": _Moments(lambda mean, log_scale: mean, _laplace),
-    "discretized_logistic": _Moments(lambda mean, log_scale, **options: mean, _discretized_logistic),
-    "negative_binomial": _Moments(lambda mu, theta: mu, _negative_binomial),
-    "zero_inflated_negative_binomial": _Moments(
+_SAMPLERS = {
+    "bernoulli": _Sampler(torch.sigmoid, lambda logits: torch.bernoulli(logits.sigmoid())),
+    "gaussian": _Sampler(lambda mean, *_, **options: mean, _gaussian),
+    "laplace": _Sampler(lambda mean, log_scale: mean, _laplace),
+    "discretized_logistic": _Sampler(lambda mean, log_scale, **options: mean, _discretized_logistic),
+    "negative_binomial": _Sampler(lambda mu, theta: mu, _negative_binomial),
+    "zero_inflated_negative_binomial": _Sampler(
         lambda mu, theta, gate_logits: mu * (-gate_logits).sigmoid(), _zero_inflated
     ),
-    "categorical": _Moments(_most_probable, _categorical),
+    "categorical": _Sampler(_most_probable, _categorical),
 }
 
 
@@ -86,20 +86,12 @@ class Likelihood:
         event_ndims = x.dim() - 1 if event_ndims is None else event_ndims
         return objectives.log_prob(self.name, parameters, x, event_ndims, self.options)
 
-    def mean(self, decoder: objectives.Decoder) -> Tensor:
-        """E[x | z]; of classes the most probable."""
-        return self._found().mean(*self._parameters(decoder), **self.options)
-
-    def draw(self, decoder: objectives.Decoder) -> Tensor:
-        """x ~ p(x | z)."""
-        return self._found().draw(*self._parameters(decoder), **self.options)
-
-    def _parameters(self, decoder: objectives.Decoder) -> Iterable[Tensor]:
-        return objectives.decoder_parameters(self.name, decoder).values()
-
-    def _found(self) -> _Moments:
-        if self.name not in _MOMENTS:
+    def sample(self, decoder: objectives.Decoder, *, mean: bool = False) -> Tensor:
+        """x ~ p(x | z); or E[x | z], of classes the most probable."""
+        if self.name not in _SAMPLERS:
             raise NotImplementedError(
-                f"drawing from p(x | z): got likelihood {self.name!r}, expected one of {', '.join(_MOMENTS)}"
+                f"drawing from p(x | z): got likelihood {self.name!r}, expected one of {', '.join(_SAMPLERS)}"
             )
-        return _MOMENTS[self.name]
+        found = _SAMPLERS[self.name]
+        parameters = objectives.decoder_parameters(self.name, decoder).values()
+        return (found.mean if mean else found.draw)(*parameters, **self.options)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from unigen_fast import _checks
 
 Losses = dict[str, Tensor]
-P = ParamSpec("P")
 M = TypeVar("M", bound=Callable[..., Losses])
 
 _SUFFIX = "_phase"
@@ -22,16 +21,13 @@ class Phase(NamedTuple):
     name: str
     updates: tuple[str, ...]  # the model's networks whose parameters it changes
     minimises: str  # the divergence, in the paper's notation
-    method: str
 
 
 def phase(*, updates: tuple[str, ...], minimises: str) -> Callable[[M], M]:
     """Marks a method `<name>_phase(self, batch)` as the losses of the phase `name`."""
 
     def mark(method: M) -> M:
-        name = method.__name__
-        found = Phase(name.removesuffix(_SUFFIX), updates, minimises, name)
-        method._phase = found  # type: ignore[attr-defined]
+        method._phase = Phase(method.__name__.removesuffix(_SUFFIX), updates, minimises)  # type: ignore[attr-defined]
         return method
 
     return mark
@@ -75,7 +71,7 @@ class Model(nn.Module):
             TypeError: those of another type.
         """
         _checks.choice("phase", phase, self.phases)
-        return getattr(self, self.phases[phase].method)(batch)
+        return getattr(self, phase + _SUFFIX)(batch)
 
     def forward(self, phase: str, batch: Any) -> Losses:
         """`losses`: so that wrappers which intercept `forward` see every pass."""
@@ -136,10 +132,13 @@ class Prior(nn.Module):
 
     def forward(self, n: int, like: nn.Module) -> Tensor:
         """n codes, where the parameters of `like` are."""
-        parameter = next(like.parameters(), None)
-        if parameter is None:
-            return self.draw(n, *self.shape)
-        return self.draw(n, *self.shape, device=parameter.device, dtype=parameter.dtype)
+        return self.draw(n, *self.shape, **_kind(like))
+
+
+def _kind(like: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the network's parameters, if it has any."""
+    parameter = next(like.parameters(), None)
+    return {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
 
 
 def tensors(batch: Any, *names: str) -> tuple[Tensor, ...]:
@@ -172,8 +171,7 @@ def draw_labels(n: int, num_classes: int | None, like: nn.Module) -> Tensor:
     """n labels, all classes alike probable."""
     if num_classes is None:
         raise ValueError("labels: got None, expected one for each sample: this model was given no num_classes")
-    parameter = next(like.parameters(), None)
-    return torch.randint(num_classes, (n,), device=None if parameter is None else parameter.device)
+    return torch.randint(num_classes, (n,), device=_kind(like).get("device"))
 
 
 def positive(name: str, value: int) -> int:

@@ -390,8 +390,7 @@ class AdversarialAutoencoder(Discriminated):
     @constants()
     def sample(self, n: int, *, mean: bool = False) -> Tensor:
         """n samples x ~ q_η(x|z), z ~ p(z); or the means of q_η(x|z)."""
-        decoded = self.decoder(self.prior(n, self))
-        return self.likelihood.mean(decoded) if mean else self.likelihood.draw(decoded)
+        return self.likelihood.sample(self.decoder(self.prior(n, self)), mean=mean)
 
 
 class PredictabilityMinimization(Model):

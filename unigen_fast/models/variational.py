@@ -168,8 +168,7 @@ class VAE(Model):
         return self._decoded_sample(self.prior(n, self), mean=mean)
 
     def _decoded_sample(self, z: Tensor, *condition: Tensor, mean: bool) -> Tensor:
-        decoded = self.decoder(z, *condition)
-        return self.likelihood.mean(decoded) if mean else self.likelihood.draw(decoded)
+        return self.likelihood.sample(self.decoder(z, *condition), mean=mean)
 
 
 class ConditionalVAE(VAE):

@@ -107,7 +107,7 @@ class WakeSleep(Model):
         (x,) = tensors(batch, "x")  # says how many to dream
         with constants():
             h = self.prior(len(x), self)
-            dreamt = self.likelihood.draw(self.decoder(h)).to(x.dtype)
+            dreamt = self.likelihood.sample(self.decoder(h)).to(x.dtype)
         return {"loss": -self.log_q(h, self.posterior(dreamt)).mean()}
 
     @constants()
@@ -129,8 +129,7 @@ class WakeSleep(Model):
     @constants()
     def sample(self, n: int, *, mean: bool = False) -> Tensor:
         """n samples x ~ p_θ(x|h), h ~ p(h); or the means of p_θ(x|h)."""
-        decoded = self.decoder(self.prior(n, self))
-        return self.likelihood.mean(decoded) if mean else self.likelihood.draw(decoded)
+        return self.likelihood.sample(self.decoder(self.prior(n, self)), mean=mean)
 
 
 class ReweightedWakeSleep(WakeSleep):
