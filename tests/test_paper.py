@@ -161,8 +161,45 @@ def test_memorization_scores_by_hand():
     torch.testing.assert_close(memorization.scores(p.log(), out), torch.tensor(expected))
 
 
-def test_constant_weights_are_the_mixture_of_data_and_samples():
+@pytest.mark.parametrize("family", ["VAE", "SVAE"])
+def test_constant_weights_are_the_mixture_of_data_and_samples(family):
     tried, vae = script("tried"), script("vae")
-    model = vae.build("AAVAE", vae.SIZES["tiny"], tried.ConstantWeights)
+    (change,) = [c for c in tried.FAMILIES[family].changes if "1/2" in c.text]
+    model = vae.build(tried.FAMILIES[family].models[1], vae.SIZES["tiny"], change.extended)
     assert isinstance(model, uf.models.AAVAE)
     assert (model.q_reversed(torch.rand(3, 784)) == 0.5).all()
+
+
+def test_samples_that_keep_their_labels():
+    """They count as labelled, with the labels of the labelled digits; all others as unlabelled."""
+    tried, vae = script("tried"), script("vae")
+    x, labels, unlabelled = next(vae.training_batches("SemiSupervisedVAE", vae.data_of("10%", 0, "cpu"),
+                                                      vae.SIZES["tiny"], 0))  # fmt: skip
+    model = vae.build("AASemiSupervisedVAE", vae.SIZES["tiny"], tried.LabelsKept)
+    seen, drawn, sample = [], [], model.sample
+    model.semi_supervised = lambda *given: seen.append(given) or {}
+    model.sample = lambda n, labels=None: drawn.append(labels) or sample(n, labels)
+    model.autoencoder_phase((x, labels, unlabelled))
+    assert drawn[0] is labels and drawn[1] is None
+    of_labelled, repeated, of_others, weights, weights_others = seen[0]
+    assert torch.equal(of_labelled[: len(x)], x) and torch.equal(of_others[: len(unlabelled)], unlabelled)
+    assert torch.equal(repeated, labels.repeat(2))
+    assert len(of_labelled) == len(weights) == 2 * len(x)
+    assert len(of_others) == len(weights_others) == 2 * len(unlabelled)
+
+
+def test_a_change_is_relative_to_the_size():
+    """A factor of an integer gives one, and of any size what its text says."""
+    tried, vae = script("tried"), script("vae")
+    change = tried.Change("", {"grey": True}, {"discriminator_hidden": 1 / 20, "discriminator_learning_rate": 5})
+    for size, hidden in (("tiny", 1), ("small", 10), ("paper", 25)):
+        found = change.of(vae.SIZES[size])
+        assert (found.discriminator_hidden, found.grey) == (hidden, True)
+        assert found.discriminator_learning_rate == pytest.approx(5 * vae.SIZES[size].discriminator_learning_rate)
+
+
+def test_changes_that_concern_no_base_share_it():
+    """Of the VAEs without a discriminator only grey digits, and of the SVAEs fewer steps, make another base."""
+    found = {name: [family.base_of(i) for i in range(len(family.changes))]
+             for name, family in script("tried").FAMILIES.items()}  # fmt: skip
+    assert found == {"VAE": [0, 0, 0, 0, 0, 5], "SVAE": [0, 1, 0, 0], "GAN": [0]}

@@ -168,7 +168,7 @@ def tried(record: Record) -> str:
         if "fake_probability" in late:
             belief = f"{late['real_probability']['mean']:.2f}, {late['fake_probability']['mean']:.2f}"
         samples = f"{late['effective_samples']['mean']:.0f}" if "effective_samples" in late else "–"
-        metric = {"elbo": "ELBO", "score": "inception score"}[entry["metric"]]
+        metric = {"elbo": "ELBO", "accuracy": "accuracy", "score": "inception score"}[entry["metric"]]
         rows.append(f"| {entry['change']} | {_models(entry)} | {metric} | {_cells(entry)} | {belief} | {samples} |")
     closing = " D of data, of samples | effective samples |"
     return "\n".join([_table("change | models | metric |", rows, closing), "", _origin(record)])

@@ -38,7 +38,7 @@ class Settings(common.Autoencoder):
     batch_labelled: int = 10  # of the semi-supervised: labelled digits of a batch, and unlabelled
     batch_unlabelled: int = 40
     steps: Mapping[str, int] = field(default_factory=lambda: {"1%": 1500, "10%": 3000, "100%": 7000})
-    steps_semi_supervised: int = 2000
+    steps_semi_supervised: int = 12_000
     classification_weight: float = 100.0
     entries: int = 25  # of the curves: each a validation
     samples: int = 50  # K of the bound of several samples
