@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -148,6 +149,26 @@ def test_the_best_step_is_what_is_tested():
     best = max(found["curve"]["validation"])
     assert found["validation"] == best
     assert found["curve"]["step"][found["curve"]["validation"].index(best)] == found["best_step"]
+
+
+@pytest.mark.parametrize("pair", [0, 1, 2])
+def test_the_papers_sizes_train(pair):
+    """Two steps of either model at the sizes that are meant for a GPU."""
+    vae = script("vae")
+    settings = replace(
+        vae.SIZES["paper"], steps={"10%": 2}, steps_semi_supervised=2, entries=1, test_draws=1, samples=1
+    )
+    for name in vae.PAIRS[pair]:
+        found = vae.train(settings, "cpu", vae.Task(name, "10%", 0))
+        assert math.isfinite(found["elbo"])
+
+
+def test_the_papers_sizes_train_gans():
+    gan = script("gan")
+    settings = replace(gan.SIZES["paper"], steps=2, entries=1, generated=20, classifier_epochs=1)
+    judge = gan.Judge.train(settings, "cpu")
+    for name in ("IWGAN", "IWConditionalGAN"):
+        assert gan.train(settings, "cpu", judge, gan.Task(name, 0))["score"] >= 1
 
 
 def test_memorization_scores_by_hand():
