@@ -294,17 +294,17 @@ def plain_rows(m: Any, x: Tensor, labels: Tensor) -> Tensor:
     return plain_kl(mean, logvar) - plain_log_likelihood(logits, x) + math.log(CLASSES)
 
 
-def plain_semi_supervised(m: Any, phase: str, batch: Any, weights: Any = None) -> Tensor:
+def plain_unlabelled(m: Any, x: Tensor) -> Tensor:
+    of_classes = plain_rows(m, x.repeat(CLASSES, 1), torch.arange(CLASSES).repeat_interleave(len(x)))
+    q = m.classifier(x).softmax(-1)
+    return (q * of_classes.view(CLASSES, -1).t()).sum(-1) + (q * q.log()).sum(-1)
+
+
+def plain_semi_supervised(m: Any, phase: str, batch: Any, weights: Any = (1.0, 1.0)) -> Tensor:
     x, labels, unlabelled = batch
-    of_labels = plain_rows(m, x, labels)
-    all_labels = torch.arange(CLASSES).repeat_interleave(len(unlabelled))
-    of_classes = plain_rows(m, unlabelled.repeat(CLASSES, 1), all_labels).view(CLASSES, -1).t()
-    q = m.classifier(unlabelled).softmax(-1)
-    of_unlabelled = (q * of_classes).sum(-1) + (q * q.log()).sum(-1)
-    of_classifier = F.cross_entropy(m.classifier(x), labels, reduction="none")
-    if weights is not None:
-        of_labels, of_classifier = of_labels * weights[0], of_classifier * weights[0]
-        of_unlabelled = of_unlabelled * weights[1]
+    of_labels = weights[0] * plain_rows(m, x, labels)
+    of_unlabelled = weights[1] * plain_unlabelled(m, unlabelled)
+    of_classifier = weights[0] * F.cross_entropy(m.classifier(x), labels, reduction="none")
     return torch.cat((of_labels, of_unlabelled)).mean() + 0.1 * of_classifier.mean()
 
 
@@ -329,15 +329,15 @@ def plain_aavae(m: Any, phase: str, batch: Any) -> Tensor:
 
 
 def plain_aa_semi_supervised(m: Any, phase: str, batch: Any) -> Tensor:
-    x, labels, unlabelled = batch
+    x, _, unlabelled = batch
     real, n = torch.cat((x, unlabelled)), len(x)
     of_fake = torch.randint(CLASSES, (len(real),))
     fake = torch.bernoulli(m.decoder(torch.randn(len(real), LATENT, dtype=x.dtype), of_fake).sigmoid()).detach()
     if phase == "discriminator":
         return tell_apart(m.discriminator, (real,), (fake,))
     of_real, of_fakes = (m.discriminator(side).sigmoid().flatten().detach() for side in (real, fake))
-    weights = of_real[:n], torch.cat((of_real[n:], of_fakes))
-    return plain_semi_supervised(m, phase, (x, labels, torch.cat((unlabelled, fake))), weights)
+    of_data = plain_semi_supervised(m, phase, batch, (of_real[:n], of_real[n:]))
+    return of_data / 2 + (of_fakes * plain_unlabelled(m, fake)).mean() / 2
 
 
 def plain_vaegan(m: Any, phase: str, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The paper's statements, held against the models' own losses; each check is seen to fail on a broken formula."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unigen_fast as uf
-from unigen_fast.models import AAVAE, GAN, IWGAN, VAE, AdversarialDomainAdaptation, WakeSleep
+from unigen_fast.models import (
+    AAVAE,
+    GAN,
+    IWGAN,
+    VAE,
+    AAConditionalVAE,
+    AASemiSupervisedVAE,
+    AdversarialDomainAdaptation,
+    ConditionalVAE,
+    SemiSupervisedVAE,
+    WakeSleep,
+)
 
 STATES = 7  # of the finite sample space
 STEP = 1e-5  # of finite differences
@@ -159,19 +171,31 @@ def test_lemma_1_of_domain_adaptation_sees_a_term_not_reversed(monkeypatch):
 # ---- Lemma 2: with the perfect discriminator an AAVAE is a VAE -------------------------------------------------------
 
 
-PIXELS, LATENT, N = 12, 3, 16
+PIXELS, LATENT, N, CLASSES = 12, 3, 16, 3
+
+
+class Decoder(nn.Module):
+    """Linear in its input and the label, if there is one."""
+
+    def __init__(self, inputs: int, outputs: int, classes: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs + classes, outputs)
+        self.classes = classes
+
+    def forward(self, x: Tensor, *labels: Tensor) -> Tensor:
+        return self.linear(torch.cat((x, *(F.one_hot(c, self.classes).to(x.dtype) for c in labels)), -1))
 
 
 class Encoder(nn.Module):
     """Of next to no variance, so that no noise stands between two passes."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 0) -> None:
         super().__init__()
-        self.mean = nn.Linear(PIXELS, LATENT)
+        self.mean = Decoder(PIXELS, LATENT, classes)
         self.logvar = nn.Parameter(torch.full((LATENT,), -60.0))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.mean(x).tanh()
+    def forward(self, x: Tensor, *labels: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.mean(x, *labels).tanh()
         return mean, self.logvar.expand_as(mean)
 
 
@@ -182,7 +206,7 @@ class Perfect(nn.Module):
         super().__init__()
         self.data = data
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *labels: Tensor) -> Tensor:
         return torch.where((x.unsqueeze(1) == self.data).all(2).any(1), 1e4, -1e4).to(x.dtype)
 
 
@@ -191,31 +215,42 @@ def data() -> Tensor:
     return torch.bernoulli(torch.full((N, PIXELS), 0.3)).double()
 
 
-def networks() -> tuple[nn.Module, nn.Module]:
+def networks(classes: int = 0) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(6)
-    return Encoder().double(), nn.Linear(LATENT, PIXELS).double()
+    return Encoder(classes).double(), Decoder(LATENT, PIXELS, classes).double()
 
 
-def gradients(model: nn.Module, loss: Tensor, names: tuple[str, ...]) -> Tensor:
+def gradients(model: nn.Module, loss: Tensor, names: Sequence[str]) -> Tensor:
     model.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten() for name in names for p in getattr(model, name).parameters()])
 
 
-def lemma_2(model_class: type[AAVAE], discriminator: nn.Module | None = None) -> None:
-    x = data()
-    encoder, decoder = networks()
-    vae = VAE(encoder, decoder, latent=LATENT)
-    expected = vae.losses("autoencoder", x)["loss"]
-    expected_gradients = gradients(vae, expected, ("encoder", "decoder"))
-    aavae = model_class(*networks(), discriminator or Perfect(x), latent=LATENT)
-    found = aavae.losses("autoencoder", x)["loss"]
+def lemma_2(base: type[VAE], extended: type[AAVAE], discriminator: nn.Module | None = None) -> None:
+    """Half the loss of the base model, and half its gradient."""
+    x, labels = data(), torch.arange(N) % CLASSES
+    batch: Any = x if base is VAE else (x, labels)
+    options: dict[str, Any] = {"latent": LATENT} if base is VAE else {"latent": LATENT, "num_classes": CLASSES}
+    updated, classifier = ["encoder", "decoder"], []
+    if base is SemiSupervisedVAE:
+        batch = x[:5], labels[:5], x[5:]
+        updated, classifier = [*updated, "classifier"], [nn.Linear(PIXELS, CLASSES).double()]
+    classes = options.get("num_classes", 0)
+    model = base(*networks(classes), *classifier, **options)
+    expected = model.losses("autoencoder", batch)["loss"]
+    expected_gradients = gradients(model, expected, updated)
+    activated = extended(*networks(classes), *classifier, discriminator or Perfect(x), **options)
+    found = activated.losses("autoencoder", batch)["loss"]
     torch.testing.assert_close(2 * found, expected)
-    torch.testing.assert_close(2 * gradients(aavae, found, ("encoder", "decoder")), expected_gradients)
+    torch.testing.assert_close(2 * gradients(activated, found, updated), expected_gradients)
 
 
-def test_lemma_2():
-    lemma_2(AAVAE)
+LEMMA_2 = [(VAE, AAVAE), (ConditionalVAE, AAConditionalVAE), (SemiSupervisedVAE, AASemiSupervisedVAE)]
+
+
+@pytest.mark.parametrize(("base", "extended"), LEMMA_2)
+def test_lemma_2(base, extended):
+    lemma_2(base, extended)
 
 
 class WeighedByQ(AAVAE):
@@ -225,16 +260,28 @@ class WeighedByQ(AAVAE):
         return 1 - super().q_reversed(*examples)
 
 
+class LabelsNotHalved(AASemiSupervisedVAE):
+    """The labels' term of the data as it is in an SVAE, though samples are half of the mixture."""
+
+    def autoencoder_phase(self, batch: Any) -> dict[str, Tensor]:
+        losses = super().autoencoder_phase(batch)
+        x, labels, _ = self.examples(batch)
+        return {"loss": losses["loss"] + self.classification_weight * F.cross_entropy(self.classifier(x), labels) / 2}
+
+
 class Undecided(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *labels: Tensor) -> Tensor:
         return x.new_zeros(len(x))
 
 
 def test_lemma_2_sees_another_weight():
     with pytest.raises(AssertionError):
-        lemma_2(WeighedByQ)
+        lemma_2(VAE, WeighedByQ)
     with pytest.raises(AssertionError):
-        lemma_2(AAVAE, Undecided())
+        lemma_2(SemiSupervisedVAE, LabelsNotHalved)
+    for base, extended in LEMMA_2:
+        with pytest.raises(AssertionError):
+            lemma_2(base, extended, Undecided())
 
 
 # ---- AAVAE: no gradient through the weights, nor through the fakes ---------------------------------------------------

@@ -1,6 +1,6 @@
 """Tables 2, right, and 3: VAEs against adversary-activated VAEs, on 1 %, 10 % and 100 % of 3600 digits.
 
-    python examples/paper/vae.py                            # minutes on two cores
+    python examples/paper/vae.py                            # an hour on two cores
     python examples/paper/vae.py --size paper --device cuda # larger networks, longer training
 
 Little data is soon overfitted: every run keeps the parameters of its best bound on 400 further digits, the validation

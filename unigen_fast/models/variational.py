@@ -467,11 +467,13 @@ class AASemiSupervisedVAE(AAVAE, SemiSupervisedVAE):
 
     Phases, for a batch (x_labelled, labels, x_unlabelled):
         discriminator: as a GAN's, all x of the batch against as many samples
-        autoencoder: as in `SemiSupervisedVAE`, of the mixture of both, L, U and -log q_η(c|x) weighted with D(x)
+        autoencoder: 1/2 the loss of `SemiSupervisedVAE`, its L, U and -log q_η(c|x) weighted with D(x),
+                     + 1/2 E_x~[ D(x~) U(x~) ]
 
     The paper does not say how labels enter. Our choice: D sees x alone, and so does the bound of a sample: it is drawn
     of any class and counts as unlabelled, p_θ0(x) being a distribution over x. Were it to keep the label that it was
-    drawn with, the classifier would learn the decoder's mistakes.
+    drawn with, the classifier would learn the decoder's mistakes. With a perfect D this is half the SVAE's loss, by
+    Lemma 2.
 
     Args:
         discriminator: x to one logit for each example.
@@ -512,9 +514,10 @@ class AASemiSupervisedVAE(AAVAE, SemiSupervisedVAE):
         x, labels, unlabelled = self.examples(batch)
         (real,), (fake,) = self.real(batch), self.fake(batch)
         of_real, of_fake = self.q_reversed(real), self.q_reversed(fake)
-        of_labelled, of_others = of_real[: len(x)], torch.cat((of_real[len(x) :], of_fake))
-        losses = self.semi_supervised(x, labels, torch.cat((unlabelled, fake)), of_labelled, of_others)
-        return losses | {"real_weight": of_real.mean(), "fake_weight": of_fake.mean()}
+        losses = self.semi_supervised(x, labels, unlabelled, of_real[: len(x)], of_real[len(x) :])
+        of_samples = (of_fake * self._unlabelled(fake, self.classifier(fake))).mean()
+        loss = (losses["loss"] + of_samples) / 2
+        return losses | {"loss": loss, "real_weight": of_real.mean(), "fake_weight": of_fake.mean()}
 
 
 class VAEGAN(Discriminated):
