@@ -37,6 +37,7 @@ class Settings:
     batch_size: int = 64
     learning_rate: float = 2e-3
     steps: int = 2500
+    discriminator_steps: int = 1  # for each of the generator's, on a minibatch of their own
     generated: int = 10_000  # digits that the figures are computed on
     entries: int = 25  # of the curves
     classifier_epochs: int = 20
@@ -182,24 +183,28 @@ def train(settings: Settings, device: str, judge: Judge, task: Task) -> dict[str
     model.discriminator.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
     order = common.batches(len(digits.train), settings.batch_size, torch.Generator().manual_seed(task.seed))
     due = common.due(settings.steps, settings.entries)
+
+    def update(phase: str, batch: Any) -> dict[str, Tensor]:
+        losses = model.losses(phase, batch)
+        optimizers[phase].zero_grad()
+        losses["loss"].backward()
+        optimizers[phase].step()
+        return losses
+
     curve: dict[str, list[float]] = {}
     recent: list[dict[str, float]] = []
     start = time.perf_counter()
     for step in range(1, settings.steps + 1):
-        index = next(order).to(device)
-        x = 2 * digits.train[index] - 1
-        batch = (x, digits.train_labels[index]) if isinstance(model, uf.models.ConditionalGAN) else x
-        losses = {}
-        for phase in model.phases:
-            losses[phase] = model.losses(phase, batch)
-            optimizers[phase].zero_grad()
-            losses[phase]["loss"].backward()
-            optimizers[phase].step()
-        of_discriminator = losses["discriminator"]
+        for _ in range(settings.discriminator_steps):
+            index = next(order).to(device)
+            x = 2 * digits.train[index] - 1
+            batch = (x, digits.train_labels[index]) if isinstance(model, uf.models.ConditionalGAN) else x
+            of_discriminator = update("discriminator", batch)
+        of_generator = update("generator", batch)
         recent.append(
             {
                 "discriminator": of_discriminator["loss"].item(),
-                "generator": losses["generator"]["loss"].item(),
+                "generator": of_generator["loss"].item(),
                 "real_accuracy": of_discriminator["real_accuracy"].item(),
                 "fake_accuracy": of_discriminator["fake_accuracy"].item(),
                 "effective_samples": uf.effective_sample_size(logits[-1], dim=0).item(),

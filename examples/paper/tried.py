@@ -111,7 +111,16 @@ FAMILIES = {
             Change("samples keep the labels they were drawn with", extended=LabelsKept),
         ),
     ),
-    "GAN": Family(gan.PAIRS[0][:2], ("score",), None, (Change("D twice as wide", factors={"discriminator_width": 2}),)),
+    "GAN": Family(
+        gan.PAIRS[0][:2],
+        ("score",),
+        None,
+        (
+            Change("D twice as wide", factors={"discriminator_width": 2}),
+            Change("two steps of D for each of G", factors={"discriminator_steps": 2}),
+            Change("a tenth of the learning rate", factors={"learning_rate": 1 / 10}),
+        ),
+    ),
 }
 CURVES = ("effective_samples", "real_probability", "fake_probability")
 

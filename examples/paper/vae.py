@@ -46,7 +46,6 @@ class Settings(common.Autoencoder):
     # of the discriminator: DCGAN's optimizer
     discriminator_hidden: int = 200
     discriminator_learning_rate: float = 2e-4
-    discriminator_every: int = 1  # steps
     fakes: str = "sample"
     grey: bool = False  # train on grey levels instead of pixels drawn from them
 
@@ -167,8 +166,6 @@ def train(settings: Settings, device: str, task: Task, model_type: type[uf.model
     start = time.perf_counter()
     for step, batch in enumerate(itertools.islice(training_batches(name, data, settings, seed), steps), 1):
         for phase in model.phases:
-            if phase == "discriminator" and step % settings.discriminator_every:
-                continue
             losses = model.losses(phase, batch)
             optimizers[phase].zero_grad()
             losses["loss"].backward()
