@@ -128,6 +128,21 @@ def test_phases_train_together(name):
         assert last["discriminator"]["real_probability"] > last["discriminator"]["fake_probability"]
 
 
+def test_phases_of_a_mixin_are_those_of_the_methods_it_runs():
+    """A class that changes the weights, put before AA-SVAE, runs AA-SVAE's phase, and so updates its classifier too."""
+
+    class Constant(uf.models.AAVAE):
+        def q_reversed(self, *examples: Tensor) -> Tensor:
+            return torch.ones(len(examples[0]))
+
+    class ConstantSemiSupervised(Constant, uf.models.AASemiSupervisedVAE):
+        pass
+
+    assert ConstantSemiSupervised.phases == uf.models.AASemiSupervisedVAE.phases
+    assert list(ConstantSemiSupervised.phases) == list(uf.models.AASemiSupervisedVAE.phases)
+    assert Constant.phases == uf.models.AAVAE.phases != uf.models.AASemiSupervisedVAE.phases
+
+
 @every_model
 def test_state_dict(name):
     """Networks and nothing else; loaded, it gives the same losses; so do a copy and a pickle."""

@@ -56,12 +56,12 @@ class Model(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.phases = {}
-        for base in cls.__bases__:  # the first one's phases first, and its own where two have one of the same name
-            if issubclass(base, Model):
-                cls.phases = cls.phases | {name: p for name, p in base.phases.items() if name not in cls.phases}
-        marks = (getattr(attribute, "_phase", None) for attribute in vars(cls).values())
-        cls.phases |= {mark.name: mark for mark in marks if isinstance(mark, Phase)}
+        inherited = dict.fromkeys(name for base in cls.__bases__ for name in getattr(base, "phases", ()))
+        marks: dict[str, Phase] = {}  # of the methods that Python resolves to; an override without one keeps the old
+        for parent in reversed(cls.__mro__):
+            found = (getattr(attribute, "_phase", None) for attribute in vars(parent).values())
+            marks |= {mark.name: mark for mark in found if isinstance(mark, Phase)}
+        cls.phases = {name: marks[name] for name in (*inherited, *marks)}
 
     def losses(self, phase: str, batch: Any) -> Losses:
         """What a phase minimises, under "loss"; and, detached, what else its pass found.
