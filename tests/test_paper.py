@@ -194,9 +194,9 @@ def test_constant_weights_are_the_mixture_of_data_and_samples(family):
 def test_samples_that_keep_their_labels():
     """They count as labelled, with the labels of the labelled digits; all others as unlabelled."""
     tried, vae = script("tried"), script("vae")
-    x, labels, unlabelled = next(vae.training_batches("SemiSupervisedVAE", vae.data_of("10%", 0, "cpu"),
-                                                      vae.SIZES["tiny"], 0))  # fmt: skip
-    model = vae.build("AASemiSupervisedVAE", vae.SIZES["tiny"], tried.LabelsKept)
+    data, settings = vae.data_of("10%", 0, "cpu"), vae.SIZES["tiny"]
+    x, labels, unlabelled = next(vae.training_batches("SemiSupervisedVAE", data, settings, 0))
+    model = vae.build("AASemiSupervisedVAE", settings, tried.LabelsKept)
     seen, drawn, sample = [], [], model.sample
     model.semi_supervised = lambda *given: seen.append(given) or {"loss": torch.ones(())}
     model.sample = lambda n, labels=None: drawn.append(labels) or sample(n, labels)
@@ -220,6 +220,6 @@ def test_a_change_is_relative_to_the_size():
 
 def test_changes_that_concern_no_base_share_it():
     """Of the VAEs without a discriminator only grey digits, and of the SVAEs fewer steps, make another base."""
-    found = {name: [family.base_of(i) for i in range(len(family.changes))]
-             for name, family in script("tried").FAMILIES.items()}  # fmt: skip
+    families = script("tried").FAMILIES.items()
+    found = {name: [family.base_of(i) for i in range(len(family.changes))] for name, family in families}
     assert found == {"VAE": [0, 0, 0, 0, 0, 5], "SVAE": [0, 1, 0, 0], "GAN": [0, 1, 2]}

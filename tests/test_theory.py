@@ -174,7 +174,7 @@ def test_lemma_1_of_domain_adaptation_sees_a_term_not_reversed(monkeypatch):
 PIXELS, LATENT, N, CLASSES = 12, 3, 16, 3
 
 
-class Decoder(nn.Module):
+class Conditioned(nn.Module):
     """Linear in its input and the label, if there is one."""
 
     def __init__(self, inputs: int, outputs: int, classes: int = 0) -> None:
@@ -191,7 +191,7 @@ class Encoder(nn.Module):
 
     def __init__(self, classes: int = 0) -> None:
         super().__init__()
-        self.mean = Decoder(PIXELS, LATENT, classes)
+        self.mean = Conditioned(PIXELS, LATENT, classes)
         self.logvar = nn.Parameter(torch.full((LATENT,), -60.0))
 
     def forward(self, x: Tensor, *labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ def data() -> Tensor:
 
 def networks(classes: int = 0) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(6)
-    return Encoder(classes).double(), Decoder(LATENT, PIXELS, classes).double()
+    return Encoder(classes).double(), Conditioned(LATENT, PIXELS, classes).double()
 
 
 def gradients(model: nn.Module, loss: Tensor, names: Sequence[str]) -> Tensor:

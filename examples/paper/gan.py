@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import unigen_fast as uf
 from unigen_fast.demo import evaluate, networks, plots
+from unigen_fast.demo.train import update
 
 PAIRS = (("GAN", "IWGAN", "score"), ("ConditionalGAN", "IWConditionalGAN", "accuracy"))
 METRICS = {"score": "inception score", "accuracy": "conditional accuracy"}
@@ -183,14 +184,6 @@ def train(settings: Settings, device: str, judge: Judge, task: Task) -> dict[str
     model.discriminator.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
     order = common.batches(len(digits.train), settings.batch_size, torch.Generator().manual_seed(task.seed))
     due = common.due(settings.steps, settings.entries)
-
-    def update(phase: str, batch: Any) -> dict[str, Tensor]:
-        losses = model.losses(phase, batch)
-        optimizers[phase].zero_grad()
-        losses["loss"].backward()
-        optimizers[phase].step()
-        return losses
-
     curve: dict[str, list[float]] = {}
     recent: list[dict[str, float]] = []
     start = time.perf_counter()
@@ -199,8 +192,8 @@ def train(settings: Settings, device: str, judge: Judge, task: Task) -> dict[str
             index = next(order).to(device)
             x = 2 * digits.train[index] - 1
             batch = (x, digits.train_labels[index]) if isinstance(model, uf.models.ConditionalGAN) else x
-            of_discriminator = update("discriminator", batch)
-        of_generator = update("generator", batch)
+            of_discriminator = update(model, optimizers["discriminator"], "discriminator", batch)
+        of_generator = update(model, optimizers["generator"], "generator", batch)
         recent.append(
             {
                 "discriminator": of_discriminator["loss"].item(),

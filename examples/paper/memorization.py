@@ -22,6 +22,7 @@ from torch import Tensor
 
 import unigen_fast as uf
 from unigen_fast.demo import plots
+from unigen_fast.demo.train import update
 
 SHOWN = 20  # digits at either end of the scores
 
@@ -71,10 +72,7 @@ def log_p(settings: Settings, device: str, task: Task) -> dict[str, Any]:
     optimizer = torch.optim.Adam(model.parameters_of("autoencoder"), lr=settings.learning_rate)
     order = common.batches(len(kept), settings.batch_size, torch.Generator().manual_seed(task.seed))
     for index in itertools.islice(order, settings.steps):
-        loss = model.losses("autoencoder", kept[index.to(device)])["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        update(model, optimizer, "autoencoder", kept[index.to(device)])
     test = model.bound(common.digits(device).test_binary, settings.samples).mean().item()
     return {"log_p": model.bound(x, settings.samples).cpu(), "test": test}
 

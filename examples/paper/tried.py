@@ -1,6 +1,6 @@
 """Where the effects come from, or why there is none: pairs once more, each with one thing changed.
 
-python examples/paper/tried.py                            # forty minutes on two cores
+python examples/paper/tried.py                            # fifty minutes on two cores
 python examples/paper/tried.py --size paper --device cuda
 """
 

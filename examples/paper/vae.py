@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import unigen_fast as uf
 from unigen_fast.demo import plots
+from unigen_fast.demo.train import update
 
 PAIRS = (("VAE", "AAVAE"), ("ConditionalVAE", "AAConditionalVAE"), ("SemiSupervisedVAE", "AASemiSupervisedVAE"))
 PER_CLASS = 400  # training digits of each class, the last of them for validation
@@ -166,10 +167,7 @@ def train(settings: Settings, device: str, task: Task, model_type: type[uf.model
     start = time.perf_counter()
     for step, batch in enumerate(itertools.islice(training_batches(name, data, settings, seed), steps), 1):
         for phase in model.phases:
-            losses = model.losses(phase, batch)
-            optimizers[phase].zero_grad()
-            losses["loss"].backward()
-            optimizers[phase].step()
+            losses = update(model, optimizers[phase], phase, batch)
             for key in probabilities.keys() & losses.keys():
                 probabilities[key].append(losses[key].item())
         if step in due:

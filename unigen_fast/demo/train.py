@@ -52,7 +52,7 @@ def step(model: Model, optimizers: Mapping[str, torch.optim.Optimizer], batch: T
     return {phase: update(model, optimizers[phase], phase, batch) for phase in model.phases}
 
 
-def update(model: Model, optimizer: torch.optim.Optimizer, phase: str, batch: Tensor) -> Losses:
+def update(model: Model, optimizer: torch.optim.Optimizer, phase: str, batch: Any) -> Losses:
     losses = model.losses(phase, batch)
     optimizer.zero_grad()
     losses["loss"].backward()
