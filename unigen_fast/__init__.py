@@ -1,6 +1,6 @@
 """Fused losses of deep generative models: the same numbers as PyTorch, faster, in less memory, without overflow."""
 
-from unigen_fast import _info, _loader, models, nn
+from unigen_fast import _info, _loader, integrations, models, nn
 from unigen_fast._version import __version__
 from unigen_fast.adversarial import (
     DiscriminatorStats,
@@ -109,6 +109,7 @@ __all__ = [
     "memorization_score",
     "miwae_loss",
     "mmd",
+    "integrations",
     "models",
     "negative_binomial_log_prob",
     "nn",

@@ -288,6 +288,20 @@ def _unequal(real: Tensor, fake: Tensor) -> str:
     return f"expected equal shapes, got real {tuple(real.shape)}, fake {tuple(fake.shape)}"
 
 
+def loss_and_sides(real: Logits, fake: Logits, kind: str, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean loss of an uncoupled kind; detached and unscaled, the means of its terms over each tensor's logits."""
+    items, n = _gathered(real=real, fake=fake)
+    loss, statistics = _reduced(items, n, _DISCRIMINATOR[kind], "mean", scale, True)
+    return loss, statistics[:n, 0], statistics[n:, 0]
+
+
+def loss_of_each(fake: Logits, kind: str, scale: float) -> tuple[Tensor, Tensor]:
+    """The generator's mean loss of an uncoupled kind and, detached and unscaled, that of each tensor."""
+    items, _ = _gathered(fake=fake)
+    loss, statistics = _reduced(items, 0, _GENERATOR[kind], "mean", scale, True)
+    return loss, statistics[:, 0]
+
+
 def generator_loss(
     *,
     fake: Logits,
