@@ -101,6 +101,8 @@ class Patch:
 
     def is_patched(self) -> bool:
         return Patch.active.get(self.library) is self
+
+    def calls(self) -> dict[str, int]:
         """How often each of ours has run since it was put in place."""
         return calls(self.library)
 
@@ -270,14 +272,15 @@ def patched(*libraries: str, check_version: bool = True, correct: bool = False) 
             before = Patch.active.get(_known(library))
             patch = apply(library, check_version=check_version, correct=correct)
             if before is not patch:
-                stack.callback(_restore, patch, before)
+                stack.callback(_restore, library, before)
         yield
 
 
-def _restore(patch: Patch, before: Patch | None) -> None:
-    patch.unpatch()
-    if before is not None:
-        apply(before.library, check_version=False, correct=before.correct)
+def _restore(library: str, before: Patch | None) -> None:
+    if before is None:
+        unpatch(library)
+    else:
+        apply(library, check_version=False, correct=before.correct)
 
 
 def calls(library: str | None = None) -> dict[str, int]:

@@ -36,7 +36,7 @@ def _over_modalities(losses: Tensor, modalities: Any) -> Any:
     return _output((losses.sum(0) / modalities).sum())
 
 
-@_MULTIVAE.replaces(_MMVAE, "MMVAE.dreg_looser", code="", corrects=_BOUND)
+@_MULTIVAE.replaces(_MMVAE, "MMVAE.dreg_looser", code="7369b4caef77385a", corrects=_BOUND)
 def _dreg_looser(
     self: Any, qz_xs: Any, embeddings: Any, reconstructions: Any, inputs: Any, *, correct: bool = False
 ) -> Any:
@@ -48,7 +48,7 @@ def _dreg_looser(
     return _over_modalities(iwae_loss(log_w, dim=1, reduction="none", value=value), modalities)
 
 
-@_MULTIVAE.replaces(_MMVAE, "MMVAE.iwae_looser", code="")
+@_MULTIVAE.replaces(_MMVAE, "MMVAE.iwae_looser", code="7b173541bac6f23a")
 def _iwae_looser(self: Any, qz_xs: Any, embeddings: Any, reconstructions: Any, inputs: Any) -> Any:
     lws, modalities = self.compute_k_lws(qz_xs, embeddings, reconstructions, inputs)
     return _over_modalities(iwae_loss(torch.stack(list(lws.values())), dim=1, reduction="none"), modalities)
