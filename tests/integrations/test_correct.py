@@ -151,6 +151,24 @@ def test_torch_distributions_of_logits_elsewhere(kind: str) -> None:
         assert_equal(a, b)
 
 
+def test_torchrl_balanced_kl_without_a_floor() -> None:
+    pytest.importorskip("torchrl")
+    module = importlib.import_module("torchrl.objectives.dreamer_v3")
+    tensors = [draw(7, 4, 6), draw(7, 4, 6)]
+    options = {"alpha": 0.7, "free_bits": 0.3}
+    expected = module.categorical_kl_balanced(*tensors, **options)
+    wrong = torch.tensor([[[0.0, -40.0]]], requires_grad=True), torch.tensor([[[-40.0, 0.0]]], requires_grad=True)
+    bounded = module.categorical_kl_balanced(*wrong)
+    with uf.integrations.patched("torchrl", correct=True):
+        found = module.categorical_kl_balanced(*tensors, **options)
+        assert_equal(module.categorical_kl_balanced(*wrong).detach(), torch.tensor(40.0))
+    assert bounded < 20
+    assert_equal(found, expected)
+    for a, b in zip(gradients([found], tensors), gradients([expected], tensors), strict=True):
+        assert b.abs().max() > 1e-6
+        assert_equal(a, b)
+
+
 def test_mimicry_without_its_saturation() -> None:
     pytest.importorskip("torch_mimicry")
     module = importlib.import_module("torch_mimicry.modules.losses")
