@@ -37,7 +37,7 @@ def training(library: str, **options: Any) -> Callable[[Callable[..., Training]]
 def batches(count: int) -> list[Tensor]:
     """`[BATCH, 784]` in [0, 1], the same each time."""
     order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
-    pixels = load_digits().train[order]
+    pixels = load_digits().train[order].to(torch.get_default_dtype())
     return [pixels[i * BATCH % 3900 :][:BATCH] for i in range(count)]
 
 
@@ -153,7 +153,7 @@ def autoencoder_kl() -> Training:
     model = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=32)
 
     def loss(x: Tensor) -> Tensor:
-        pictures = images(x[:8])
+        pictures = images(x[:2])
         posterior = model.encode(pictures).latent_dist
         found = model.decode(posterior.sample()).sample
         return ((found - pictures) ** 2).flatten(1).sum(1).mean() + 0.1 * posterior.kl().mean()
