@@ -361,7 +361,13 @@ FORMULA_INPUTS = 5
 
 
 class FormulaOptions(ctypes.Structure):
-    _fields_ = [("formula", INT), ("spread", Spread), ("bins", DOUBLE * 3), ("data_slope", ctypes.c_bool)]
+    _fields_ = [
+        ("formula", INT),
+        ("spread", Spread),
+        ("bins", DOUBLE * 3),
+        ("eps", DOUBLE),
+        ("data_slope", ctypes.c_bool),
+    ]
 
 
 _INS = [f"in{k}" for k in range(FORMULA_INPUTS)]
@@ -1248,6 +1254,7 @@ def counts(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 _PLAIN = Spread(0, -INF, INF)
 _STD = Spread(2, -1.0, 0.5)
+EPS = 0.7  # of the zero-inflated counts; the others have none
 # number, kinds of its tensors (n normal, p positive, c counts), spread and bins, the reference of (tensors, weights,
 # scale, reduction), and whether there are weights
 FORMULAS: list[tuple[int, str, Any, tuple[float, ...], Callable[..., Tensor], bool]] = [
@@ -1262,7 +1269,7 @@ FORMULAS: list[tuple[int, str, Any, tuple[float, ...], Callable[..., Tensor], bo
         False,
     ),
     (3, "cpp", _PLAIN, (), lambda t, w, s, r: likelihood.negative_binomial_log_prob(*t, 1), False),
-    (4, "cppn", _PLAIN, (), lambda t, w, s, r: likelihood.zero_inflated_negative_binomial_log_prob(*t, 1), False),
+    (4, "cppn", _PLAIN, (), lambda t, w, s, r: likelihood.zero_inflated_negative_binomial_log_prob(*t, 1, EPS), False),
     (
         5,
         "nnpnp",
@@ -1301,7 +1308,7 @@ def test_formulas(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout:
         if number == 3:  # one theta for each column
             given[2] = given[2][:1].expand(shape)
         leaves = [x.double().requires_grad_() for x in given]
-        options = FormulaOptions(number, spread, (DOUBLE * 3)(*bins), True)
+        options = FormulaOptions(number, spread, (DOUBLE * 3)(*bins), EPS if number == 4 else 0, True)
         for reduction in ("none", "mean") if weighted else ("none",):
             weights = normal(shape[:1], arithmetic(dtype), 9) if reduction == "mean" or number == 7 else None
             scale = 0.5 if weighted else 1.0

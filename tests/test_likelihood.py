@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, reference_path
+from helpers import LOW_PRECISION, NATIVE, assert_close, assert_refused, assert_same_bits, reference_path
 from torch import Tensor
 from torch.distributions import Bernoulli
 
@@ -216,6 +216,8 @@ def test_errors(device: torch.device) -> None:
 @pytest.fixture(params=["kernel", "reference"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each of the two: under create_graph and in torch.func the reference is what users get."""
+    if request.param == "kernel" and not (NATIVE["cpu"] or NATIVE["cuda"] or NATIVE["triton"]):
+        pytest.skip("no kernels: it would be the reference again")
     with reference_path() if request.param == "reference" else nullcontext():
         yield request.param
 
@@ -223,22 +225,25 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
 both_paths = pytest.mark.usefixtures("path")
 
 
-def counts_exactly(x: float, mu: float, theta: float) -> tuple[mpmath.mpf, ...]:
+def counts_exactly(x: float, mu: float, theta: float, eps: float = 0.0) -> tuple[mpmath.mpf, ...]:
     """(log NB, its slope in mu, its slope in theta, the sum of the two opposite parts of that) with 60 digits."""
     with mpmath.workdps(60):
-        x, mu, theta = map(mpmath.mpf, (x, mu, theta))
+        x, mu, theta, eps = map(mpmath.mpf, (x, mu, theta, eps))
         choose = mpmath.loggamma(x + theta) - mpmath.loggamma(theta) - mpmath.loggamma(x + 1)
-        value = choose - theta * mpmath.log1p(mu / theta) + (x * mpmath.log(mu / (theta + mu)) if x else 0)
-        gained = mpmath.digamma(x + theta) - mpmath.digamma(theta) - mpmath.log1p(x / theta)
-        lost = (mu - x) / (theta + mu) + mpmath.log((x + theta) / (theta + mu))
-        return value, theta / (theta + mu) * (x / mu - 1), gained + lost, abs(gained) + abs(lost)
+        total, sum_, share = x + theta, theta + mu + eps, theta + eps
+        value = choose + theta * mpmath.log(share / sum_) + (x * mpmath.log((mu + eps) / sum_) if x else 0)
+        gained = mpmath.digamma(total) - mpmath.digamma(theta) - mpmath.log(total / theta)
+        lost = mpmath.log(total / theta * share / sum_) + theta / share - total / sum_
+        return value, x / (mu + eps) - total / sum_, gained + lost, abs(gained) + abs(lost)
 
 
-def counts_with_gradients(points: list[tuple[float, float, float]], dtype: torch.dtype, device: torch.device) -> Tensor:
+def counts_with_gradients(
+    points: list[tuple[float, float, float]], dtype: torch.dtype, device: torch.device, eps: float = 0.0
+) -> Tensor:
     """[3, points]: values, and slopes in mu and theta."""
     x, mu, theta = torch.tensor(points, dtype=dtype, device=device).unbind(1)
     mu, theta = (t.clone().requires_grad_() for t in (mu, theta))
-    rows = uf.negative_binomial_log_prob(x, mu, theta, event_ndims=0)
+    rows = uf.negative_binomial_log_prob(x, mu, theta, event_ndims=0, eps=eps)
     return torch.stack([rows.detach(), *gradient(rows, mu, theta)]).double().cpu()
 
 
@@ -268,6 +273,23 @@ def test_negative_binomial_over_all_magnitudes(path: str, device: torch.device) 
     assert ((got[1] - of_mu).abs() <= 1e-6 * of_mu.abs()).all()  # 0 where x = mu
     # float64, in which the reference differentiates, leaves that of x = 0 and 1 / theta
     rounding = 1e-14 / torch.tensor([p[2] for p in points], dtype=torch.float64) if path == "reference" else 0
+    assert ((got[2] - of_theta).abs() <= 2e-6 * scale + rounding).all()
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-3, 3.0])
+def test_eps_over_all_magnitudes(eps: float, path: str, device: torch.device) -> None:
+    """As without: it is not lost in mu or theta, nor they in it. A zero keeps its digits where its two parts cancel."""
+    eps = torch.tensor(eps).item()
+    xs, mus, thetas = (0, 0.3, 1, 17, 1e4), (0, 1e-12, 1e-8, 1e-3, 3, 5e3), (1e-4, 1e-3, 0.3, 1, 7.9, 30, 1e3, 1e6)
+    points = torch.tensor([(x, mu, theta) for x in xs for mu in mus for theta in thetas]).tolist()
+    got = counts_with_gradients(points, torch.float32, device, eps)
+    exact = [counts_exactly(*p, eps) for p in points]
+    value, of_mu, of_theta, scale = torch.tensor([[float(n) for n in e] for e in exact], dtype=torch.float64).T
+    x, _, theta = torch.tensor(points, dtype=torch.float64).T
+    of_eps = torch.where(x == 0, 0.0, theta * torch.log1p(eps / theta))  # a part of the value
+    rounding = 1e-14 * (1 + 1 / theta) if path == "reference" else torch.zeros(())
+    assert ((got[0] - value).abs() <= 1e-6 * (value.abs() + of_eps) + rounding).all()
+    assert ((got[1] - of_mu).abs() <= 1e-6 * of_mu.abs() + rounding).all()
     assert ((got[2] - of_theta).abs() <= 2e-6 * scale + rounding).all()
 
 
@@ -497,6 +519,9 @@ def test_errors_of_the_other_densities(device: torch.device) -> None:
         lambda: counts(x, a, b.long()), TypeError, "theta: expected a floating-point tensor, got torch.int64"
     )
     assert_refused(lambda: counts(None, a, b), TypeError, "x: expected a torch.Tensor, got NoneType")
+    assert_refused(lambda: counts(x, a, b, eps=-1e-8), ValueError, "eps: got -1e-08, expected a number >= 0")
     inflated = uf.zero_inflated_negative_binomial_log_prob
     assert_refused(lambda: inflated(x, a, b, None), TypeError, "gate_logits: expected a torch.Tensor, got NoneType")
     assert_refused(lambda: inflated(x, a, b.to("meta"), a), ValueError, "theta: got device meta, expected .* as x")
+    assert_refused(lambda: inflated(x, a, b, a, eps=None), TypeError, "eps: expected a number, got NoneType")
+    assert_refused(lambda: inflated(x, a, b, a, eps=-1.0), ValueError, "eps: got -1.0, expected a number >= 0")

@@ -201,8 +201,13 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         (X, M.flip(0), V),
         {},
     ),
-    (uf.nn.NegativeBinomialLogProb, {"event_ndims": 2}, (X.round().relu(), M.exp(), V.exp()), {}),
-    (uf.nn.ZeroInflatedNegativeBinomialLogProb, {"event_ndims": 2}, (X.round().relu(), M.exp(), V.exp(), X), {}),
+    (uf.nn.NegativeBinomialLogProb, {"event_ndims": 2, "eps": 0.1}, (X.round().relu(), M.exp(), V.exp()), {}),
+    (
+        uf.nn.ZeroInflatedNegativeBinomialLogProb,
+        {"event_ndims": 2, "eps": 0.1},
+        (X.round().relu(), M.exp(), V.exp(), X),
+        {},
+    ),
     (
         uf.nn.ELBOLoss,
         {

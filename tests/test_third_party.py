@@ -26,16 +26,21 @@ def gradients(outputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> Sequence[
 
 
 def assert_same(
-    ours: Callable[..., Any], theirs: Callable[..., Any], tensors: Sequence[Tensor], *, values: bool = True
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    *,
+    values: bool = True,
+    relative: float = 1e-8,
 ) -> None:
-    """To 1e-8; theirs must have a gradient, and one that is not zero, for what is compared to mean anything."""
+    """Theirs must have a gradient, and one that is not zero, for what is compared to mean anything."""
     got, expected = as_tuple(ours(*tensors)), as_tuple(theirs(*tensors))
     if values:
         for a, b in zip(got, expected, strict=True):
-            assert_close(a, b, 1e-8)
+            assert_close(a, b, relative)
     for a, b in zip(gradients(got, tensors), gradients(expected, tensors), strict=True):
         assert a is not None and b is not None and b.abs().max() > 1e-6
-        assert_close(a, b, 1e-8)
+        assert_close(a, b, relative)
 
 
 # ---- torchrl ---------------------------------------------------------------------------------------------------------
@@ -212,9 +217,10 @@ def test_scvi_log_nb_positive() -> None:
     theirs = pytest.importorskip("scvi.distributions._negative_binomial").log_nb_positive
     x, (mu, theta, _) = counts()
     assert_same(
-        lambda mu, theta: uf.negative_binomial_log_prob(x, mu, theta),
-        lambda mu, theta: theirs(x, mu, theta, eps=0.0).sum(-1),
+        lambda mu, theta: uf.negative_binomial_log_prob(x, mu, theta, eps=1e-8),
+        lambda mu, theta: theirs(x, mu, theta).sum(-1),
         (mu, theta),
+        relative=1e-10,
     )
 
 
@@ -223,10 +229,35 @@ def test_scvi_log_zinb_positive() -> None:
     x, tensors = counts()
     assert (x == 0).any() and (x > 0).any()
     assert_same(
-        lambda mu, theta, gate: uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate),
-        lambda mu, theta, gate: theirs(x, mu, theta, gate, eps=1e-300).sum(-1),
+        lambda mu, theta, gate: uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate, eps=1e-8),
+        lambda mu, theta, gate: theirs(x, mu, theta, gate).sum(-1),
         tensors,
+        relative=1e-10,
     )
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+@pytest.mark.parametrize("name", ["nb", "zinb"])
+def test_scvi_counts_of_any_size(name: str, eps: float) -> None:
+    """Each element on its own, to 1e-10 of itself or of 1: means far below eps, thetas near it, counts that are not
+    whole. The gates stop short of where PyTorch's softplus turns linear."""
+    theirs = getattr(pytest.importorskip("scvi.distributions._negative_binomial"), f"log_{name}_positive")
+    ours = {"nb": uf.negative_binomial_log_prob, "zinb": uf.zero_inflated_negative_binomial_log_prob}[name]
+    grid = [
+        torch.tensor(axis, dtype=torch.float64)
+        for axis in (
+            (0, 0.3, 1, 2.5, 7, 300, 1e4),
+            (0, 1e-12, 1e-8, 1e-4, 0.1, 3, 500, 1e5),
+            (1e-4, 1e-3, 0.1, 1, 10, 1e3),
+            (-19, -2, 0, 3, 30),
+        )
+    ]
+    # columns: it takes a vector for one theta of each gene
+    tensors = [t.reshape(-1, 1).requires_grad_() for t in torch.meshgrid(grid[: 3 + (name == "zinb")], indexing="ij")]
+    got, expected = ours(*tensors, event_ndims=0, eps=eps), theirs(*tensors, eps=eps)
+    for a, b in zip((got, *gradients([got], tensors)), (expected, *gradients([expected], tensors)), strict=True):
+        assert a is not None and b is not None and b.abs().max() > 1e-6
+        assert ((a - b).abs() <= 1e-10 * b.abs().clamp(min=1)).all()
 
 
 def test_scvi_2965_loses_every_digit_in_fp32() -> None:

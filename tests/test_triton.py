@@ -294,10 +294,12 @@ def likelihood_cases() -> Iterator[Case]:
     for event in (0, 1, 2):
         yield Case(f"laplace[{event}]", _ops.laplace_log_prob, "nnn", (event,))
         yield Case(f"logistic[{event}]", _ops.discretized_logistic_log_prob, "unn", (event, 0.1, 0.0, 1.0))
-        yield Case(f"negative_binomial[{event}]", _ops.negative_binomial_log_prob, "kpp", (event,))
-        yield Case(f"zero_inflated[{event}]", _ops.zero_inflated_negative_binomial_log_prob, "kppn", (event,))
+        for eps in (0.0, 0.7):
+            options = (event, eps)
+            yield Case(f"negative_binomial[{event},{eps}]", _ops.negative_binomial_log_prob, "kpp", options)
+            yield Case(f"zero_inflated[{event},{eps}]", _ops.zero_inflated_negative_binomial_log_prob, "kppn", options)
     yield Case("logistic[256 levels]", _ops.discretized_logistic_log_prob, "nnn", (1, 1 / 255, -1.0, 1.0))
-    yield Case("negative_binomial[real]", _ops.negative_binomial_log_prob, "upp", (1,))
+    yield Case("negative_binomial[real]", _ops.negative_binomial_log_prob, "upp", (1, 0.1))
     for spread, clamp in (("logvar", (-INF, INF)), ("logstd", (-0.7, 0.9)), ("std", (-INF, 0.5))):
         letters = "nnp" if spread == "std" else "nnn"
         yield Case(f"gaussian[{spread}]", _ops.gaussian_log_prob, letters, (1, spread, *clamp))
@@ -431,7 +433,7 @@ MAIN_NAMES = (
     "categorical_log_prob[1]",
     "mixture[nx,1]",
     "gaussian[logstd]",
-    "zero_inflated[1]",
+    "zero_inflated[1,0.7]",
     "monte_carlo[logstd,-,w,mean]",
     "bernoulli_kl[nnw,sum]",
     "bound[gaussian,nN-nnnn--,1,1,0.0,0.0,sum]",
@@ -669,7 +671,7 @@ SIZES = [
     Case("many components", _ops.discretized_logistic_mixture_log_prob, "ny", (1,), (3, 3 * 70)),
     Case("many rows", _ops.total_correlation, "nnn", (50_000, "mss"), (100, 2)),
     Case("long rows", _ops.total_correlation, "nnn", (50_000, "mws"), (4, 50)),
-    Case("split rows", _ops.zero_inflated_negative_binomial_log_prob, "kppn", (1,), (2, 9000)),
+    Case("split rows", _ops.zero_inflated_negative_binomial_log_prob, "kppn", (1, 0.0), (2, 9000)),
     Case("one row", _ops.bernoulli_kl, "nnw", (1, 0.5, "mean"), (3, 4000)),
     bound("bernoulli", "n--unnn--", (1100, 2, 3), 0, power=0.5, elbo_weight=0.4),  # more samples than a tile
     bound("bernoulli", "n--unnn--", (1, 2100, 2), 1, groups=1050),

@@ -221,12 +221,16 @@ discretized_logistic_log_prob = _row_formula(
     ", float half_bin, float low, float high",
 )
 negative_binomial_log_prob = _row_formula(
-    "negative_binomial_log_prob", likelihood.negative_binomial_log_prob, "Tensor x, Tensor mu, Tensor theta"
+    "negative_binomial_log_prob",
+    likelihood.negative_binomial_log_prob,
+    "Tensor x, Tensor mu, Tensor theta",
+    ", float eps",
 )
 zero_inflated_negative_binomial_log_prob = _row_formula(
     "zero_inflated_negative_binomial_log_prob",
     likelihood.zero_inflated_negative_binomial_log_prob,
     "Tensor x, Tensor mu, Tensor theta, Tensor gate_logits",
+    ", float eps",
 )
 
 # ---- categorical -----------------------------------------------------------------------------------------------------

@@ -136,7 +136,9 @@ def logistic_bins(bin_width: float = 2 / 255, low: float = -1.0, high: float = 1
     return bin_width / 2, low, high
 
 
-def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, *, event_ndims: int = 1) -> Tensor:
+def negative_binomial_log_prob(
+    x: Tensor, mu: Tensor, theta: Tensor, *, event_ndims: int = 1, eps: float = 0.0
+) -> Tensor:
     """log NB(x; mu, theta) of the mean mu and the inverse dispersion theta: variance mu + mu² / theta.
 
     sum_d lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) + theta log(theta / (theta + mu)) + x log(mu / (theta + mu))
@@ -145,29 +147,33 @@ def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, *, event_nd
     cancelled by hand (Stirling's formula, its remainder, and the deviance of the counts as a sum of two numbers of one
     sign), so that value and gradients keep theirs for theta from 1e-4 to 1e7 and counts to 1e5.
 
+    With `eps` the last two are theta log((theta + eps) / s) + x log((mu + eps) / s), s = theta + mu + eps; that is the
+    above at the mean mu + eps, plus theta log(1 + eps / theta).
+
     Args:
         x: counts >= 0 of any dtype (real ones are taken by the same formula), broadcastable with the others.
-        mu: means >= 0, `[rows…, event…]`, any strides. mu = 0 means that x is 0 for certain.
-        theta: positive, finite; one for each gene is `[D]`. scvi-tools adds 1e-8 to mu and theta inside its logarithms;
-            here nothing is added.
+        mu: means >= 0, `[rows…, event…]`, any strides. mu = 0 (without `eps`) means that x is 0 for certain.
+        theta: positive, finite; one for each gene is `[D]`.
         event_ndims: how many trailing dimensions make one example and are summed.
+        eps: >= 0, added to mu and theta inside the logarithms. 1e-8 gives scvi-tools' `log_nb_positive`.
 
     Returns:
         Nats, one per row; fp32 for fp16 and bf16. Means or thetas outside their range give NaN.
 
     Raises:
         TypeError: mu or theta not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range.
+        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, negative `eps`.
 
     Source: Lopez et al., "Deep generative modeling for single-cell transcriptomics" (2018), Methods; the evaluation
     after Loader, "Fast and accurate computation of binomial probabilities" (2000).
     """
+    eps = _checks.number("eps", eps, minimum=0.0)
     tensors = _of_data(x, mu=mu, theta=theta)
-    return _ops.negative_binomial_log_prob(tensors, _checks.event("x", tensors[0], event_ndims))
+    return _ops.negative_binomial_log_prob(tensors, _checks.event("x", tensors[0], event_ndims), eps)
 
 
 def zero_inflated_negative_binomial_log_prob(
-    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, *, event_ndims: int = 1
+    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, *, event_ndims: int = 1, eps: float = 0.0
 ) -> Tensor:
     """log ZINB(x): zero with probability sigma(g), a count of NB(mu, theta) otherwise.
 
@@ -175,22 +181,25 @@ def zero_inflated_negative_binomial_log_prob(
     and means of any size, and as accurate in theta as `negative_binomial_log_prob`.
 
     Args:
-        x: counts >= 0 of any dtype, broadcastable with the others. Exactly 0 is a zero (scvi-tools: below 1e-8).
-        mu, theta: as in `negative_binomial_log_prob`; nothing is added to them.
+        x: counts >= 0 of any dtype, broadcastable with the others. Exactly 0 is a zero, whatever `eps` is; scvi-tools'
+            are those below its eps, the same of counts.
+        mu, theta: as in `negative_binomial_log_prob`.
         gate_logits: g, the logit of the zero inflation: scvi-tools' `zi_logits`.
         event_ndims: how many trailing dimensions make one example and are summed.
+        eps: as in `negative_binomial_log_prob`, for log NB(x). 1e-8 gives scvi-tools' `log_zinb_positive`.
 
     Returns:
         Nats, one per row; fp32 for fp16 and bf16.
 
     Raises:
         TypeError: mu, theta or gate_logits not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range.
+        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, negative `eps`.
 
     Source: Lopez et al. (2018), Methods.
     """
+    eps = _checks.number("eps", eps, minimum=0.0)
     tensors = _of_data(x, mu=mu, theta=theta, gate_logits=gate_logits)
-    return _ops.zero_inflated_negative_binomial_log_prob(tensors, _checks.event("x", tensors[0], event_ndims))
+    return _ops.zero_inflated_negative_binomial_log_prob(tensors, _checks.event("x", tensors[0], event_ndims), eps)
 
 
 def _of_data(x: Tensor, **parameters: Tensor) -> tuple[Tensor, ...]:

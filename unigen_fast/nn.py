@@ -514,20 +514,20 @@ class DiscretizedLogisticLogProb(_Loss):
 
 
 class NegativeBinomialLogProb(_Loss):
-    """`negative_binomial_log_prob(x, mu, theta, event_ndims=event_ndims)`."""
+    """`negative_binomial_log_prob(x, mu, theta, …)`."""
 
-    def __init__(self, *, event_ndims: int = 1) -> None:
-        super().__init__(event_ndims=event_ndims)
+    def __init__(self, *, event_ndims: int = 1, eps: float = 0.0) -> None:
+        super().__init__(event_ndims=event_ndims, eps=eps)
 
     def forward(self, x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
         return likelihood.negative_binomial_log_prob(x, mu, theta, **self.options)
 
 
 class ZeroInflatedNegativeBinomialLogProb(_Loss):
-    """`zero_inflated_negative_binomial_log_prob(x, mu, theta, gate_logits, event_ndims=event_ndims)`."""
+    """`zero_inflated_negative_binomial_log_prob(x, mu, theta, gate_logits, …)`."""
 
-    def __init__(self, *, event_ndims: int = 1) -> None:
-        super().__init__(event_ndims=event_ndims)
+    def __init__(self, *, event_ndims: int = 1, eps: float = 0.0) -> None:
+        super().__init__(event_ndims=event_ndims, eps=eps)
 
     def forward(self, x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor) -> Tensor:
         return likelihood.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate_logits, **self.options)

@@ -154,29 +154,37 @@ tuple<Tensor, Tensor, Tensor> discretized_logistic_log_prob_backward(const Tenso
   return tuple_of(run_formula_backward<3, Backend>(call, grad, {&x, &mean, &log_scale}, needed));
 }
 
+inline FormulaCall of_counts(Formula formula, int64_t event_ndims, double eps) {
+  FormulaCall call = {{formula}, event_ndims};
+  call.options.eps = eps;
+  return call;
+}
+
 template <class Backend>
-Tensor negative_binomial_log_prob(const Tensor& x, const Tensor& mu, const Tensor& theta, int64_t event_ndims) {
-  return run_formula<Backend>({{Formula::negative_binomial_log_prob}, event_ndims}, {&x, &mu, &theta});
+Tensor negative_binomial_log_prob(const Tensor& x, const Tensor& mu, const Tensor& theta, int64_t event_ndims,
+                                  double eps) {
+  const FormulaCall call = of_counts(Formula::negative_binomial_log_prob, event_ndims, eps);
+  return run_formula<Backend>(call, {&x, &mu, &theta});
 }
 template <class Backend>
 tuple<Tensor, Tensor, Tensor> negative_binomial_log_prob_backward(const Tensor& grad, const Tensor& x, const Tensor& mu,
-                                                                  const Tensor& theta, int64_t event_ndims,
+                                                                  const Tensor& theta, int64_t event_ndims, double eps,
                                                                   int64_t needed) {
-  const FormulaCall call = {{Formula::negative_binomial_log_prob}, event_ndims};
+  const FormulaCall call = of_counts(Formula::negative_binomial_log_prob, event_ndims, eps);
   return tuple_of(run_formula_backward<3, Backend>(call, grad, {&x, &mu, &theta}, needed));
 }
 
 template <class Backend>
 Tensor zero_inflated_negative_binomial_log_prob(const Tensor& x, const Tensor& mu, const Tensor& theta,
-                                                const Tensor& gate_logits, int64_t event_ndims) {
-  const FormulaCall call = {{Formula::zero_inflated_negative_binomial_log_prob}, event_ndims};
+                                                const Tensor& gate_logits, int64_t event_ndims, double eps) {
+  const FormulaCall call = of_counts(Formula::zero_inflated_negative_binomial_log_prob, event_ndims, eps);
   return run_formula<Backend>(call, {&x, &mu, &theta, &gate_logits});
 }
 template <class Backend>
 tuple<Tensor, Tensor, Tensor, Tensor> zero_inflated_negative_binomial_log_prob_backward(
     const Tensor& grad, const Tensor& x, const Tensor& mu, const Tensor& theta, const Tensor& gate_logits,
-    int64_t event_ndims, int64_t needed) {
-  const FormulaCall call = {{Formula::zero_inflated_negative_binomial_log_prob}, event_ndims};
+    int64_t event_ndims, double eps, int64_t needed) {
+  const FormulaCall call = of_counts(Formula::zero_inflated_negative_binomial_log_prob, event_ndims, eps);
   return tuple_of(run_formula_backward<4, Backend>(call, grad, {&x, &mu, &theta, &gate_logits}, needed));
 }
 

@@ -121,10 +121,15 @@ struct DiscretizedLogisticLogProb : FormulaBase {
 // in: x, mu, theta. With N = x + theta, p = theta / (theta + mu), q = 1 - p, after Loader (2000):
 //   remainder(N) - remainder(theta) - remainder(x) - 1/2 log(2 pi x N / theta) - deviance
 // where the deviance is that of x from N q, plus that of theta from N p: both >= 0, as are the other terms together.
+//
+// With eps added inside the logarithms, theta log((theta + eps) / (theta + mu + eps)) + x log((mu + eps) / (theta + mu + eps))
+// instead of the same without, it is that of the mean mu + eps, plus theta log(1 + eps / theta); of a zero the two cancel for
+// a small mu, and -theta log(1 + mu / (theta + eps)) remains.
 struct NegativeBinomialLogProb : FormulaBase {
   static constexpr int kInputs = 3;
   static constexpr bool kLarge = true;
   bool data_slope;  // whether the slope in x is wanted
+  double eps = 0;
 
   // a log(a / b) - (a - b) >= 0, given the difference a - b and (a - b) / b
   template <class N>
@@ -135,7 +140,7 @@ struct NegativeBinomialLogProb : FormulaBase {
 
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
-    const N x = in[0], mu = in[1], theta = in[2], zero = constant<N>(0);
+    const N x = in[0], mu = in[1] + constant<N>(eps), theta = in[2], zero = constant<N>(0);
     const auto none = x == zero;
     const N total = x + theta, inverse = constant<N>(1) / total, over_mu = constant<N>(1) / mu;
     const N difference = x - mu, share = theta * inverse, ratio = (theta + mu) * inverse;
@@ -145,21 +150,35 @@ struct NegativeBinomialLogProb : FormulaBase {
     const N some = select(none, constant<N>(1), x);
     const N rest = Stirling<N>(total).remainder() - Stirling<N>(theta).remainder() - Stirling<N>(some).remainder() -
                    constant<N>(0.5) * log(constant<N>(6.28318530717958647693) * some / share);
-    return select(none, zero, rest) - (of_theta + select(none, -excess, of_x));
+    const N value = select(none, zero, rest) - (of_theta + select(none, -excess, of_x));
+    if (eps > 0) {
+      const N added = constant<N>(eps), of_eps = theta * log1p(select(none, in[1] / (theta + added), added / theta));
+      return select(none, -of_eps, value + of_eps);
+    }
+    return value;
   }
 
   template <class N>
   UNIGEN_INLINE void slopes(const N* in, N* out) const {
-    const N x = in[0], mu = in[1], theta = in[2], zero = constant<N>(0), one = constant<N>(1);
+    const N x = in[0], mu = in[1] + constant<N>(eps), theta = in[2], zero = constant<N>(0), one = constant<N>(1);
     const auto none = x == zero;
-    const N total = x + theta, inverse = one / (theta + mu), difference = x - mu;
+    const N total = x + theta, theta_eps = theta + constant<N>(eps), inverse = one / (theta + mu), difference = x - mu;
     const Stirling<N> of_total(total), of_theta(theta);
     out[1] = theta * inverse * select(none, -one, difference / mu);
-    // t - log(1 + t), t = N / (theta + mu) - 1
-    const N relative = difference * inverse;
+    // t - log(1 + t), t = N / (theta + mu) - 1; of a zero, N = theta + eps
+    const N relative = select(none, -in[1], difference) * inverse;
+    const N ratio = select(none, theta_eps, total) * inverse;
     const auto near = abs(relative - constant<N>(0.25)) < constant<N>(0.75);
-    const N of_deviance = select(near, -log1p_minus(relative), relative - log(total * inverse));
+    const N of_deviance = select(near, -log1p_minus(relative), relative - log(ratio));
     out[2] = select(none, zero, digamma_minus_log_rise(of_theta, of_total, x)) - of_deviance;
+    if (eps > 0) {
+      // log(1 + eps / theta) - s = -(log(1 - s) + s), s = eps / (theta + eps)
+      const N share = constant<N>(eps) / theta_eps;
+      const auto far = constant<N>(0.5) < share;
+      N of_eps = -log1p_minus(-share);
+      if (any(far)) of_eps = select(far, log(theta_eps / theta) - share, of_eps);
+      out[2] = out[2] + select(none, share * relative, of_eps);
+    }
     out[0] = zero;
     if (data_slope) {
       const N next = x + one;
@@ -173,10 +192,11 @@ struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
   static constexpr int kInputs = 4;
   static constexpr bool kLarge = true;
   bool data_slope;
+  double eps = 0;
 
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
-    const N gate = in[3], count = NegativeBinomialLogProb{{}, false}.value(in), zero = constant<N>(0);
+    const N gate = in[3], count = NegativeBinomialLogProb{{}, false, eps}.value(in), zero = constant<N>(0);
     const Logistic<N> open(gate);
     // log(sigma(g) + sigma(-g) p) = log1p(-sigma(-g) (1 - p)), but for p and sigma(g) both small
     const N rest = open.sigmoid_of_minus() * ExpTerms<N>(minimum(count, zero)).minus_1;
@@ -192,9 +212,9 @@ struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
     const N gate = in[3], mu = in[1], theta = in[2], zero = constant<N>(0);
     const auto none = in[0] == zero;
     const Logistic<N> open(gate);
-    NegativeBinomialLogProb{{}, data_slope}.slopes(in, out);
+    NegativeBinomialLogProb{{}, data_slope, eps}.slopes(in, out);
     // of a zero: how much of it is the count's
-    const N empty = -theta * log1p(mu / theta);
+    const N empty = -theta * log1p(mu / (theta + constant<N>(eps)));
     const Logistic<N> posterior(empty - gate);
     const N weight = select(none, posterior.sigmoid(), constant<N>(1));
     out[0] = select(none, zero, out[0]);

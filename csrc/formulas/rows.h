@@ -24,6 +24,7 @@ struct FormulaOptions {
   Formula formula = Formula::gaussian_log_prob;
   SpreadOptions spread = {Spread::logvar, -HUGE_VAL, HUGE_VAL};
   Bins bins;
+  double eps = 0;          // of counts: added to mu and theta inside the logarithms
   bool data_slope = true;  // whether the slope in the first number is wanted
 };
 
@@ -33,9 +34,9 @@ inline auto with_formula(const FormulaOptions& o, const Body& body) {
   switch (o.formula) {
     case Formula::laplace_log_prob: return body(LaplaceLogProb{});
     case Formula::discretized_logistic_log_prob: return body(DiscretizedLogisticLogProb{{}, o.bins});
-    case Formula::negative_binomial_log_prob: return body(NegativeBinomialLogProb{{}, o.data_slope});
+    case Formula::negative_binomial_log_prob: return body(NegativeBinomialLogProb{{}, o.data_slope, o.eps});
     case Formula::zero_inflated_negative_binomial_log_prob:
-      return body(ZeroInflatedNegativeBinomialLogProb{{}, o.data_slope});
+      return body(ZeroInflatedNegativeBinomialLogProb{{}, o.data_slope, o.eps});
     case Formula::gaussian_kl_monte_carlo: return body(MonteCarloKl<true>{{}, o.spread});
     case Formula::gaussian_kl_entropy: return body(MonteCarloKl<false>{{}, o.spread});
     case Formula::bernoulli_kl: return body(BernoulliKl<true>{});

@@ -38,15 +38,16 @@ def log_gamma(n: Tensor) -> Tensor:
     return torch.lgamma(n + 20) - sum((n + i).log() for i in range(20))
 
 
-def negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int = 1) -> Tensor:
+def negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int = 1, eps: float = 0.0) -> Tensor:
     choose = log_gamma(x + theta) - log_gamma(theta) - log_gamma(x + 1)
-    terms = choose + theta * (theta / (theta + mu)).log() + x * (mu / (theta + mu)).log()
+    sum_ = theta + mu + eps
+    terms = choose + theta * ((theta + eps) / sum_).log() + x * ((mu + eps) / sum_).log()
     return terms.sum(-1) if event_ndims else terms
 
 
-def zero_inflated(x: Tensor, mu: Tensor, theta: Tensor, gate: Tensor) -> Tensor:
+def zero_inflated(x: Tensor, mu: Tensor, theta: Tensor, gate: Tensor, eps: float = 0.0) -> Tensor:
     """As a mixture of a point mass and the counts."""
-    counts = negative_binomial(x, mu, theta, 0).exp()
+    counts = negative_binomial(x, mu, theta, 0, eps).exp()
     return (gate.sigmoid() * (x == 0) + (1 - gate.sigmoid()) * counts).log().sum(-1)
 
 
@@ -176,6 +177,13 @@ CASES = [
         every_size=False,
     ),
     Case(
+        "negative_binomial_log_prob[eps,x with gradient]",
+        lambda x, mu, theta: uf.negative_binomial_log_prob(x, mu, theta, eps=0.7),
+        data("weights", "std", "std", real=True),
+        lambda x, mu, theta: negative_binomial(x, mu, theta, eps=0.7),
+        every_size=False,
+    ),
+    Case(
         "zero_inflated_negative_binomial_log_prob",
         lambda x, mu, theta, gate: uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate),
         data("counts", "std", "std", "logits"),
@@ -186,6 +194,13 @@ CASES = [
         lambda x, mu, theta, gate: uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate),
         data("weights", "std", "std", "logits", real=True),
         zero_inflated,
+        every_size=False,
+    ),
+    Case(
+        "zero_inflated_negative_binomial_log_prob[eps]",
+        lambda x, mu, theta, gate: uf.zero_inflated_negative_binomial_log_prob(x, mu, theta, gate, eps=0.7),
+        data("counts", "std", "std", "logits"),
+        lambda x, mu, theta, gate: zero_inflated(x, mu, theta, gate, eps=0.7),
         every_size=False,
     ),
 ]

@@ -67,9 +67,11 @@ def _stirling_remainder(n: Tensor) -> Tensor:
     return series / far + torch.where(short, between, torch.zeros_like(n))
 
 
-def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, eps: float) -> Tensor:
     """In float64. lgamma(x + theta) - lgamma(theta) by Stirling's formula: what is large in it has been cancelled by
-    hand against theta log(theta / (theta + mu)) and x log(mu / (theta + mu))."""
+    hand against theta log(theta / (theta + mu)) and x log(mu / (theta + mu)). With `eps`: that of the mean mu + eps,
+    plus theta log(1 + eps / theta)."""
+    mu = mu + eps
     total, sum_ = x + theta, mu + theta
     t = (x - mu) / sum_
     near = t.abs() < 0.5
@@ -78,20 +80,21 @@ def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     # lgamma(x + 1) + x, exactly 0 for x = 0
     of_x = (x + 0.5) * torch.log1p(x) + _stirling_remainder(x + 1) - _stirling_remainder(torch.ones_like(x))
     certain = (x == 0) & (mu == 0)
-    return rest + total * log_ratio + torch.xlogy(x, torch.where(certain, torch.ones_like(mu), mu)) - of_x
+    value = rest + total * log_ratio + torch.xlogy(x, torch.where(certain, torch.ones_like(mu), mu)) - of_x
+    return value + theta * torch.log1p(eps / theta) if eps else value
 
 
-def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int) -> Tensor:
+def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int, eps: float = 0.0) -> Tensor:
     # differences of lgamma, and their derivatives, need it
-    terms = _negative_binomial(precise(x), precise(mu), precise(theta))
+    terms = _negative_binomial(precise(x), precise(mu), precise(theta), eps)
     return sum_event(terms, event_ndims).to(upcast(mu).dtype)
 
 
 def zero_inflated_negative_binomial_log_prob(
-    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int
+    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int, eps: float = 0.0
 ) -> Tensor:
     x = torch.where(x == 0, torch.zeros_like(x), x)  # a zero is one event, whatever its neighbourhood: no gradient
-    count = _negative_binomial(precise(x), precise(mu), precise(theta))
+    count = _negative_binomial(precise(x), precise(mu), precise(theta), eps)
     gate = precise(gate_logits)
     # log(sigma(g) + sigma(-g) p) = log1p(-sigma(-g) (1 - p)), but for p and sigma(g) both small
     rest = (-gate).sigmoid() * torch.expm1(count)

@@ -127,8 +127,32 @@ def _deviance(a, ratio, difference, relative):
     return tl.where(near, relative * difference + a * log1p_minus(safe), a * tl.log(ratio) - difference)
 
 
+def eps_of(eps: float) -> Any:
+    return _rows.scalar(eps) if eps else None
+
+
 @triton.jit
-def _negative_binomial(x, mu, theta):
+def _scaled_log1p(theta, r, product):
+    """theta log(1 + r) for r >= 0, given the product theta r too."""
+    near = r < 1
+    return tl.where(near, theta * log1p_minus(tl.where(near, r, 0.0)) + product, theta * tl.log(1 + r))
+
+
+@triton.jit
+def _log_of_zero(mu, theta, eps):
+    """theta log((theta + eps) / (theta + mu + eps)): the logarithm of a count's zero."""
+    if eps is None:
+        return -_scaled_log1p(theta, mu / theta, mu)
+    else:
+        theta_eps = theta + value_of(eps, theta.dtype)
+        return -_scaled_log1p(theta, mu / theta_eps, mu * (theta / theta_eps))
+
+
+@triton.jit
+def _negative_binomial(x, given_mu, theta, eps):
+    mu = given_mu
+    if eps is not None:
+        mu += value_of(eps, mu.dtype)
     none = x == 0
     total = x + theta
     inverse = 1 / total
@@ -140,25 +164,40 @@ def _negative_binomial(x, mu, theta):
     of_x = _deviance(x, x / mu * ratio, excess, difference / mu * share)
     some = tl.where(none, 1.0, x)
     rest = _remainder(total) - _remainder(theta) - _remainder(some) - 0.5 * tl.log(some * _2_PI / share)
-    return tl.where(none, 0.0, rest) - (of_theta + tl.where(none, -excess, of_x))
+    value = tl.where(none, 0.0, rest) - (of_theta + tl.where(none, -excess, of_x))
+    if eps is not None:
+        added = value_of(eps, theta.dtype)
+        value = tl.where(none, _log_of_zero(given_mu, theta, eps), value + _scaled_log1p(theta, added / theta, added))
+    return value
 
 
 @triton.jit
-def _negative_binomial_slopes(x, mu, theta, DATA: tl.constexpr):
+def _negative_binomial_slopes(x, given_mu, theta, eps, DATA: tl.constexpr):
+    mu, theta_eps = given_mu, theta
+    if eps is not None:
+        mu += value_of(eps, mu.dtype)
+        theta_eps += value_of(eps, mu.dtype)
     none = x == 0
     inverse = 1 / (theta + mu)
     difference = x - mu
     total = x + theta
     of_mu = theta * inverse * tl.where(none, -1.0, difference / mu)
-    relative = difference * inverse
+    relative = tl.where(none, -given_mu, difference) * inverse
     near = tl.abs(relative - 0.25) < 0.75
-    of_deviance = tl.where(near, -log1p_minus(tl.where(near, relative, 0.0)), relative - tl.log(total * inverse))
+    ratio = tl.where(none, theta_eps, total) * inverse
+    of_deviance = tl.where(near, -log1p_minus(tl.where(near, relative, 0.0)), relative - tl.log(ratio))
     small, far, slope, below = _digamma_parts(theta)
     small_total, far_total, slope_total, below_total = _digamma_parts(total)
     SHIFT: tl.constexpr = 8.0 if x.dtype == tl.float64 else 1.0
     distance = x + tl.where(small_total, SHIFT, 0.0) - tl.where(small, SHIFT, 0.0)
     rise = 0.5 * distance * far * far_total + (slope_total - slope) + (below_total - below)
     of_theta = tl.where(none, 0.0, rise) - of_deviance
+    if eps is not None:
+        # log(1 + eps / theta) - s = -(log(1 - s) + s)
+        share = value_of(eps, theta.dtype) / theta_eps
+        few = share < 0.5
+        of_eps = tl.where(few, -log1p_minus(tl.where(few, -share, 0.0)), tl.log(theta_eps / theta) - share)
+        of_theta += tl.where(none, share * relative, of_eps)
     of_x = tl.zeros(x.shape, x.dtype)
     if DATA:
         next = x + 1
@@ -188,10 +227,10 @@ def formula_value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DT
         of_width = tl.where(lowest | highest, 0.0, of_width)
         return of_width - tl.where(highest, 0.0, softplus(-above)) - tl.where(lowest, 0.0, softplus(below))
     elif FORMULA == "negative_binomial_log_prob":
-        return _negative_binomial(x[0], x[1], x[2])
+        return _negative_binomial(x[0], x[1], x[2], parameters)
     elif FORMULA == "zero_inflated_negative_binomial_log_prob":
         gate = x[3]
-        count = _negative_binomial(x[0], x[1], x[2])
+        count = _negative_binomial(x[0], x[1], x[2], parameters)
         closed = softplus(gate)
         rest = sigmoid(-gate) * expm1(tl.minimum(count, 0.0, propagate_nan=tl.PropagateNan.ALL))
         usual = tl.where(rest < -0.5, 0.0, rest)
@@ -244,14 +283,12 @@ def formula_slopes(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, D
         of_width = tl.where(lowest | highest, 0.0, bound / expm1(bound))
         return (above - below) * inverse, (below - above) * inverse, b * below - a * above - of_width
     elif FORMULA == "negative_binomial_log_prob":
-        return _negative_binomial_slopes(x[0], x[1], x[2], DATA)
+        return _negative_binomial_slopes(x[0], x[1], x[2], parameters, DATA)
     elif FORMULA == "zero_inflated_negative_binomial_log_prob":
         mu, theta, gate = x[1], x[2], x[3]
         none = x[0] == 0
-        of_x, of_mu, of_theta = _negative_binomial_slopes(x[0], mu, theta, DATA)
-        r = mu / theta  # empty = -theta log(1 + r): the logarithm of the counts' zero
-        near = r < 1
-        empty = -tl.where(near, theta * log1p_minus(tl.where(near, r, 0.0)) + mu, theta * tl.log(1 + r))
+        of_x, of_mu, of_theta = _negative_binomial_slopes(x[0], mu, theta, parameters, DATA)
+        empty = _log_of_zero(mu, theta, parameters)
         weight = tl.where(none, sigmoid(empty - gate), 1.0)
         of_gate = tl.where(none, -sigmoid(gate - empty) * sigmoid(-gate) * expm1(empty), -sigmoid(gate))
         return tl.where(none, 0.0, of_x), weight * of_mu, weight * of_theta, of_gate

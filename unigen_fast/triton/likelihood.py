@@ -142,26 +142,26 @@ def discretized_logistic_log_prob_backward(
     return tuple(_formulas.backward("discretized_logistic_log_prob", grad, tensors, event_ndims, needed, bins))
 
 
-def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int) -> Tensor:
-    return _formulas.forward("negative_binomial_log_prob", (x, mu, theta), event_ndims)
+def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int, eps: float) -> Tensor:
+    return _formulas.forward("negative_binomial_log_prob", (x, mu, theta), event_ndims, _formulas.eps_of(eps))
 
 
 def negative_binomial_log_prob_backward(
-    grad: Tensor, x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int, needed: int
+    grad: Tensor, x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int, eps: float, needed: int
 ) -> tuple[Tensor, ...]:
-    return tuple(_formulas.backward("negative_binomial_log_prob", grad, (x, mu, theta), event_ndims, needed))
+    name, tensors = "negative_binomial_log_prob", (x, mu, theta)
+    return tuple(_formulas.backward(name, grad, tensors, event_ndims, needed, _formulas.eps_of(eps)))
 
 
 def zero_inflated_negative_binomial_log_prob(
-    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int
+    x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int, eps: float
 ) -> Tensor:
-    tensors = (x, mu, theta, gate_logits)
-    return _formulas.forward("zero_inflated_negative_binomial_log_prob", tensors, event_ndims)
+    name, tensors = "zero_inflated_negative_binomial_log_prob", (x, mu, theta, gate_logits)
+    return _formulas.forward(name, tensors, event_ndims, _formulas.eps_of(eps))
 
 
 def zero_inflated_negative_binomial_log_prob_backward(
-    grad: Tensor, x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int, needed: int
+    grad: Tensor, x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int, eps: float, needed: int
 ) -> tuple[Tensor, ...]:
-    tensors = (x, mu, theta, gate_logits)
-    name = "zero_inflated_negative_binomial_log_prob"
-    return tuple(_formulas.backward(name, grad, tensors, event_ndims, needed))
+    name, tensors = "zero_inflated_negative_binomial_log_prob", (x, mu, theta, gate_logits)
+    return tuple(_formulas.backward(name, grad, tensors, event_ndims, needed, _formulas.eps_of(eps)))
