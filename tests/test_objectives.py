@@ -292,6 +292,14 @@ def test_sticking_the_landing(device: torch.device) -> None:
         assert_close(g, e, 1e-12, 1e-15)
 
 
+def test_counts_with_eps(device: torch.device) -> None:
+    """scvi-tools' counts within the whole bound: not in one pass, but by the same name and option."""
+    mu, theta = (torch.rand(4, 9, device=device) + 0.1 for _ in range(2))
+    x, mean = torch.poisson(mu), torch.zeros(4, 3, device=device)
+    got = uf.elbo_loss((mu, theta), x, mean, mean, likelihood="negative_binomial", likelihood_options={"eps": 0.5})
+    assert_close(got.log_likelihood, uf.negative_binomial_log_prob(x, mu, theta, eps=0.5), 1e-6)
+
+
 @pytest.mark.parametrize("likelihood_options", [{}, {"spread": "logvar"}], ids=["one pass", "composed"])
 def test_doubly_reparameterised(likelihood_options: dict[str, Any], device: torch.device) -> None:
     """As `dreg_loss` on log-weights built by hand, the decoder's way to z included."""

@@ -124,12 +124,20 @@ struct DiscretizedLogisticLogProb : FormulaBase {
 //
 // With eps added inside the logarithms, theta log((theta + eps) / (theta + mu + eps)) + x log((mu + eps) / (theta + mu + eps))
 // instead of the same without, it is that of the mean mu + eps, plus theta log(1 + eps / theta); of a zero the two cancel for
-// a small mu, and -theta log(1 + mu / (theta + eps)) remains.
+// a small mu, and -theta log(1 + mu / (theta + eps)) remains. kEps: whether there is one; what it costs, registers among that,
+// is then not for those without.
+template <bool kEps>
 struct NegativeBinomialLogProb : FormulaBase {
   static constexpr int kInputs = 3;
   static constexpr bool kLarge = true;
   bool data_slope;  // whether the slope in x is wanted
   double eps = 0;
+
+  template <class N>
+  UNIGEN_INLINE N and_eps(N x) const {
+    if constexpr (kEps) return x + constant<N>(eps);
+    else return x;
+  }
 
   // a log(a / b) - (a - b) >= 0, given the difference a - b and (a - b) / b
   template <class N>
@@ -140,7 +148,7 @@ struct NegativeBinomialLogProb : FormulaBase {
 
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
-    const N x = in[0], mu = in[1] + constant<N>(eps), theta = in[2], zero = constant<N>(0);
+    const N x = in[0], mu = and_eps(in[1]), theta = in[2], zero = constant<N>(0);
     const auto none = x == zero;
     const N total = x + theta, inverse = constant<N>(1) / total, over_mu = constant<N>(1) / mu;
     const N difference = x - mu, share = theta * inverse, ratio = (theta + mu) * inverse;
@@ -151,8 +159,8 @@ struct NegativeBinomialLogProb : FormulaBase {
     const N rest = Stirling<N>(total).remainder() - Stirling<N>(theta).remainder() - Stirling<N>(some).remainder() -
                    constant<N>(0.5) * log(constant<N>(6.28318530717958647693) * some / share);
     const N value = select(none, zero, rest) - (of_theta + select(none, -excess, of_x));
-    if (eps > 0) {
-      const N added = constant<N>(eps), of_eps = theta * log1p(select(none, in[1] / (theta + added), added / theta));
+    if constexpr (kEps) {
+      const N of_eps = theta * log1p(select(none, in[1] / and_eps(theta), constant<N>(eps) / theta));
       return select(none, -of_eps, value + of_eps);
     }
     return value;
@@ -160,23 +168,26 @@ struct NegativeBinomialLogProb : FormulaBase {
 
   template <class N>
   UNIGEN_INLINE void slopes(const N* in, N* out) const {
-    const N x = in[0], mu = in[1] + constant<N>(eps), theta = in[2], zero = constant<N>(0), one = constant<N>(1);
+    const N x = in[0], mu = and_eps(in[1]), theta = in[2], zero = constant<N>(0), one = constant<N>(1);
     const auto none = x == zero;
-    const N total = x + theta, theta_eps = theta + constant<N>(eps), inverse = one / (theta + mu), difference = x - mu;
+    const N total = x + theta, inverse = one / (theta + mu), difference = x - mu;
     const Stirling<N> of_total(total), of_theta(theta);
     out[1] = theta * inverse * select(none, -one, difference / mu);
     // t - log(1 + t), t = N / (theta + mu) - 1; of a zero, N = theta + eps
-    const N relative = select(none, -in[1], difference) * inverse;
-    const N ratio = select(none, theta_eps, total) * inverse;
+    N relative = difference * inverse, ratio = total * inverse;
+    if constexpr (kEps) {
+      relative = select(none, -in[1] * inverse, relative);
+      ratio = select(none, and_eps(theta) * inverse, ratio);
+    }
     const auto near = abs(relative - constant<N>(0.25)) < constant<N>(0.75);
     const N of_deviance = select(near, -log1p_minus(relative), relative - log(ratio));
     out[2] = select(none, zero, digamma_minus_log_rise(of_theta, of_total, x)) - of_deviance;
-    if (eps > 0) {
+    if constexpr (kEps) {
       // log(1 + eps / theta) - s = -(log(1 - s) + s), s = eps / (theta + eps)
-      const N share = constant<N>(eps) / theta_eps;
+      const N share = constant<N>(eps) / and_eps(theta);
       const auto far = constant<N>(0.5) < share;
       N of_eps = -log1p_minus(-share);
-      if (any(far)) of_eps = select(far, log(theta_eps / theta) - share, of_eps);
+      if (any(far)) of_eps = select(far, log(and_eps(theta) / theta) - share, of_eps);
       out[2] = out[2] + select(none, share * relative, of_eps);
     }
     out[0] = zero;
@@ -188,7 +199,9 @@ struct NegativeBinomialLogProb : FormulaBase {
 };
 
 // in: x, mu, theta, gate. 0 with probability sigma(g), NB otherwise.
+template <bool kEps>
 struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
+  using Counts = NegativeBinomialLogProb<kEps>;
   static constexpr int kInputs = 4;
   static constexpr bool kLarge = true;
   bool data_slope;
@@ -196,7 +209,7 @@ struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
 
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
-    const N gate = in[3], count = NegativeBinomialLogProb{{}, false, eps}.value(in), zero = constant<N>(0);
+    const N gate = in[3], count = Counts{{}, false, eps}.value(in), zero = constant<N>(0);
     const Logistic<N> open(gate);
     // log(sigma(g) + sigma(-g) p) = log1p(-sigma(-g) (1 - p)), but for p and sigma(g) both small
     const N rest = open.sigmoid_of_minus() * ExpTerms<N>(minimum(count, zero)).minus_1;
@@ -212,9 +225,10 @@ struct ZeroInflatedNegativeBinomialLogProb : FormulaBase {
     const N gate = in[3], mu = in[1], theta = in[2], zero = constant<N>(0);
     const auto none = in[0] == zero;
     const Logistic<N> open(gate);
-    NegativeBinomialLogProb{{}, data_slope, eps}.slopes(in, out);
+    const Counts counts{{}, data_slope, eps};
+    counts.slopes(in, out);
     // of a zero: how much of it is the count's
-    const N empty = -theta * log1p(mu / (theta + constant<N>(eps)));
+    const N empty = -theta * log1p(mu / counts.and_eps(theta));
     const Logistic<N> posterior(empty - gate);
     const N weight = select(none, posterior.sigmoid(), constant<N>(1));
     out[0] = select(none, zero, out[0]);

@@ -64,8 +64,8 @@ inline auto with_likelihood(const LikelihoodOptions& o, const Body& body) {
     case Likelihood::gaussian: return body(GaussianLogProb{{}, {Spread::logvar, -HUGE_VAL, HUGE_VAL}});
     case Likelihood::laplace: return body(LaplaceLogProb{});
     case Likelihood::discretized_logistic: return body(DiscretizedLogisticLogProb{{}, o.bins});
-    case Likelihood::negative_binomial: return body(NegativeBinomialLogProb{{}, false});
-    case Likelihood::zero_inflated_negative_binomial: return body(ZeroInflatedNegativeBinomialLogProb{{}, false});
+    case Likelihood::negative_binomial: return body(NegativeBinomialLogProb<false>{{}, false});
+    case Likelihood::zero_inflated_negative_binomial: return body(ZeroInflatedNegativeBinomialLogProb<false>{{}, false});
     default: return body(BernoulliDensity{});
   }
 }

@@ -34,9 +34,12 @@ inline auto with_formula(const FormulaOptions& o, const Body& body) {
   switch (o.formula) {
     case Formula::laplace_log_prob: return body(LaplaceLogProb{});
     case Formula::discretized_logistic_log_prob: return body(DiscretizedLogisticLogProb{{}, o.bins});
-    case Formula::negative_binomial_log_prob: return body(NegativeBinomialLogProb{{}, o.data_slope, o.eps});
+    case Formula::negative_binomial_log_prob:
+      if (o.eps > 0) return body(NegativeBinomialLogProb<true>{{}, o.data_slope, o.eps});
+      return body(NegativeBinomialLogProb<false>{{}, o.data_slope});
     case Formula::zero_inflated_negative_binomial_log_prob:
-      return body(ZeroInflatedNegativeBinomialLogProb{{}, o.data_slope, o.eps});
+      if (o.eps > 0) return body(ZeroInflatedNegativeBinomialLogProb<true>{{}, o.data_slope, o.eps});
+      return body(ZeroInflatedNegativeBinomialLogProb<false>{{}, o.data_slope});
     case Formula::gaussian_kl_monte_carlo: return body(MonteCarloKl<true>{{}, o.spread});
     case Formula::gaussian_kl_entropy: return body(MonteCarloKl<false>{{}, o.spread});
     case Formula::bernoulli_kl: return body(BernoulliKl<true>{});
