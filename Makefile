@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-third-party demo paper bench lint kernels compat clean
+.PHONY: test framework test-third-party demo paper bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -17,6 +17,10 @@ $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n auto --dist worksteal tests
+
+# docs/framework.md, of what the tests of PyTorch's features find
+framework: $(VENV)/ready
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_framework.py --framework-table docs/framework.md
 
 # against the packages that ours stands in for, in an environment of their own
 test-third-party: $(VENV)/ready

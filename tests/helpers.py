@@ -153,6 +153,12 @@ def pull_back(
     return list(grads)
 
 
+def value_and_gradients(call: Callable[..., Any], tensors: Sequence[Tensor], cotangents: Any = None) -> Any:
+    outputs = as_tuple(call(*tensors))
+    cotangents = cotangents_like(outputs) if cotangents is None else cotangents
+    return outputs, pull_back(outputs, leaves(tensors), cotangents), cotangents
+
+
 @contextmanager
 def reference_path() -> Iterator[None]:
     """The public functions on their plain PyTorch references, differentiated by PyTorch."""

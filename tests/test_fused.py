@@ -1,6 +1,5 @@
 """What every op owes, whatever it computes: parametrised over the table in `cases`."""
 
-import copy
 import math
 import re
 import time
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.autograd.forward_ad as fwad
 from cases import CASES, Case
 from cases.base import draw_rng_state
 from helpers import (
@@ -32,11 +30,10 @@ from helpers import (
     tolerance,
     transposed,
     upcast,
+    value_and_gradients,
 )
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 import unigen_fast as uf
 
@@ -91,12 +88,6 @@ def one_per_op() -> list[Case]:
 
 ONE_PER_OP = one_per_op()
 one_case_per_op = pytest.mark.parametrize("case", ONE_PER_OP, ids=repr)
-
-
-def value_and_gradients(case: Callable[..., Any], tensors: list[Tensor], cotangents: Any = None) -> Any:
-    outputs = as_tuple(case(*tensors))
-    cotangents = cotangents_like(outputs) if cotangents is None else cotangents
-    return outputs, pull_back(outputs, leaves(tensors), cotangents), cotangents
 
 
 def check(case: Case, tensors: list[Tensor]) -> None:
@@ -197,20 +188,6 @@ def test_empty_event(case: Case, dtype: torch.dtype, device: torch.device) -> No
             case(*tensors)
 
 
-@every_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_are_fp32_under_autocast(case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """Losses are unsafe in low precision (pytorch/pytorch#61098); autocast must not reach into them."""
-    tensors = make(case, 4, 37, dtype=dtype, device=device)
-    outside, gradients, cotangents = value_and_gradients(case, tensors)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        inside = as_tuple(case(*tensors))
-    for got, expected in zip(inside, outside, strict=True):
-        assert_same_bits(got, expected)
-    for got, expected in zip(pull_back(inside, leaves(tensors), cotangents), gradients, strict=True):
-        assert_same_bits(got, expected)
-
-
 def test_offsets_beyond_32_bits(device: torch.device) -> None:
     """Rows 2^31 elements apart (state-spaces/mamba#1015 overflowed). Only the pages of two rows are ever touched."""
     n, stride = 40, 2**31 + 64
@@ -242,17 +219,6 @@ def test_offsets_beyond_32_bits(device: torch.device) -> None:
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["C++", "Python"])
-def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the two autograd nodes, which are to do the same."""
-    if request.param == "Python":
-        for op in OPS.values():
-            monkeypatch.setattr(op, "native", None)
-    elif not NATIVE["autograd"]:
-        pytest.skip("the autograd node in C++ is not loaded")
-    return request.param
 
 
 both_nodes = pytest.mark.usefixtures("node")
@@ -424,24 +390,6 @@ def test_retain_graph(case: Case, device: torch.device) -> None:
     pull_back(outputs, leaves(tensors), cotangents)
     with pytest.raises(RuntimeError, match="second time"):
         pull_back(outputs, leaves(tensors), cotangents)
-
-
-@both_nodes
-@differentiable_cases
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(case: Case, use_reentrant: bool, device: torch.device) -> None:
-    """Activations drawn again in backward, noise included."""
-    tensors = make(case, 3, 7, device=device)
-    torch.manual_seed(5)
-    outputs = as_tuple(case.call(*tensors))
-    cotangents = cotangents_like(outputs)
-    expected = pull_back(outputs, leaves(tensors), cotangents)
-    torch.manual_seed(5)
-    outputs = checkpoint(lambda *ts: as_tuple(case.call(*ts)), *tensors, use_reentrant=use_reentrant)
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
-    torch.autograd.backward([o for o, _ in pairs], [c for _, c in pairs])
-    for x, e in zip(leaves(tensors), expected, strict=True):
-        assert_same_bits(x.grad, e)
 
 
 # ---- what a call leaves behind ---------------------------------------------------------------------------------------
@@ -808,34 +756,6 @@ def test_one_launch_forward_and_one_backward(case: Case, device: torch.device) -
         assert len(backward) <= 1, backward
 
 
-@needs_cuda
-@every_case
-def test_cuda_graph(case: Case, device: torch.device) -> None:
-    """Captured once, replayed on other numbers; the noise moves on with each replay."""
-    tensors = make(case, 6, 40, dtype=torch.float32, device=device)
-    _, _, cotangents = value_and_gradients(case, tensors)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        value_and_gradients(case.call, tensors, cotangents)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs, gradients, _ = value_and_gradients(case.call, tensors, cotangents)
-    with torch.no_grad():
-        for x in leaves(tensors):
-            x.copy_(x.flip(0))
-    graph.replay()
-    first = outputs[0].clone()
-    if case.random:
-        graph.replay()
-        assert not torch.equal(first, outputs[0])
-        return
-    expected, expected_gradients, _ = value_and_gradients(case, tensors, cotangents)
-    for a, b in zip([*outputs, *gradients], [*expected, *expected_gradients], strict=True):
-        assert_same_bits(a, b)
-
-
 # ---- the rest of PyTorch ---------------------------------------------------------------------------------------------
 
 
@@ -909,171 +829,6 @@ def test_bare_op_trains(case: Case, device: torch.device) -> None:
         assert_close(got, e, 1e-12, absolute=1e-30)
 
 
-def compiled_twice(case: Case, backend: str, device: torch.device) -> None:
-    tensors = make(case, 4, 6, dtype=torch.float32, device=device)
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(case.call, fullgraph=True, backend=counter)
-
-    def run(f: Callable[..., Any], ts: list[Tensor]) -> Any:
-        torch.manual_seed(7)
-        outputs = as_tuple(f(*ts))
-        return outputs, pull_back(outputs, leaves(ts), cotangents_like(outputs))
-
-    for seed in (1, 2):  # other numbers of the same shapes
-        tensors = make(case, 4, 6, dtype=torch.float32, device=device, seed=seed)
-        expected, expected_gradients = run(case.call, tensors)
-        with torch._dynamo.config.patch(error_on_recompile=seed == 2):
-            got, gradients = run(compiled, tensors)
-        assert counter.frame_count == 1
-        for a, b in zip([*got, *gradients], [*expected, *expected_gradients], strict=True):
-            assert_close(a, b, 1e-5, absolute=1e-30)
-
-
-@every_case
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compile(case: Case, device: torch.device) -> None:
-    """One graph, and no second compilation for a second call of the same shape. Noise is that of the eager call."""
-    compiled_twice(case, "aot_eager", device)
-
-
-INDUCTOR = ["gaussian_kl", "generator_loss[saturating,none]", "sample_gaussian_with_kl", "discriminator_loss"]
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in INDUCTOR], ids=repr)
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_with_inductor(case: Case, device: torch.device) -> None:
-    compiled_twice(case, "inductor", device)
-
-
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_dynamic_shapes(device: torch.device) -> None:
-    """Batch sizes that change: one more compilation, for any size, and no more."""
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(lambda x: uf.iwae_loss(x, dim=1) + uf.gaussian_kl(x, x), fullgraph=True, backend=counter)
-    for rows in (4, 9, 6, 13):
-        x = torch.randn(rows, 5, device=device, requires_grad=True)
-        compiled(x).backward()
-        (expected,) = torch.autograd.grad(uf.iwae_loss(x, dim=1) + uf.gaussian_kl(x, x), x)
-        assert_close(x.grad, expected, 1e-5)
-    assert counter.frame_count <= 2
-
-
-def floating(tensors: list[Tensor]) -> list[bool]:
-    return [x.is_floating_point() for x in tensors]
-
-
-@every_case
-def test_vmap(case: Case, device: torch.device) -> None:
-    stacks = [make(case, 3, 4, device=device, seed=seed) for seed in range(3)]
-    fixed = floating(stacks[0])
-    batched = [torch.stack(xs).detach() if f else xs[0] for xs, f in zip(zip(*stacks, strict=True), fixed, strict=True)]
-    in_dims = tuple(0 if f else None for f in fixed)
-    got = torch.vmap(lambda *ts: as_tuple(case(*ts)), in_dims=in_dims, randomness="same")(*batched)
-    for i in range(3):
-        each = [x[i] if f else x for x, f in zip(batched, fixed, strict=True)]
-        for a, b in zip(got, as_tuple(case(*each)), strict=True):
-            assert_close(a[i], b, 1e-10, absolute=1e-14)
-
-
-def weighted_sum(outputs: Any, cotangents: list[Tensor | None]) -> Tensor:
-    pairs = zip(as_tuple(outputs), cotangents, strict=True)
-    return sum((o * c).sum() for o, c in pairs if c is not None)  # type: ignore[return-value]
-
-
-@differentiable_cases
-def test_func_grad_and_per_sample_gradients(case: Case, device: torch.device) -> None:
-    tensors = make(case, 3, 4, device=device)
-    where = tuple(i for i, x in enumerate(tensors) if x.requires_grad)
-    _, expected, cotangents = value_and_gradients(case, tensors)
-    plain = [x.detach() for x in tensors]
-    grad = torch.func.grad(lambda *ts: weighted_sum(case(*ts), cotangents), argnums=where)
-    for got, e in zip(grad(*plain), expected, strict=True):
-        assert_close(got, e, 1e-10, absolute=1e-14)
-    fixed = floating(plain)
-    batched = [torch.stack([x, x.flip(0)]) if f else x for x, f in zip(plain, fixed, strict=True)]
-    in_dims = tuple(0 if f else None for f in fixed)
-    per_sample = torch.vmap(grad, in_dims=in_dims, randomness="same")(*batched)
-    for i in range(2):
-        each = [x[i] if f else x for x, f in zip(batched, fixed, strict=True)]
-        for got, e in zip(per_sample, grad(*each), strict=True):
-            assert_close(got[i], e, 1e-10, absolute=1e-14)
-
-
-def duality(case: Case, tensors: list[Tensor], tangents: list[Tensor], jvp: tuple[Tensor, ...]) -> None:
-    """<cotangent, J tangent> = <J^T cotangent, tangent>."""
-    _, gradients, cotangents = value_and_gradients(case, tensors)
-    left = sum((c * t).sum() for c, t in zip(cotangents, jvp, strict=True) if c is not None)
-    right = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
-    scale = sum((g * t).abs().sum() for g, t in zip(gradients, tangents, strict=True))
-    assert (left - right).abs() <= 1e-10 * scale + 1e-14
-
-
-@differentiable_cases
-def test_func_jvp(case: Case, device: torch.device) -> None:
-    tensors = make(case, 3, 4, device=device)
-    where = [i for i, x in enumerate(tensors) if x.requires_grad]
-    tangents = [torch.randn_like(tensors[i]) for i in where]
-
-    def call(*xs: Tensor) -> tuple[Tensor, ...]:
-        full = [x.detach() for x in tensors]
-        for i, x in zip(where, xs, strict=True):
-            full[i] = x
-        return as_tuple(case(*full))
-
-    primals, jvp = torch.func.jvp(call, tuple(tensors[i].detach() for i in where), tuple(tangents))
-    for a, b in zip(primals, as_tuple(case(*tensors)), strict=True):
-        assert_close(a, b, 1e-10, absolute=1e-14)
-    duality(case, tensors, tangents, jvp)
-
-
-@differentiable_cases
-def test_forward_mode_dual_tensors(case: Case, device: torch.device) -> None:
-    """Outside torch.func: the tangent must come through, not be dropped in silence."""
-    tensors = make(case, 3, 4, device=device)
-    tangents = [torch.randn_like(x) for x in leaves(tensors)]
-    with fwad.dual_level():
-        rest = iter(tangents)
-        duals = [fwad.make_dual(x.detach(), next(rest)) if x.requires_grad else x for x in tensors]
-        outputs = [fwad.unpack_dual(o) for o in as_tuple(case(*duals))]
-    jvp = tuple(torch.zeros_like(o.primal) if o.tangent is None else o.tangent for o in outputs)
-    duality(case, tensors, tangents, jvp)
-
-
-@differentiable_cases
-def test_jacrev(case: Case, device: torch.device) -> None:
-    tensors = make(case, 2, 3, device=device)
-    where = next(i for i, x in enumerate(tensors) if x.requires_grad)
-
-    def call(x: Tensor) -> Tensor:
-        full = [t.detach() for t in tensors]
-        full[where] = x
-        return as_tuple(case(*full))[0]
-
-    x = tensors[where].detach()
-    jacobian = torch.func.jacrev(call)(x)
-    leaf = x.clone().requires_grad_()
-    rows = [torch.autograd.grad(o, leaf, retain_graph=True)[0] for o in call(leaf).flatten()]
-    assert_close(jacobian.reshape(-1, *x.shape), torch.stack(rows), 1e-10, absolute=1e-14)
-
-
-@exact_derivative_cases
-def test_hessian(case: Case, device: torch.device) -> None:
-    """Forward over reverse, as second-order optimisers and Laplace approximations take it; symmetric."""
-    tensors = make(case, 2, 3, device=device)
-    where = next(i for i, x in enumerate(tensors) if x.requires_grad)
-    cotangents = cotangents_like(as_tuple(case(*tensors)))
-
-    def call(x: Tensor) -> Tensor:
-        full = [t.detach() for t in tensors]
-        full[where] = x
-        return weighted_sum(case(*full), cotangents)
-
-    x = tensors[where].detach()
-    hessian = torch.func.jacfwd(torch.func.jacrev(call), randomness="same")(x).reshape(x.numel(), x.numel())
-    assert_close(hessian, hessian.T, 1e-10, absolute=1e-14)
-    assert_close(hessian.reshape(x.shape * 2), torch.autograd.functional.hessian(call, x), 1e-10, absolute=1e-14)
-
-
 class Tagged(torch.Tensor):
     """A subclass that sees every PyTorch function."""
 
@@ -1101,43 +856,6 @@ def test_parameters_are_no_subclass(case: Case, device: torch.device) -> None:
     expected, expected_gradients, _ = value_and_gradients(case, tensors)
     for a, b in zip([*outputs, *gradients], [*expected, *expected_gradients], strict=True):
         assert_same_bits(a, b)
-
-
-class Wrapped(torch.nn.Module):
-    """A network before the loss, so that there is something to train."""
-
-    def __init__(self, case: Case, tensors: list[Tensor]) -> None:
-        super().__init__()
-        self.case = case
-        self.scales = torch.nn.ParameterList(torch.ones(x.shape[-1:], dtype=x.dtype) for x in leaves(tensors))
-        self.differentiable = [x.requires_grad for x in tensors]
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        scales = iter(self.scales)
-        scaled = [x * next(scales) if d else x for x, d in zip(tensors, self.differentiable, strict=True)]
-        return as_tuple(self.case.call(*scaled))
-
-
-@one_case_per_op
-def test_export_and_train(case: Case, device: torch.device) -> None:
-    """The exported graph trains as the module does."""
-    tensors = [x.detach() if x.requires_grad else x for x in make(case, 3, 4, device=device)]
-    module = Wrapped(case, make(case, 3, 4, device=device)).to(device)
-    exported = torch.export.export(copy.deepcopy(module), tuple(tensors)).module()
-    cotangents: list[Tensor | None] | None = None
-    for m in (module, exported):
-        optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            torch.manual_seed(3)
-            outputs = as_tuple(m(*tensors))
-            cotangents = cotangents_like(outputs)
-            if all(c is None for c in cotangents):
-                break
-            weighted_sum(outputs, cotangents).backward()
-            optimizer.step()
-    for (name, a), b in zip(exported.named_parameters(), module.parameters(), strict=True):
-        assert_close(a, b, 1e-10, what=name)
 
 
 @every_case

@@ -2,14 +2,15 @@
 
 A kernel is an accelerator of its reference, never the only truth. A `FusedOp`, called, runs the kernel where a kernel
 is right, and the reference wherever PyTorch must look inside: `torch.func` transforms, forward-mode AD, tensor
-subclasses, dtypes without a kernel. Backward runs the backward kernel or, under `create_graph=True`, differentiates the
-reference, so that second derivatives are the reference's for every op. The bare ops (`torch.ops.unigen_fast.*`) carry
-the same formulas for the graphs that hold them directly (`torch.compile`, `torch.export`), and the reference as their
-kernel on every device that has no other.
+subclasses, dtypes without a kernel. DTensors it gathers. Backward runs the backward kernel or, under
+`create_graph=True`, differentiates the reference, so that second derivatives are the reference's for every op. The bare
+ops (`torch.ops.unigen_fast.*`) carry the same formulas for the graphs that hold them directly (`torch.compile`,
+`torch.export`), and the reference as their kernel on every device that has no other.
 """
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +31,26 @@ def _as_tuple(x: Any) -> tuple[Tensor, ...]:
 # skips the Python formula that the bare op carries for autograd: half of a small call
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _keep_graph = torch._C._autograd._get_current_graph_task_keep_graph  # retain_graph=True, or no backward pass at all
+
+
+def mesh_of(*tensors: Tensor | None) -> Any:
+    """The device mesh of the DTensors among the tensors; None where there are none."""
+    module = sys.modules.get("torch.distributed.tensor")  # it is slow to import, and without it there are none
+    if module is not None:
+        for t in tensors:
+            if isinstance(t, module.DTensor):
+                return t.device_mesh
+    return None
+
+
+def beside(x: Tensor, like: Tensor) -> Tensor:
+    """Random numbers `x` to be used with `like`: with a DTensor, those of its mesh's first process for all."""
+    mesh = mesh_of(like)
+    if mesh is None:
+        return x
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    return distribute_tensor(x, mesh, [Replicate()] * mesh.ndim)
 
 
 class FusedOp:
@@ -101,24 +122,22 @@ class FusedOp:
         """
         visible = visible or self.differentiable_outputs or 1
         if torch.compiler.is_compiling():
-            run = self.reference if self.elementwise or torch._C._are_functorch_transforms_active() else self.forward
-        elif self._transformed():
-            run = self.reference
-        elif self.native is not None:
+            if self.elementwise or torch._C._are_functorch_transforms_active():
+                return self._by_reference(tensors, options, visible)
+            return _leading(self.forward(*self._pack(tensors), *options), visible)
+        if self._transformed():
+            return self._by_reference(tensors, options, visible)
+        if self.native is not None:
             outputs = self.native(tensors, options, visible)
-            if outputs is not None:
-                return outputs
-            run = self.reference
-        elif self._foreign(tensors):
-            run = self.reference
-        else:
-            if self.differentiable_outputs and torch.is_grad_enabled():
-                for t in tensors:
-                    if t is not None and t.requires_grad:
-                        return _Fused.apply(self, options, visible, *tensors)
-            with _below_autograd():
-                return _leading(self.forward(*self._pack(tensors), *options), visible)
-        return _leading(run(*self._pack(tensors), *options), visible)
+            return self._of_foreign(tensors, options, visible) if outputs is None else outputs
+        if self._foreign(tensors):
+            return self._of_foreign(tensors, options, visible)
+        if self.differentiable_outputs and torch.is_grad_enabled():
+            for t in tensors:
+                if t is not None and t.requires_grad:
+                    return _Fused.apply(self, options, visible, *tensors)
+        with _below_autograd():
+            return _leading(self.forward(*self._pack(tensors), *options), visible)
 
     def _pack(self, inputs: Tensors) -> Tensors | tuple[list[Tensor | None]]:
         return (list(inputs),) if self.tensor_list else inputs
@@ -135,6 +154,37 @@ class FusedOp:
             if t is not None and (type(t) not in _PLAIN or (t.dtype not in KERNEL_DTYPES and t.is_floating_point())):
                 return True
         return False
+
+    def _by_reference(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
+        outputs = _leading(self.reference(*self._pack(tensors), *options), visible)
+        if visible <= self.differentiable_outputs or isinstance(outputs, Tensor):
+            return outputs
+        # detached as the kernel's are, tangents too: those go through the reference's no_grad
+        return tuple(o if i < self.differentiable_outputs else o.detach() for i, o in enumerate(outputs))
+
+    def _of_foreign(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
+        """DTensors are gathered: every process has the whole tensors, and the whole result.
+
+        PyTorch shards few of the references' operations and refuses others in the middle of a backward pass.
+        """
+        mesh = mesh_of(*tensors)
+        if mesh is None:
+            return self._by_reference(tensors, options, visible)
+        from torch.distributed.tensor import DTensor, Replicate
+
+        whole = [Replicate()] * mesh.ndim
+        local: list[Tensor | None] = []
+        for t in tensors:
+            if t is not None and mesh_of(t) != mesh:
+                raise TypeError(
+                    f"{self.name}: got a DTensor beside a {type(t).__name__} of shape {tuple(t.shape)} that is not of "
+                    "its device mesh, expected all of one mesh (torch.distributed.tensor.distribute_tensor), or none"
+                )
+            local.append(None if t is None else cast(DTensor, t).redistribute(placements=whole).to_local())
+        outputs = self(local, *options, visible=visible)
+        if isinstance(outputs, Tensor):
+            return DTensor.from_local(outputs, mesh, whole, run_check=False)
+        return tuple(DTensor.from_local(o, mesh, whole, run_check=False) for o in outputs)
 
     # ---- derivatives -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast import _checks, _ops
+from unigen_fast._fused import beside
 from unigen_fast.reference import adversarial as _reference
 from unigen_fast.reference import importance as _reference_importance
 from unigen_fast.reference._common import reduce_rows, upcast
@@ -561,11 +562,16 @@ def r1_penalty(*, logits: Tensor, inputs: Tensor, gamma: float = 10.0, reduction
 
     Raises:
         TypeError: `logits` or `inputs` is no floating-point tensor.
-        ValueError: `inputs` without requires_grad, or of no dimension; `logits` without a graph; unknown `reduction`.
+        ValueError: `inputs` without requires_grad, or of no dimension; `logits` without a graph, which there is none of
+            under `torch.no_grad`, `torch.vmap` or `torch.func.jvp`; unknown `reduction`.
+        RuntimeError: under `torch.export`, which takes a gradient within its graph for a constant.
+
+    Under `torch.compile(fullgraph=True)` take `gradient_penalty` with target=0: a compiler needs the network itself.
 
     Source: Mescheder et al., "Which training methods for GANs do actually converge?" (2018), Eq. 9.
     """
     _checks.floating("logits", logits)
+    _refuse_export("r1_penalty")
     gamma = _checks.number("gamma", gamma, minimum=0.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     return reduce_rows(_squared_gradient_norms(logits, "inputs", inputs), reduction, 0.5 * gamma)
@@ -601,8 +607,9 @@ def gradient_penalty(
 
     Raises:
         TypeError: `real` or `fake` is no floating-point tensor, or the discriminator returns none.
-        ValueError: shapes that differ, or of no dimension; a discriminator whose logits do not hang on its argument;
-            unknown `reduction`.
+        ValueError: shapes that differ, or of no dimension; a discriminator whose logits do not hang on its argument
+            (compiled, or under `torch.func`, their gradient is 0); unknown `reduction`.
+        RuntimeError: under `torch.export`, which takes a gradient within its graph for a constant.
 
     Source: Gulrajani et al., "Improved training of Wasserstein GANs" (2017), Eq. 3.
     """
@@ -618,11 +625,19 @@ def gradient_penalty(
         raise ValueError(f"fake: got device {fake.device}, expected {real.device} as real")
     real, fake = _checks.promoted([real.detach(), fake.detach()])
     shape = (real.size(0), *[1] * (real.dim() - 1))
-    share = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    # a dynamic shape beside generator=None breaks torch.compile's graph
+    kind: dict[str, Any] = {"dtype": real.dtype, "device": real.device}
+    share = torch.rand(shape, **kind) if generator is None else torch.rand(shape, generator=generator, **kind)
+    x = torch.lerp(fake, real, beside(share, real))
     with torch.enable_grad():
-        x = torch.lerp(fake, real, share).requires_grad_()
-        logits = _checks.floating("discriminator(x)", discriminator(x))
-        squares = _squared_gradient_norms(logits, "discriminator(x)", x)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            _refuse_export("gradient_penalty")
+            gradient = torch.func.grad(lambda x: _checks.floating("discriminator(x)", discriminator(x)).sum())(x)
+            squares = _squared_norms(gradient)
+        else:
+            x.requires_grad_()
+            logits = _checks.floating("discriminator(x)", discriminator(x))
+            squares = _squared_gradient_norms(logits, "discriminator(x)", x)
         return reduce_rows((torch.sqrt(squares + 1e-10) - target).square(), reduction, weight)
 
 
@@ -632,11 +647,24 @@ def _squared_gradient_norms(logits: Tensor, name: str, inputs: Tensor) -> Tensor
     if inputs.dim() == 0:
         raise ValueError(f"{name}: got a tensor without dimensions, expected samples [N, …]")
     if not inputs.requires_grad or not logits.requires_grad:
-        raise ValueError(f"{name}: expected logits that were computed from samples that require grad, got no graph")
+        without = " (vmap and jvp have none: gradient_penalty takes the discriminator itself)"
+        without = without if torch._C._are_functorch_transforms_active() else ""
+        raise ValueError(
+            f"{name}: expected logits that were computed from samples that require grad, got no graph{without}"
+        )
     (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True, allow_unused=True)
     if gradient is None:
         raise ValueError(f"{name}: expected logits that were computed from these samples, got others")
-    return upcast(gradient).flatten(1).square().sum(1) if inputs.dim() > 1 else upcast(gradient).square()
+    return _squared_norms(gradient)
+
+
+def _squared_norms(gradient: Tensor) -> Tensor:
+    return upcast(gradient).flatten(1).square().sum(1) if gradient.dim() > 1 else upcast(gradient).square()
+
+
+def _refuse_export(function: str) -> None:
+    if torch.compiler.is_exporting():  # it takes a gradient within the graph for a constant
+        raise RuntimeError(f"{function}: torch.export keeps no gradients within its graph; export the network alone")
 
 
 def _label(y: int) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast import _checks, _ops
-from unigen_fast._fused import FusedOp
+from unigen_fast._fused import FusedOp, beside
 
 
 def gaussian_kl(
@@ -247,7 +247,7 @@ def _sampling(
     # one 64-bit seed and offset from PyTorch's generator: manual_seed governs, and a CUDA graph captures it
     # (`random_` breaks torch.compile's graph; with generator=None spelled out, Inductor keeps PyTorch's own numbers)
     rng_state = torch.randint(2**63 - 1, (2,), device=mean.device, generator=generator)
-    return (mean, logvar, rng_state), num_samples, sample_dim
+    return (mean, logvar, beside(rng_state, mean)), num_samples, sample_dim
 
 
 def sample_gaussian(

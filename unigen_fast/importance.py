@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from unigen_fast import _checks, _ops
 from unigen_fast.reference import importance as reference
@@ -453,7 +454,7 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
 
     The hook multiplies by w~ whatever gradient reaches `z`, from `log_w` and from any other use of this very tensor. If
     `z` is differentiated elsewhere too, build `log_w` from an alias (`z.view_as(z)`) and pass that; and call this once
-    for each `z`. A `z` that needs no gradient gets no hook. Under `torch.func` transforms there are no hooks.
+    for each `z`. A `z` that needs no gradient gets no hook. Forward-mode AD and `torch.export` have no hooks.
 
     Args:
         log_w: log-weights in nats, K >= 1 samples along `dim`, any strides.
@@ -468,6 +469,7 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
         TypeError: an input is not a floating-point tensor.
         ValueError: `dim` is out of range or holds no samples; `z` does not have the shape of `log_w`, then any; unknown
             `reduction`.
+        RuntimeError: under forward-mode AD, or exported with gradients.
 
     Source: Tucker, Lawson, Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives"
     (2018), the estimator IWAE-DReG.
@@ -483,7 +485,13 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
 
 def weigh_gradient(z: Tensor, log_w: Tensor, dim: int) -> None:
     """What reaches z in the backward pass is multiplied by its sample's normalised weight."""
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "the doubly reparameterised gradient: got forward-mode AD, expected a backward pass to weigh"
+        )
     if z.requires_grad and torch.is_grad_enabled():
+        if torch.compiler.is_exporting():  # which would leave the hook out, and train on another gradient
+            raise RuntimeError("the doubly reparameterised gradient: torch.export keeps no hooks; export under no_grad")
         weights = _ops.importance_weights((log_w.detach(),), dim, 1.0)
         weights = weights.reshape(weights.shape + (1,) * (z.dim() - log_w.dim())).to(z.dtype)
         z.register_hook(lambda grad: grad * weights)

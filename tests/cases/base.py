@@ -67,6 +67,10 @@ class Case:
     # the layout in which all classes are alike: the KL of two uniform distributions, and its gradient, are rounding
     degenerate: str = ""
 
+    @property
+    def function(self) -> str:
+        return self.name.partition("[")[0]
+
     def __call__(self, *tensors: Tensor) -> Any:
         """The call; a random one with the same noise each time."""
         if self.random:

@@ -35,11 +35,17 @@ def _over_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, row_elemen
 
 def pair_weights(rows: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
     """(weight of most pairs, that of (i, i), that of (i, (i + 1) mod B)) over a minibatch of `rows`."""
-    n, m = max(dataset_size, rows), rows - 1
+    n, m = torch.sym_max(dataset_size, rows), rows - 1
     if estimator == "mws" or rows < 2:
         weight = 1 / (max(rows, 1) * n) if estimator == "mws" else 1.0
         return weight, weight, weight
     return 1 / m, 1 / n, (n - m) / (n * m)
+
+
+def _log(weight: float, like: Tensor) -> float | Tensor:
+    if isinstance(weight, float):
+        return math.log(weight)
+    return torch.full((), weight, dtype=like.dtype, device=like.device).log()  # of a symbolic number of rows
 
 
 def _log_weights(first: int, last: int, like: Tensor, dataset_size: int, estimator: str) -> Tensor:
@@ -48,9 +54,9 @@ def _log_weights(first: int, last: int, like: Tensor, dataset_size: int, estimat
     most, diagonal, following = pair_weights(rows, dataset_size, estimator)
     i = torch.arange(first, last, device=like.device)[:, None]
     j = torch.arange(rows, device=like.device)
-    log_weights = torch.full((), math.log(most), dtype=like.dtype, device=like.device)
-    log_weights = torch.where(j == (i + 1) % rows, math.log(following), log_weights) if rows else log_weights
-    return torch.where(j == i, math.log(diagonal), log_weights)
+    log_weights = torch.zeros((), dtype=like.dtype, device=like.device) + _log(most, like)
+    log_weights = torch.where(j == (i + 1) % rows, _log(following, like), log_weights) if rows else log_weights
+    return torch.where(j == i, _log(diagonal, like), log_weights)
 
 
 def _log_normal(t: Tensor, logvar: Tensor) -> Tensor:
@@ -68,7 +74,7 @@ def total_correlation(
     """
     z, mean, logvar = upcast(z), upcast(mean), upcast(logvar)
     rows = z.size(0)
-    log_most = math.log(pair_weights(rows, dataset_size, estimator)[0])
+    log_most = _log(pair_weights(rows, dataset_size, estimator)[0], z)
 
     def block(first: int, last: int, z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
         t = (z[first:last, None, :] - mean) * (-0.5 * logvar).exp()
