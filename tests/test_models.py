@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from model_zoo import BATCH, CLASSES, LATENT, PIXELS, ZOO, batch_of, build
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import unigen_fast as uf
 from unigen_fast.__main__ import main
 from unigen_fast.models import MODELS, Model
+from unigen_fast.models._model import Prior
 from unigen_fast.models.variational import decode_samples
 
 pytest.importorskip("mlxtend")
@@ -683,6 +685,44 @@ def test_autocast_around_all_phases(name):
         loss.backward()
         found = {id(p) for p in model.parameters() if p.grad is not None}
         assert found == {id(p) for p in model.parameters_of(phase)}, phase
+
+
+class Checkpointed(nn.Module):
+    """A network that is run once more in the backward pass, and notes how often it was called."""
+
+    def __init__(self, network: nn.Module, use_reentrant: bool) -> None:
+        super().__init__()
+        self.network, self.use_reentrant, self.calls = network, use_reentrant, 0
+
+    def forward(self, *inputs: Tensor) -> Any:
+        self.calls += 1
+        if self.use_reentrant and torch.is_grad_enabled():  # PyTorch's condition for it
+            inputs = tuple(
+                x if x.requires_grad or not x.is_floating_point() else x.clone().requires_grad_() for x in inputs
+            )
+        return checkpoint(self.network, *inputs, use_reentrant=self.use_reentrant)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [("GAN", "generator"), ("CycleGAN", "generator"), ("VAEGAN", "encoder"), ("VAEGAN", "generator")],
+)
+def test_activation_checkpointing(name, phase, use_reentrant):
+    """Gradients of the phase's networks as without, of those held constant none; what a network notes stays."""
+    model = build(name)
+    torch.manual_seed(0)
+    model.losses(phase, batch_of(name))["loss"].backward()
+    expected = gradients(model)
+    model.zero_grad()
+    networks = [n for n, network in model.named_children() if not isinstance(network, (Prior, nn.ModuleList))]
+    for network in networks:
+        setattr(model, network, Checkpointed(getattr(model, network), use_reentrant))
+    torch.manual_seed(0)
+    model.losses(phase, batch_of(name))["loss"].backward()
+    found = {key.replace(".network.", ".", 1): g for key, g in gradients(model).items()}
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert sum(getattr(model, network).calls for network in networks) >= 2
 
 
 def _distributed(rank: int, file: str, results: Any) -> None:

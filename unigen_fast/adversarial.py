@@ -562,8 +562,8 @@ def r1_penalty(*, logits: Tensor, inputs: Tensor, gamma: float = 10.0, reduction
 
     Raises:
         TypeError: `logits` or `inputs` is no floating-point tensor.
-        ValueError: `inputs` without requires_grad, or of no dimension; `logits` without a graph, which there is none of
-            under `torch.no_grad`, `torch.vmap` or `torch.func.jvp`; unknown `reduction`.
+        ValueError: `inputs` without requires_grad, or of no dimension; `logits` without a graph, as under
+            `torch.no_grad`, `torch.vmap` or `torch.func.jvp`; unknown `reduction`.
         RuntimeError: under `torch.export`, which takes a gradient within its graph for a constant.
 
     Under `torch.compile(fullgraph=True)` take `gradient_penalty` with target=0: a compiler needs the network itself.

@@ -317,8 +317,7 @@ def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Ten
     running: _RunningSum | None = None
     with torch.no_grad():
         for chunk in log_w_chunks:
-            chunk = _checks.floating("log_w_chunks", chunk).detach()  # of tangents too, which no_grad lets through
-            found = _checks.sample_dimension("log_w_chunks", chunk, dim)
+            found = _checks.sample_dimension("log_w_chunks", _checks.floating("log_w_chunks", chunk), dim)
             shift, total = _ops.log_mean_exp((chunk,), found, visible=2)[1].double()
             if running is None:
                 running = _RunningSum(shift, total, chunk.size(found), chunk.dtype)

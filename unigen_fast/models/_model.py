@@ -114,7 +114,37 @@ def constants() -> Iterator[None]:
 def frozen(network: nn.Module) -> Callable[..., Any]:
     """The network with its parameters as constants: gradients go through it, none to it."""
     detached = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    return lambda *inputs: torch.func.functional_call(network, detached, inputs)
+    if torch.compiler.is_compiling():  # where a checkpoint is part of the graph
+        return lambda *inputs: torch.func.functional_call(network, detached, inputs)
+    held = {f"network.{name}": constant for name, constant in detached.items()}
+    return lambda *inputs: torch.func.functional_call(_Copied(network), held, inputs)
+
+
+class _Copied(nn.Module):
+    """Calls a copy of the network that keeps the parameters of now.
+
+    `functional_call` puts the network's own back; a checkpoint within, which runs its part of the network once more in
+    the backward pass, is then still of the copy.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> Any:
+        copies = {module: module.__new__(type(module)) for module in self.network.modules()}
+        for module, copy in copies.items():
+            copy.__dict__ = module.__dict__ | {
+                "_parameters": module._parameters.copy(),
+                "_modules": {
+                    name: child if child is None else copies[child] for name, child in module._modules.items()
+                },
+            }
+        outputs = copies[self.network](*inputs)
+        for module, copy in copies.items():  # what its forward pass noted
+            noted = {name: value for name, value in copy.__dict__.items() if name not in ("_parameters", "_modules")}
+            module.__dict__.update(noted)
+        return outputs
 
 
 class Prior(nn.Module):
