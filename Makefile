@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test framework test-third-party demo paper bench lint kernels compat clean
+.PHONY: test framework test-integrations demo paper bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -22,12 +22,14 @@ test: $(VENV)/ready
 framework: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_framework.py --framework-table docs/framework.md
 
-# against the packages that ours stands in for, in an environment of their own
-test-third-party: $(VENV)/ready
-	$(PYTHON) -m venv build/third-party
-	build/third-party/bin/pip install -q "$(TORCH)" numpy pytest scipy mpmath arviz scvi-tools pydantic imageio
-	build/third-party/bin/pip install -q --no-deps pythae torchrl tensordict cloudpickle orjson pyvers importlib_metadata zipp
-	PYTHONPATH=. build/third-party/bin/python -m pytest -q -rs tests/test_third_party.py tests/test_importance.py
+# against the libraries that ours stands in for, in an environment of their own
+INTEGRATIONS = build/integrations
+test-integrations: $(VENV)/ready
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/pip install -q "$(TORCH)" numpy pytest scipy mpmath mlxtend arviz scvi-tools pydantic imageio \
+		diffusers pyro-ppl lightning matplotlib nltk scikit-image tensorboard cloudpickle orjson pyvers importlib_metadata zipp
+	$(INTEGRATIONS)/bin/pip install -q --no-deps pythae multivae torchrl tensordict torchgan torch-mimicry taming-transformers
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest -q -rs tests/integrations tests/test_third_party.py tests/test_importance.py
 
 demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output

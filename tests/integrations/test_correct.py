@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_numbers import CASES, B, D, K, M, assert_equal, draw, find, flat, gradients, posterior
+from test_numbers import CASES, B, D, K, M, assert_equal, draw, find, flat, gradients, posterior, pythae_beta_tc_vae
 from torch import Tensor
 
 import unigen_fast as uf
@@ -71,14 +71,20 @@ def test_pythae_weighs_the_samples_of_a_group(name: str) -> None:
 
 
 def test_pythae_stratified_weights_are_those_of_the_paper() -> None:
-    label = "pythae-BetaTCVAE.loss_function-stratified=True-size=100"
-    found, _ = outcome(label, True)
-    theirs, _ = outcome(label, False)
-    torch.manual_seed(1)
-    _, mean, logvar, z = CASES[label][2]().tensors
+    model = pytest.importorskip("pythae.models").BetaTCVAE
+    setup = pythae_beta_tc_vae(stratified=True, size=100)
+    theirs = setup.call(model.loss_function, *setup.tensors)
+    path = "pythae.models.beta_tc_vae.beta_tc_vae_model.BetaTCVAE.loss_function"
+    with uf.integrations.patched("pythae"):  # theirs runs: its weights have no kernel
+        assert all(map(torch.equal, setup.call(model.loss_function, *setup.tensors), theirs))
+        assert uf.integrations.calls("pythae")[path] == 0
+    with uf.integrations.patched("pythae", correct=True):
+        found = setup.call(model.loss_function, *setup.tensors)
+        assert uf.integrations.calls("pythae")[path] == 1
+    _, mean, logvar, z = setup.tensors
     parts = uf.total_correlation(z, mean, logvar, dataset_size=100)
     right = 1.3 * parts.mutual_information + 2.1 * parts.total_correlation + 0.7 * parts.dimension_wise_kl
-    assert_equal(found[2], right.mean().detach())
+    assert_equal(found[2], right.mean())
     assert abs(found[2] - theirs[2]) > 1e-3
 
 

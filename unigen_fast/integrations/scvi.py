@@ -53,5 +53,5 @@ def _log_zinb_positive(
 ) -> Any:  # fmt: skip
     if not _usual(log_fn, lgamma_fn, x, mu, theta, pi):
         return NotImplemented
-    options = {"eps": 0.0 if correct else eps, "event_ndims": 0}
-    return as_theirs(zero_inflated_negative_binomial_log_prob(x, mu, theta, pi, **options), mu, theta, pi)
+    log_prob = zero_inflated_negative_binomial_log_prob(x, mu, theta, pi, eps=0.0 if correct else eps, event_ndims=0)
+    return as_theirs(log_prob, mu, theta, pi)
