@@ -1,6 +1,6 @@
 """Value and all gradients against the public functions that ours stand in for, in float64.
 
-Skipped where a package is not installed; `make test-third-party` installs them all. Where a package is known to be
+Skipped where a package is not installed; `make test-integrations` installs them all. Where a package is known to be
 wrong (see the tests' names), ours is compared with its code set right, and shown to differ from it as it is.
 """
 
