@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unigen_fast import bench, models
@@ -26,6 +27,7 @@ SMALL_STEPS = {
         steps.dreamer_kl(batch=3, time=4, observation=10, actions=2, units=16, latents=5, classes=6),
         steps.beta_tcvae(batch=9, pixels=20, hidden=16, latent=3),
         steps.vocoder_discriminator(batch=2, segment=200, discriminators=3, channels=4),
+        *steps.compiled_steps(batch=5, samples=3, pixels=20, hidden=16, latent=3),
     )
 }
 IWAE = SMALL_STEPS["step_iwae_mnist"]
@@ -226,8 +228,12 @@ def test_every_step_has_a_small_form():
 
 
 @pytest.mark.parametrize("step", SMALL_STEPS.values(), ids=list(SMALL_STEPS))
-def test_training_step(step: steps.TrainingStep, device: torch.device):
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_training_step(step: steps.TrainingStep, device: torch.device, monkeypatch: pytest.MonkeyPatch):
     """Every contestant updates parameters of its own with the same gradients, step after step; also without a loss."""
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: compiler(f, backend=graphs, **options))
     training = steps.Training(step, device)
     training.check()
     before = [p.clone() for p in training.networks.parameters()]
@@ -246,6 +252,7 @@ def test_training_step(step: steps.TrainingStep, device: torch.device):
                 train()
     finally:
         hook.remove()
+    assert graphs.frame_count == (2 if step.one_graph else 0)  # ours with the networks, and these alone
     fused, *others = updates
     assert len(fused) == len(before) and len(others) == 5
     for other in others:

@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.all or options.steps:
         print(report.steps_heading(), flush=True)
         for step in training.STEPS.values():
+            if step.one_graph and options.no_compile:
+                continue
             figures = training.measure(step, device, options.seconds, not options.no_compile)
             keep("steps", figures, report.step_line(figures))
         print(report.steps_closing(record))

@@ -230,6 +230,7 @@ def steps_closing(record: Record) -> str:
             "",
             *([f"{errors} steps with an ERROR"] if errors else []),
             "Networks, loss, backward and Adam; only the loss lines differ. Networks alone: the same without a loss.",
+            "step_compiled_…: networks and loss are one graph of torch.compile, with our loss lines too.",
             "Loss's share: of the whole step, what it takes beyond networks alone; ours and the faster peer's.",
         ]
     )
@@ -330,7 +331,8 @@ def markdown_steps(record: Record) -> str:
         "",
         f"{_origin(record)} Networks, loss, backward and Adam, float32, medians; *faster by*: the faster of eager and "
         "compiled loss over ours; *networks alone*: the same step without a loss; *loss's share*: of the whole step, "
-        "what it takes beyond that.",
+        "what it takes beyond that. `step_compiled_…`: networks and loss are one graph of `torch.compile`, with our "
+        "loss lines too; the eager step is eager as a whole.",
     ]
     return "\n".join(lines)
 

@@ -2,7 +2,9 @@
 
 A row says how much faster a loss has become; a step, how much of that is left where networks and Adam take their time
 as well. Networks, data, noise and Adam are the same for every contestant, and eager: ours, theirs, and theirs under
-`torch.compile` differ in the loss lines alone. Beside them the step is timed without a loss, its backward pass starting
+`torch.compile` differ in the loss lines alone. In the steps named `step_compiled_…`, small ones, networks and loss are
+one graph of `torch.compile(fullgraph=True)`, with our loss lines as with theirs: what is left of a kernel that the
+compiler cannot fuse with its neighbours. Beside them the step is timed without a loss, its backward pass starting
 from gradients that are there already: what no loss, however fast, can take away.
 """
 
@@ -32,7 +34,8 @@ _LEARNING_RATE = 1e-6
 class TrainingStep:
     """`networks` makes a module whose forward takes the inputs and returns what the losses take, in order.
 
-    `fused` and `eager` return the scalar to minimise.
+    `fused` and `eager` return the scalar to minimise. `one_graph`: networks and loss are compiled as one, but for the
+    contestant that is eager.
     """
 
     name: str
@@ -42,6 +45,7 @@ class TrainingStep:
     networks: Callable[[], nn.Module]
     fused: Callable[..., Tensor]
     eager: Callable[..., Tensor]
+    one_graph: bool = False
 
 
 def _data(*shape: int, draw: cases.Draw = cases._normal) -> Input:
@@ -66,12 +70,12 @@ class _Autoencoder(nn.Module):
         self.encoder, self.decoder = _mlp(pixels, hidden, 2 * latent), _mlp(latent, hidden, pixels)
         self.samples = samples
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         mean, logvar = self.encoder(x).chunk(2, dim=-1)
         center, spread = mean, torch.exp(0.5 * logvar)
         if self.samples is not None:
             center, spread = (t.unsqueeze(1).expand(-1, self.samples, -1) for t in (center, spread))
-        z = center + spread * torch.randn_like(center)
+        z = center + spread * (torch.randn_like(center) if noise is None else noise)
         return self.decoder(z), x, z, mean, logvar
 
 
@@ -238,8 +242,99 @@ def vocoder_discriminator(
     )
 
 
+# ---- networks and loss in one graph ----------------------------------------------------------------------------------
+
+
+class _Critic(nn.Module):
+    """Returns the logits of real and of fake."""
+
+    def __init__(self, pixels: int, hidden: int) -> None:
+        super().__init__()
+        self.network = _mlp(pixels, hidden, hidden, 1)
+
+    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
+        return self.network(torch.cat((real, fake))).chunk(2)
+
+
+class _Generator(nn.Module):
+    """Returns a discriminator's logits of what is generated."""
+
+    def __init__(self, latent: int, hidden: int, pixels: int) -> None:
+        super().__init__()
+        self.generator, self.discriminator = _mlp(latent, hidden, pixels), _mlp(pixels, hidden, 1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.discriminator(self.generator(z)),)
+
+
+def _binary_cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits
+    return loss(real, torch.ones_like(real)) + loss(fake, torch.zeros_like(fake))
+
+
+def _vae(logits: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    kl = -0.5 * torch.sum(1 + logvar - mean.pow(2) - logvar.exp())
+    return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl) / len(x)
+
+
+def _fused_vae(logits: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return uf.elbo_loss(logits, x, mean, logvar).loss
+
+
+def _fused_vae_of_parts(logits: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return uf.gaussian_kl(mean, logvar) - uf.bernoulli_log_prob(logits, x).mean()
+
+
+def _log_weights(logits: Tensor, x: Tensor, z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """In PyTorch, for both sides."""
+    log_pz = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+    of_q = cases._gaussian(z, mean.unsqueeze(1), logvar.unsqueeze(1))
+    return cases._bernoulli(logits, x.unsqueeze(1)) + log_pz - of_q
+
+
+def compiled_steps(
+    batch: int = 128, samples: int = 8, pixels: int = 784, hidden: int = 128, latent: int = 16
+) -> list[TrainingStep]:
+    """One for the functions of each family that people train with most."""
+    x, z = _data(batch, pixels, draw=cases._pixels), _data(batch, latent)
+    of_samples = _data(batch, samples, latent)
+    autoencoder = f"MLPs {pixels}-{hidden}-2×{latent} and {latent}-{hidden}-{pixels}, batch {batch}"
+
+    def step(
+        name: str,
+        stands_for: str,
+        sizes: str,
+        inputs: tuple[Input, ...],
+        networks: Callable[[], nn.Module],
+        fused: Callable[..., Tensor],
+        eager: Callable[..., Tensor],
+    ) -> TrainingStep:
+        return TrainingStep(f"step_compiled_{name}", stands_for, sizes, inputs, networks, fused, eager, one_graph=True)
+
+    return [
+        step("elbo", "`elbo_loss` in a small VAE", autoencoder, (x, z),
+             lambda: _Autoencoder(pixels, hidden, latent), _fused_vae, _vae),
+        step("kl_likelihood", "`gaussian_kl` and `bernoulli_log_prob` in a small VAE", autoencoder, (x, z),
+             lambda: _Autoencoder(pixels, hidden, latent), _fused_vae_of_parts, _vae),
+        step("iwae", "`iwae_loss` in a small IWAE", f"{autoencoder}, {samples} samples each", (x, of_samples),
+             lambda: _Autoencoder(pixels, hidden, latent, samples),
+             lambda *outputs: uf.iwae_loss(_log_weights(*outputs), dim=1),
+             lambda *outputs: -cases._log_mean_exp(_log_weights(*outputs)).mean()),
+        step("iwae_objective", "`iwae_objective` in a small IWAE", f"{autoencoder}, {samples} samples each",
+             (x, of_samples), lambda: _Autoencoder(pixels, hidden, latent, samples), _fused_iwae, _iwae),
+        step("discriminator", "`discriminator_loss` in a small GAN", f"MLP {pixels}-{hidden}-{hidden}-1, batch {batch}",
+             (x, x), lambda: _Critic(pixels, hidden),
+             lambda real, fake: uf.discriminator_loss(real=real, fake=fake), _binary_cross_entropy),
+        step("iwgan_generator", "`importance_weighted_generator_loss` in a small IWGAN",
+             f"MLPs {latent}-{hidden}-{pixels} and {pixels}-{hidden}-1, batch {batch}", (z,),
+             lambda: _Generator(latent, hidden, pixels),
+             lambda fake: uf.importance_weighted_generator_loss(fake=fake.flatten()),
+             lambda fake: cases._iwgan(fake.flatten())),
+    ]  # fmt: skip
+
+
 STEPS: dict[str, TrainingStep] = {
-    step.name: step for step in (iwae_mnist(), dreamer_kl(), beta_tcvae(), vocoder_discriminator())
+    step.name: step for step in (iwae_mnist(), dreamer_kl(), beta_tcvae(), vocoder_discriminator(), *compiled_steps())
 }
 
 
@@ -262,28 +357,41 @@ class Training:
         """One training step of the contestant's own copy of the networks; or, for "network", one without a loss."""
         networks = copy.deepcopy(self.networks)
         optimizer = torch.optim.Adam(networks.parameters(), lr=_LEARNING_RATE)
-        backward = self._backward_alone() if contestant == _NETWORK else self._loss_and_backward(contestant)
+        forward_and_backward = (self._without_loss if contestant == _NETWORK else self._with_loss)(networks, contestant)
 
         def train() -> None:
-            backward(networks(*self.data))
+            forward_and_backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         return train
 
-    def _loss_and_backward(self, contestant: str) -> Callable[[tuple[Tensor, ...]], None]:
-        if contestant == FUSED:
-            loss = self.step.fused
-        else:
-            loss = harness.peer_function(self.step.eager, contestant, self.device)
-        return lambda outputs: loss(*outputs).backward()
+    def _compiled(self, function: Callable[..., Any], contestant: str) -> Callable[..., Any]:
+        """As this contestant runs it; ours, and the networks alone, in the compiler's default mode."""
+        mode = "compile" if contestant in (FUSED, _NETWORK) else contestant
+        return harness.peer_function(function, mode, self.device)
 
-    def _backward_alone(self) -> Callable[[tuple[Tensor, ...]], None]:
+    def _with_loss(self, networks: nn.Module, contestant: str) -> Callable[[], None]:
+        loss = self.step.fused if contestant == FUSED else self.step.eager
+        if self.step.one_graph:
+            whole = self._compiled(lambda *data: loss(*networks(*data)), contestant)
+            return lambda: whole(*self.data).backward()
+        if contestant != FUSED:
+            loss = self._compiled(loss, contestant)
+        return lambda: loss(*networks(*self.data)).backward()
+
+    def _without_loss(self, networks: nn.Module, contestant: str) -> Callable[[], None]:
         """From the gradients that the loss has at the first parameters: no part of a loss is in the step."""
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in self.networks(*self.data)]
         self.step.eager(*leaves).backward()
-        gradients = [leaf.grad for leaf in leaves if leaf.requires_grad]
-        return lambda outputs: torch.autograd.backward([t for t in outputs if t.requires_grad], gradients)
+        reached = [i for i, leaf in enumerate(leaves) if leaf.grad is not None]
+        forward = self._compiled(networks, contestant) if self.step.one_graph else networks
+
+        def run() -> None:
+            outputs = forward(*self.data)
+            torch.autograd.backward([outputs[i] for i in reached], [leaves[i].grad for i in reached])
+
+        return run
 
     def check(self) -> None:
         """Raises AssertionError unless loss and parameters' gradients equal those of eager's loss lines in float64."""
