@@ -215,7 +215,7 @@ def pairwise_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     posterior = tensors(dtype, 1024, 64, count=3)
     grads, statistics = tensors(wide, 1024, count=6), tensors(wide, 66, 1024)
-    for estimator in ("mss", "mws") if dtype == torch.float32 else ("mss",):
+    for estimator in ("mss", "mws", "mss_columns") if dtype == torch.float32 else ("mss",):
         yield "total_correlation", *posterior, 50_000, estimator
         yield "total_correlation_backward", *grads, *posterior, statistics, 50_000, estimator, 7
     x, y = tensors(dtype, 1024, 64, count=2)

@@ -79,7 +79,7 @@ CONTRACT: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "bernoulli_kl": {},
         "categorical_kl": {},
         "balanced_categorical_kl": {"free_nats_mode": ("sum", "per_variable")},
-        "total_correlation": {"estimator": ("mss", "mws")},
+        "total_correlation": {"estimator": ("mss", "mws", "mss_columns")},
         "mmd": {"kernel": ("imq", "rbf")},
     },
     "likelihood": {

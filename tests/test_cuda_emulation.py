@@ -298,7 +298,7 @@ class Matrix(ctypes.Structure):
 
 
 class PairWeights(ctypes.Structure):
-    _fields_ = [("most", DOUBLE), ("diagonal", DOUBLE), ("following", DOUBLE)]
+    _fields_ = [("most", DOUBLE), ("diagonal", DOUBLE), ("following", DOUBLE), ("columns", ctypes.c_bool)]
 
 
 _POSTERIORS = [
@@ -1162,7 +1162,7 @@ def matrix(x: Tensor) -> Matrix:
 PAIR_SHAPES = [(1, 1), (5, 3), (33, 2), (40, 35), (70, 7)]
 
 
-@pytest.mark.parametrize("estimator", ["mss", "mws"])
+@pytest.mark.parametrize("estimator", ["mss", "mws", "mss_columns"])
 @pytest.mark.parametrize("turn,shape", enumerate(PAIR_SHAPES), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_total_correlation(emulated: ctypes.CDLL, turn: int, shape: Any, dtype: torch.dtype, estimator: str) -> None:
@@ -1173,7 +1173,7 @@ def test_total_correlation(emulated: ctypes.CDLL, turn: int, shape: Any, dtype: 
     wide = [x.double().requires_grad_() for x in tensors]
     *expected, statistics = pairwise.total_correlation(*wide, 500, estimator)
     most, diagonal, following = pairwise.pair_weights(rows, 500, estimator)
-    weights = PairWeights(most, diagonal / most, following / most)
+    weights = PairWeights(most, diagonal / most, following / most, estimator == "mss_columns")
     shared = (DTYPES.index(dtype), rows, cols, *map(matrix, tensors), weights)
 
     values = [torch.full((rows,), 77, dtype=arithmetic(dtype)) for _ in range(6)]

@@ -577,7 +577,11 @@ def test_low_precision(case: Case, dtype: torch.dtype, device: torch.device) -> 
 
 @kernels
 @pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("estimator", "shape"), [("mss", (37, 5)), ("mws", (9, 3)), ("mss", (70, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("estimator", "shape"),
+    [("mss", (37, 5)), ("mws", (9, 3)), ("mss", (70, 2)), ("mss_columns", (37, 5)), ("mss_columns", (2, 3))],
+    ids=str,
+)
 def test_total_correlation(
     estimator: str, shape: tuple[int, int], layout: Callable[[Tensor], Tensor], device: torch.device
 ) -> None:

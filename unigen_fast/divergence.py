@@ -464,14 +464,16 @@ def total_correlation(
         log q(z_i) = log sum_j W_ij exp(sum_d l_ijd),    log prod_d q(z_id) = sum_d log sum_j W_ij exp(l_ijd)
 
     "mss", minibatch stratified sampling, M = B - 1: W is 1/N for (i, i), (N - M)/(N M) for (i, (i + 1) mod B), else
-    1/M; each row of W sums to 1. "mws", minibatch weighted sampling: W = 1/(B N), biased. Neither `[B, B, D]` nor
-    `[B, B]` is ever in memory.
+    1/M; each row of W sums to 1. "mws", minibatch weighted sampling: W = 1/(B N), biased. "mss_columns": what the
+    paper's published code and those after it (pythae) take for "mss", two columns in place of two diagonals: 1/N for
+    (i, 0), (N - M)/(N M) for (i, 1) and (B - 2, 0); only to repeat their results. Neither `[B, B, D]` nor `[B, B]` is
+    ever in memory.
 
     Args:
         z: `[B, D]`, z_i drawn from q(z | x_i).
         mean, logvar: of q(z | x_i); all three are broadcast together.
         dataset_size: N; at least B is used, as no minibatch holds more examples than there are.
-        estimator: "mss" or "mws".
+        estimator: "mss", "mws" or "mss_columns".
 
     Returns:
         Six rows `[B]`, fp32 for fp16 and bf16, each with its gradient. To minimise: reconstruction + alpha ·
@@ -484,7 +486,7 @@ def total_correlation(
 
     Source: Chen et al., "Isolating Sources of Disentanglement in VAEs" (2018), Eq. 2 and App. C.1 (mws), C.2 (mss).
     """
-    _checks.choice("estimator", estimator, ("mss", "mws"))
+    _checks.choice("estimator", estimator, ("mss", "mws", "mss_columns"))
     if isinstance(dataset_size, bool) or not isinstance(dataset_size, int):
         raise TypeError(f"dataset_size: expected an int, got {type(dataset_size).__name__}")
     if dataset_size < 1:

@@ -12,11 +12,12 @@ inline Matrix matrix_of(const Tensor& tensor, const Tensor& like) {
 }
 
 inline PairWeights pair_weights(int64_t rows, int64_t dataset_size, const string& estimator) {
-  STD_TORCH_CHECK(estimator == "mss" || estimator == "mws", "unigen_fast: unknown estimator ", estimator);
+  const bool columns = estimator == "mss_columns";
+  STD_TORCH_CHECK(columns || estimator == "mss" || estimator == "mws", "unigen_fast: unknown estimator ", estimator);
   const double b = double(std::max<int64_t>(rows, 1)), n = std::max(double(dataset_size), b), m = b - 1;
   if (estimator == "mws") return {1 / (b * n), 1, 1};
   if (rows < 2) return {1, 1, 1};
-  return {1 / m, m / n, (n - m) / n};
+  return {1 / m, m / n, (n - m) / n, columns};
 }
 
 template <class Arguments>

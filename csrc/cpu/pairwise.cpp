@@ -53,11 +53,14 @@ struct Posteriors {
   // whether a vector of points j has a pair with one of the rows i … whose weight is not that of most pairs
   UNIGEN_INLINE bool weighted(int64_t i, int64_t j) const {
     if (weights.uniform()) return false;
+    if (weights.columns) return j < 2;
     return (j + V::size > i && j <= i + kPairRows) || (j == 0 && i + kPairRows >= rows);
   }
   UNIGEN_INLINE V weight(int64_t i, int64_t j) const {
-    const V following = select(lanes_at<T>(i + 1 < rows ? i + 1 : 0, j), constant<V>(weights.following), constant<V>(1));
-    return select(lanes_at<T>(i, j), constant<V>(weights.diagonal), following);
+    const int64_t next = weights.columns ? 1 : i + 1 < rows ? i + 1 : 0;
+    const V following = select(lanes_at<T>(next, j), constant<V>(weights.following), constant<V>(1));
+    const bool replaced = weights.columns && i + 2 == rows;
+    return select(lanes_at<T>(weights.columns ? 0 : i, j), V(T(replaced ? weights.following : weights.diagonal)), following);
   }
 
   // log2 of the joint densities of rows i … and a stretch of points, from their squared distances, in place

@@ -60,6 +60,7 @@ UNIGEN_DEVICE void stage_posterior(const Matrix& mean, const Matrix& logvar, int
 
 template <class T>
 UNIGEN_DEVICE T pair_weight(const PairWeights& weights, int64_t rows, int64_t i, int64_t j) {
+  if (weights.columns) return j == 0 && i + 2 != rows ? T(weights.diagonal) : j < 2 ? T(weights.following) : T(1);
   if (j == i) return T(weights.diagonal);
   return j == (i + 1 < rows ? i + 1 : 0) ? T(weights.following) : T(1);
 }

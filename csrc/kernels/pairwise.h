@@ -12,9 +12,11 @@ struct Matrix {
   int64_t row = 0, col = 0;
 };
 
-// weights of pairs (i, j): `most` for nearly all; relative to it, that of (i, i) and of (i, (i + 1) mod rows)
+// weights of pairs (i, j): `most` for nearly all; relative to it, that of (i, i) and of (i, (i + 1) mod rows). With `columns`
+// (i, 0) stands for (i, i), save for the last row but one, and (i, 1), and there (i, 0), for the other.
 struct PairWeights {
   double most = 1, diagonal = 1, following = 1;
+  bool columns = false;
 
   bool uniform() const { return diagonal == 1 && following == 1; }
 };

@@ -74,13 +74,8 @@ def test_pythae_stratified_weights_are_those_of_the_paper() -> None:
     model = pytest.importorskip("pythae.models").BetaTCVAE
     setup = pythae_beta_tc_vae(stratified=True, size=100)
     theirs = setup.call(model.loss_function, *setup.tensors)
-    path = "pythae.models.beta_tc_vae.beta_tc_vae_model.BetaTCVAE.loss_function"
-    with uf.integrations.patched("pythae"):  # theirs runs: its weights have no kernel
-        assert all(map(torch.equal, setup.call(model.loss_function, *setup.tensors), theirs))
-        assert uf.integrations.calls("pythae")[path] == 0
     with uf.integrations.patched("pythae", correct=True):
         found = setup.call(model.loss_function, *setup.tensors)
-        assert uf.integrations.calls("pythae")[path] == 1
     _, mean, logvar, z = setup.tensors
     parts = uf.total_correlation(z, mean, logvar, dataset_size=100)
     right = 1.3 * parts.mutual_information + 2.1 * parts.total_correlation + 0.7 * parts.dimension_wise_kl

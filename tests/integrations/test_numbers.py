@@ -116,6 +116,7 @@ def pythae_miwae(reconstruction: str) -> Setup:
     return pythae_setup(pythae(reconstruction), M, K, pixels=(1, 3, 3))
 
 
+@case("pythae", "BetaTCVAE.loss_function", stratified=True, size=100)
 @case("pythae", "BetaTCVAE.loss_function", stratified=False, size=100)
 def pythae_beta_tc_vae(stratified: bool, size: int) -> Setup:
     found = importlib.import_module("pythae.models").BetaTCVAE

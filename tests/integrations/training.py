@@ -129,6 +129,7 @@ class Joined(nn.Linear):
 @training("pythae", name="CIWAE", reconstruction="mse", number_samples=8, beta=0.3)
 @training("pythae", name="MIWAE", reconstruction="mse", number_samples=6, number_gradient_estimates=2)
 @training("pythae", name="PIWAE", reconstruction="mse", number_samples=6, number_gradient_estimates=2)
+@training("pythae", name="BetaTCVAE", reconstruction="mse")
 @training("pythae", name="BetaTCVAE", reconstruction="mse", use_mss=False)
 def pythae(name: str, reconstruction: str, **options: Any) -> Training:
     models = importlib.import_module("pythae.models")

@@ -17,8 +17,7 @@ _GROUPS = "weights normalised over the K samples of a group, not over the M grou
 def apply_to_pythae(*, check_version: bool = True, correct: bool = False) -> _patching.Patch:
     """`loss_function` of pythae's VAE, IWAE, CIWAE, MIWAE, PIWAE and BetaTCVAE, and of what inherits it.
 
-    No `[B, K, D]` tensor is made beside the reconstruction itself, nor BetaTCVAE's `[B, B, D]`. Of BetaTCVAE without
-    `correct`, only the loss with `use_mss=False` is ours: pythae's stratified weights are not those that ours takes.
+    No `[B, K, D]` tensor is made beside the reconstruction itself, nor BetaTCVAE's `[B, B, D]`.
 
     With `correct`: IWAE and CIWAE report the bound rather than its surrogate (same gradient); MIWAE and PIWAE normalise
     the weights over the K samples of each of the M groups (Rainforth et al., 2018), where pythae does over the groups;
@@ -125,10 +124,9 @@ def _beta_tc_vae(
     batch = x.shape[0]
     if not _known(self) or not isinstance(dataset_size, int) or dataset_size < batch or batch < 2:
         return NotImplemented
-    if self.use_mss and not correct:  # its two columns of weights have no kernel
-        return NotImplemented
     recon_loss = _reconstruction(self, recon_x.reshape(batch, -1), x.reshape(batch, -1)).mean()
-    found = total_correlation(z, mu, log_var, dataset_size=dataset_size, estimator="mss" if self.use_mss else "mws")
+    estimator = ("mss" if correct else "mss_columns") if self.use_mss else "mws"
+    found = total_correlation(z, mu, log_var, dataset_size=dataset_size, estimator=estimator)
     regularisation = (
         self.alpha * found.mutual_information
         + self.beta * found.total_correlation

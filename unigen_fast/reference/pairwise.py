@@ -34,7 +34,10 @@ def _over_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, row_elemen
 
 
 def pair_weights(rows: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
-    """(weight of most pairs, that of (i, i), that of (i, (i + 1) mod B)) over a minibatch of `rows`."""
+    """(weight of most pairs, that of (i, i), that of (i, (i + 1) mod B)) over a minibatch of `rows`.
+
+    "mss_columns" has the latter two at (i, 0) and (i, 1).
+    """
     n, m = torch.sym_max(dataset_size, rows), rows - 1
     if estimator == "mws" or rows < 2:
         weight = 1 / (max(rows, 1) * n) if estimator == "mws" else 1.0
@@ -54,9 +57,13 @@ def _log_weights(first: int, last: int, like: Tensor, dataset_size: int, estimat
     most, diagonal, following = pair_weights(rows, dataset_size, estimator)
     i = torch.arange(first, last, device=like.device)[:, None]
     j = torch.arange(rows, device=like.device)
+    if estimator == "mss_columns":
+        of_diagonal, of_following = (j == 0) & (i != rows - 2), j <= 1
+    else:
+        of_diagonal, of_following = j == i, (j == (i + 1) % rows if rows else j == i)
     log_weights = torch.zeros((), dtype=like.dtype, device=like.device) + _log(most, like)
-    log_weights = torch.where(j == (i + 1) % rows, _log(following, like), log_weights) if rows else log_weights
-    return torch.where(j == i, _log(diagonal, like), log_weights)
+    log_weights = torch.where(of_following, _log(following, like), log_weights)
+    return torch.where(of_diagonal, _log(diagonal, like), log_weights)
 
 
 def _log_normal(t: Tensor, logvar: Tensor) -> Tensor:

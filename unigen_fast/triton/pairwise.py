@@ -40,22 +40,26 @@ def _points(block, BLOCK: tl.constexpr, INDEX: tl.constexpr):
 
 
 @triton.jit
-def _weights(i, j, points, size, STRATIFIED: tl.constexpr, DTYPE: tl.constexpr):
+def _weights(i, j, points, size, ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr):
     """[BLOCK_I, BLOCK_J] relative to the weight of most pairs: 0 for pairs that are not there."""
     w = (i[:, None] < points).to(DTYPE) * (j[None, :] < points).to(DTYPE)
-    if STRATIFIED:
+    if ESTIMATOR != "mws":
         n = tl.full([], 0, DTYPE) + size
         m = tl.full([], 0, DTYPE) + (points - 1)
-        following = tl.where(i + 1 < points, i + 1, 0)
-        special = tl.where(j[None, :] == following[:, None], (n - m) / n, 1.0)
-        w *= tl.where(j[None, :] == i[:, None], m / n, special).to(DTYPE)
+        if ESTIMATOR == "mss":
+            of_diagonal = j[None, :] == i[:, None]
+            of_following = j[None, :] == tl.where(i + 1 < points, i + 1, 0)[:, None]
+        else:
+            of_diagonal = (j[None, :] == 0) & (i[:, None] + 2 != points)
+            of_following = (j[None, :] <= 1) & (i[:, None] < points)
+        w *= tl.where(of_diagonal, m / n, tl.where(of_following, (n - m) / n, 1.0)).to(DTYPE)
     return w
 
 
 @triton.jit
-def _log_most(points, size, STRATIFIED: tl.constexpr, DTYPE: tl.constexpr):
+def _log_most(points, size, ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr):
     """Logarithm of the weight of most pairs."""
-    if STRATIFIED:
+    if ESTIMATOR != "mws":
         return -tl.log(tl.full([], 0, DTYPE) + (points - 1))
     return -tl.log(tl.full([], 0, DTYPE) + points) - tl.log(tl.full([], 0, DTYPE) + size)
 
@@ -92,7 +96,7 @@ def _joint(
 @triton.jit
 def _marginals_kernel(
     z, mean, logvar, statistics, counts, size,
-    STRATIFIED: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     points = counts[0]
     d = tl.program_id(1)
@@ -103,21 +107,21 @@ def _marginals_kernel(
     for first in range(0, points, BLOCK_J):
         j = first + tl.arange(0, BLOCK_J).to(INDEX)
         density, _, _ = _log_density(zi, _column(mean, j, d, points, DTYPE), _column(logvar, j, d, points, DTYPE))
-        w = _weights(i, j, points, size, STRATIFIED, DTYPE)
+        w = _weights(i, j, points, size, ESTIMATOR, DTYPE)
         highest = tl.maximum(top, tl.max(tl.where((j < points)[None, :], density, -float("inf")), 1))
         shift = finite_base(highest)
         terms = tl.where(w == 0, 0.0, w * tl.exp(density - shift[:, None]))
         total = tl.where(total == 0, 0.0, total * tl.exp(top - shift)) + tl.sum(terms, 1)
         top = highest
     total = tl.where(i < points, total, 1.0)
-    value = finite_base(top) + tl.log(total) + _log_most(points, size, STRATIFIED, DTYPE)
+    value = finite_base(top) + tl.log(total) + _log_most(points, size, ESTIMATOR, DTYPE)
     tl.store(statistics + d * points + i, value, mask=i < points)
 
 
 @triton.jit
 def _joint_kernel(
     z, mean, logvar, statistics, outputs, counts, size,
-    STRATIFIED: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+    ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     points, cols = counts
@@ -129,7 +133,7 @@ def _joint_kernel(
         j = first + tl.arange(0, BLOCK_J).to(INDEX)
         density = _joint(z, mean, logvar, i, j, counts, DTYPE, BLOCK_I, BLOCK_J, CHUNK)
         own += tl.sum(tl.where(i[:, None] == j[None, :], density, 0.0), 1)
-        w = _weights(i, j, points, size, STRATIFIED, DTYPE)
+        w = _weights(i, j, points, size, ESTIMATOR, DTYPE)
         highest = tl.maximum(top, tl.max(tl.where((j < points)[None, :], density, -float("inf")), 1))
         shift = finite_base(highest)
         terms = tl.where(w == 0, 0.0, w * tl.exp((density - shift[:, None]).to(DTYPE)))
@@ -139,7 +143,7 @@ def _joint_kernel(
     shift = finite_base(top)
     saved = shift.to(DTYPE)
     total = tl.where(i < points, total * tl.exp(shift - saved.to(tl.float64)), 1.0)
-    log_qz = saved.to(tl.float64) + tl.log(total) + _log_most(points, size, STRATIFIED, tl.float64)
+    log_qz = saved.to(tl.float64) + tl.log(total) + _log_most(points, size, ESTIMATOR, tl.float64)
     log_prod = tl.zeros([BLOCK_I], tl.float64)
     log_pz = tl.zeros([BLOCK_I], tl.float64)
     for d in range(0, cols):
@@ -166,7 +170,7 @@ def _gradient(grad, i, points):
 @triton.jit
 def _pair_slopes_kernel(
     z, mean, logvar, statistics, grads, sums, counts, size,
-    OWN_I: tl.constexpr, STRATIFIED: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr,
+    OWN_I: tl.constexpr, ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Adds to `sums` [columns, points], of which the program owns its points: d / d z (`OWN_I`), or d / d mean and
@@ -187,11 +191,11 @@ def _pair_slopes_kernel(
         shift = tl.load(statistics + cols * points + i, mask=i < points, other=0.0)
         total = tl.load(statistics + (cols + 1) * points + i, mask=i < points, other=1.0)
         joint_slope = tl.where(total == 0, 0.0, (g0 - g3 + g4) / tl.where(total == 0, 1.0, total))
-        w = _weights(i, j, points, size, STRATIFIED, DTYPE)
+        w = _weights(i, j, points, size, ESTIMATOR, DTYPE)
         joint = _joint(z, mean, logvar, i, j, counts, DTYPE, BLOCK_I, BLOCK_J, CHUNK)
         slope = tl.where(w == 0, 0.0, w * tl.exp((joint - shift[:, None].to(tl.float64)).to(DTYPE)))
         slope = slope * joint_slope[:, None] + tl.where(i[:, None] == j[None, :], (g2 + g3)[:, None], 0.0)
-        log_most = _log_most(points, size, STRATIFIED, DTYPE)
+        log_most = _log_most(points, size, ESTIMATOR, DTYPE)
         for d in range(0, cols):
             zi = _column(z, i, d, points, DTYPE)
             marginal = tl.load(statistics + d * points + i, mask=i < points, other=float("inf"))
@@ -233,11 +237,9 @@ def _tile(like: Tensor, *points: int) -> tuple[int, int]:
     return min(16, _rows.power_of_2(min(points))), j
 
 
-def _sampling(rows: int, dataset_size: int, estimator: str) -> tuple[int, bool]:
-    """Size of the data set, and whether weights are stratified: those of a single row are all the same."""
-    if estimator == "mss" and rows < 2:
-        return 1, False
-    return max(dataset_size, rows), estimator == "mss"
+def _sampling(rows: int, dataset_size: int, estimator: str) -> tuple[int, str]:
+    """Size of the data set and estimator, for the kernels: a single row has the stratified weight 1."""
+    return (1, "mws") if estimator != "mws" and rows < 2 else (max(dataset_size, rows), estimator)
 
 
 def total_correlation(
@@ -247,10 +249,10 @@ def total_correlation(
     dtype = _rows.result_dtype(z)
     outputs = tuple(torch.empty(rows, dtype=dtype, device=z.device) for _ in range(6))
     statistics = torch.empty((cols + 2, rows), dtype=dtype, device=z.device)
-    size, stratified = _sampling(rows, dataset_size, estimator)
+    size, estimator = _sampling(rows, dataset_size, estimator)
     block_i, block_j = _tile(z, rows)
     tensors = tuple(_matrix(x) for x in (z, mean, logvar))
-    constants = {"STRATIFIED": stratified, "BLOCK_I": block_i, "BLOCK_J": block_j, "num_warps": 4}
+    constants = {"ESTIMATOR": estimator, "BLOCK_I": block_i, "BLOCK_J": block_j, "num_warps": 4}
     blocks = _rows.ceil_div(rows, block_i)
     _launch(_marginals_kernel, (blocks, cols), z, *tensors, statistics, (rows, cols), size, **constants)
     _launch(_joint_kernel, (blocks,), z, *tensors, statistics, outputs, (rows, cols), size, CHUNK=32, **constants)
@@ -261,7 +263,7 @@ def total_correlation_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     grads = args[:6]
     z, mean, logvar, statistics, dataset_size, estimator, needed = args[6:]
     rows, cols = z.shape
-    size, stratified = _sampling(rows, dataset_size, estimator)
+    size, estimator = _sampling(rows, dataset_size, estimator)
     block_i, block_j = _tile(z, rows)
     tensors = tuple(_matrix(x) for x in (z, mean, logvar))
     slopes = tuple((g, g.stride(0)) for g in grads)
@@ -273,7 +275,7 @@ def total_correlation_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         blocks = _rows.ceil_div(rows, block_i if own_i else block_j)
         _launch(
             _pair_slopes_kernel, (blocks,), z, *tensors, statistics, slopes, sums, (rows, cols), size,
-            OWN_I=own_i, STRATIFIED=stratified, BLOCK_I=block_i, BLOCK_J=block_j, CHUNK=32, num_warps=4,
+            OWN_I=own_i, ESTIMATOR=estimator, BLOCK_I=block_i, BLOCK_J=block_j, CHUNK=32, num_warps=4,
         )  # fmt: skip
         for place, total in zip(places, sums, strict=True):
             if needed >> place & 1:
