@@ -1,6 +1,6 @@
 """Fused losses of deep generative models: the same numbers as PyTorch, faster, in less memory, without overflow."""
 
-from unigen_fast import _info, _loader, integrations, models, nn
+from unigen_fast import _info, _loader, distributed, integrations, models, nn
 from unigen_fast._version import __version__
 from unigen_fast.adversarial import (
     DiscriminatorStats,
@@ -87,6 +87,7 @@ __all__ = [
     "discretized_logistic_log_prob",
     "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
+    "distributed",
     "dreg_loss",
     "effective_sample_size",
     "elbo_loss",

@@ -413,7 +413,8 @@ def importance_weighted_generator_loss(
 _MOST_COMPARED = 2**14  # samples of which a GPU compares each with each
 
 
-def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, detach: bool, reduction: str) -> Tensor:
+def _labels_of(fake: Tensor, groups: Tensor, dim: int | None, reduction: str) -> Tensor:
+    """`groups`, checked, as int64."""
     if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
         got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
         raise TypeError(f"groups: expected an integer tensor of labels, got {got}")
@@ -425,7 +426,11 @@ def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, 
         raise ValueError(f"groups: got device {groups.device}, expected {fake.device}")
     if reduction == "none":
         raise ValueError('reduction: got "none", which has no fixed shape with groups; expected "mean" or "sum"')
-    flat, labels = fake.reshape(-1), groups.to(torch.int64)
+    return groups.to(torch.int64)
+
+
+def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, detach: bool, reduction: str) -> Tensor:
+    flat, labels = fake.reshape(-1), _labels_of(fake, groups, dim, reduction)
     if flat.numel() > _MOST_COMPARED and flat.device.type != "cpu":
         reference = _reference_importance.grouped_importance_weighted_generator_loss
         return reference(flat, labels, temperature, detach, reduction)[0]

@@ -486,6 +486,13 @@ def total_correlation(
 
     Source: Chen et al., "Isolating Sources of Disentanglement in VAEs" (2018), Eq. 2 and App. C.1 (mws), C.2 (mss).
     """
+    posteriors = _check_posteriors(z, mean, logvar, dataset_size, estimator)
+    return TotalCorrelation(*_ops.total_correlation(posteriors, dataset_size, estimator))
+
+
+def _check_posteriors(
+    z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str
+) -> tuple[Tensor, Tensor, Tensor]:
     _checks.choice("estimator", estimator, ("mss", "mws", "mss_columns"))
     if isinstance(dataset_size, bool) or not isinstance(dataset_size, int):
         raise TypeError(f"dataset_size: expected an int, got {type(dataset_size).__name__}")
@@ -494,14 +501,14 @@ def total_correlation(
     z, mean, logvar = _checks.same_kind(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
     if z.dim() != 2:
         raise ValueError(f"z, mean, logvar: got shape {tuple(z.shape)}, expected [B, D]")
-    return TotalCorrelation(*_ops.total_correlation((z, mean, logvar), dataset_size, estimator))
+    return z, mean, logvar
 
 
-_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+MMD_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def mmd(
-    x: Tensor, y: Tensor, *, kernel: str = "imq", scales: Sequence[float] = _SCALES, unbiased: bool = True
+    x: Tensor, y: Tensor, *, kernel: str = "imq", scales: Sequence[float] = MMD_SCALES, unbiased: bool = True
 ) -> Tensor:
     """The squared maximum mean discrepancy of two sets of points: mean k(x, x') + mean k(y, y') - 2 mean k(x, y).
 
@@ -529,6 +536,17 @@ def mmd(
     Source: Gretton et al., "A Kernel Two-Sample Test" (2012), Lemma 6 (unbiased) and Eq. 5 (biased); Tolstikhin et al.,
     "Wasserstein Auto-Encoders" (2018), Sec. 4 and App. for the kernel, C and its scales.
     """
+    x, y, numbers = _check_points(x, y, kernel, scales)
+    if unbiased and (x.size(0) == 1 or y.size(0) == 1):
+        raise ValueError(
+            f"unbiased: got True with {x.size(0)} points x and {y.size(0)} points y, expected at least 2 of each"
+        )
+    # made along with the value: alone they would take all of its work once more
+    gradients = (x.requires_grad | y.requires_grad << 1) if torch.is_grad_enabled() else 0
+    return _ops.mmd((x, y), kernel, numbers, unbiased, gradients)
+
+
+def _check_points(x: Tensor, y: Tensor, kernel: str, scales: Sequence[float]) -> tuple[Tensor, Tensor, list[float]]:
     _checks.choice("kernel", kernel, ("imq", "rbf"))
     numbers = [_checks.number("scales", scale, minimum=0.0, exclusive=True) for scale in scales]
     if not 1 <= len(numbers) <= 16:
@@ -539,11 +557,5 @@ def mmd(
         raise ValueError(f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected [N, D] and [M, D]")
     if y.device != x.device:
         raise ValueError(f"y: got device {y.device}, expected {x.device} as x")
-    if unbiased and (x.size(0) == 1 or y.size(0) == 1):
-        raise ValueError(
-            f"unbiased: got True with {x.size(0)} points x and {y.size(0)} points y, expected at least 2 of each"
-        )
     x, y = _checks.promoted([x, y])
-    # made along with the value: alone they would take all of its work once more
-    gradients = (x.requires_grad | y.requires_grad << 1) if torch.is_grad_enabled() else 0
-    return _ops.mmd((x, y), kernel, numbers, unbiased, gradients)
+    return x, y, numbers

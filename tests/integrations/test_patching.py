@@ -105,6 +105,13 @@ def test_methods_and_heirs(made_up: ModuleType) -> None:
         assert model.loss(X) == heir.loss(X) == 3
         assert uf.integrations.calls("made_up")["made_up.Model.loss"] == 2
     assert "loss" not in vars(made_up.Heir)
+    kept = {"loss": model.loss}  # bound before, as pyro's SVI keeps its loss
+    with apply() as patch:
+        assert kept["loss"](X) == 3
+        assert patch.calls()["made_up.Model.loss"] == 1
+    assert kept["loss"] == model.loss
+    with apply():
+        assert model.loss(X) == heir.loss(X) == 3
     model.loss(X)
     assert uf.integrations.calls("made_up") == {"made_up.penalty": 0, "made_up.Model.loss": 2}  # to be read afterwards
 

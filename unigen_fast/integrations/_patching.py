@@ -14,7 +14,7 @@ import importlib.metadata
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -215,7 +215,14 @@ _count_compilation._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _exchange(old: FunctionType, new: FunctionType, holder: Any, name: str) -> None:
     """`new` wherever `old` is: its module or class, where it was imported to, tables, attributes of objects."""
     setattr(holder, name, new)
+    _exchange_references(old, new)
+
+
+def _exchange_references(old: Any, new: Any) -> None:
     for referrer in gc.get_referrers(old):
+        if isinstance(referrer, MethodType):  # bound before, and kept: pyro's SVI has those of its loss
+            _exchange_references(referrer, MethodType(new, referrer.__self__))
+            continue
         if isinstance(referrer, list):
             for i, value in enumerate(referrer):
                 if value is old:
@@ -232,7 +239,7 @@ def _exchange(old: FunctionType, new: FunctionType, holder: Any, name: str) -> N
                 setattr(owner, key, new)
 
 
-def _class_of(table: dict[Any, Any], key: Any, function: FunctionType) -> type | None:
+def _class_of(table: dict[Any, Any], key: Any, function: Any) -> type | None:
     """The class whose namespace the table is, if any."""
     if "__module__" not in table:
         return None
