@@ -7,6 +7,8 @@ import copy
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +485,15 @@ def _readme(tmp_path: Path, text: str, record: dict[str, Any]) -> Path:
     readme = tmp_path / "README.md"
     readme.write_text(text)
     return readme
+
+
+def test_readme_has_the_measured_integrations(tmp_path):
+    root = Path(__file__).parents[1]
+    readme = tmp_path / "README.md"
+    text = (root / "README.md").read_text()
+    readme.write_text(text.replace("| `BetaTCVAE.loss_function` |", "| `another` |"))
+    subprocess.run([sys.executable, root / "benches" / "integrations.py", "--readme", readme], check=True)
+    assert "| `BetaTCVAE.loss_function` |" in text and readme.read_text() == text
 
 
 def test_readme_is_brought_up_to_date_once(tmp_path, record):

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -302,22 +303,69 @@ def generator() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
-def parallel_step(z: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    model = nn.parallel.DistributedDataParallel(generator())
-    logits = model(own(z, sizes))
-    loss = uf.distributed.importance_weighted_generator_loss(fake=logits)
-    (loss * dist.get_world_size()).backward()  # its gradients are averaged over the processes
-    return [p.grad for p in model.parameters()]
+def discriminator() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(1, 1)).double()
 
 
-def test_data_parallel_step_is_that_of_one_process(processes: Processes) -> None:
+def documented_step(z: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The code of docs/distributed.md."""
+    text = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope = {"generator": generator(), "discriminator": discriminator(), "z": own(z, sizes)}
+    exec(code, scope)
+    return [scope["loss"].detach(), *(p.grad for p in scope["generator"].parameters())]
+
+
+def test_documented_step_is_that_of_one_process(processes: Processes) -> None:
     sizes = [3] * processes.count
     z = draw(sum(sizes), 3, seed=1, scale=4.0)
     model = generator()
-    uf.importance_weighted_generator_loss(fake=model(z)).backward()
-    for gradients in processes.run(parallel_step, z, sizes):
-        for found, p in zip(gradients, model.parameters(), strict=True):
-            assert_close(found, p.grad, 1e-12)
+    loss = uf.importance_weighted_generator_loss(fake=discriminator()(model(z)))
+    loss.backward()
+    for found in processes.run(documented_step, z, sizes):
+        for x, expected in zip(found, [loss, *(p.grad for p in model.parameters())], strict=True):
+            assert_close(x, expected, 1e-12)
+
+
+class Conditional(nn.Module):
+    """Of x or z, and a label."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.network(x) * (1 + 0.3 * label[:, None])
+
+
+def of_model(name: str, x: Tensor, labels: Tensor, sizes: Sequence[int] | None) -> list[Tensor]:
+    """A generator's phase, on one process or several: the loss, and the gradients added up."""
+    options: dict[str, Any] = {"latent": 3, "noise": lambda *shape, **kwargs: x if sizes is None else own(x, sizes)}
+    networks, batch = [generator(), discriminator()], [torch.zeros(len(x), 1, dtype=x.dtype)]
+    if name == "IWConditionalGAN":
+        networks, batch = [Conditional(net) for net in networks], [*batch, labels]
+        options["per_class"] = True
+    if sizes is not None:
+        options["group"], batch = dist.group.WORLD, [own(t, sizes) for t in batch]
+    model = getattr(uf.models, name)(*networks, **options)
+    loss = model.losses("generator", tuple(batch) if len(batch) > 1 else batch[0])["loss"]
+    loss.backward()
+    gradients = [p.grad for p in networks[0].parameters()]
+    for gradient in gradients if sizes is not None else ():
+        dist.all_reduce(gradient)
+    return [loss.detach(), *gradients]
+
+
+@pytest.mark.parametrize("name", ["IWGAN", "IWConditionalGAN"])
+def test_models_take_a_group(processes: Processes, name: str) -> None:
+    sizes = [2 + rank for rank in range(processes.count)]
+    x = draw(sum(sizes), 3, seed=1, scale=4.0)
+    labels = torch.arange(len(x)) % 3
+    for found in processes.run(of_model, name, x, labels, sizes):
+        for ours, expected in zip(found, of_model(name, x, labels, None), strict=True):
+            assert expected.abs().max() > 0
+            assert_close(ours, expected, 1e-12)
 
 
 def second_derivative(name: str, options: dict[str, Any]) -> Any:

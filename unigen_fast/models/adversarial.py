@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unigen_fast import _checks
+from unigen_fast import _checks, distributed
 from unigen_fast.adversarial import (
     discriminator_loss,
     generator_loss,
@@ -172,22 +172,39 @@ class IWGAN(GAN):
         generator: sum_i w~_i · -log D(x_i), w~ = w / sum w without gradient, w_i = q^r(y=0|x_i) / q(y=0|x_i) = D/(1-D)
 
     The bound is L_k = E[log (1/k) sum_i w_i]; for k = 1 it is the GAN's KL, and a batch of one gives the GAN's loss.
-    Under `DistributedDataParallel` k is the minibatch of one process.
 
     Args:
-        generator, discriminator, latent, noise: as in `GAN`; the discriminator gives one logit for each example.
+        group: of processes whose minibatches are k together, see `unigen_fast.distributed`; None: this one's is.
+        generator, discriminator, options: as in `GAN`; the discriminator gives one logit for each example.
 
     Source: Hu et al. (2018), Eq. 15 and 16; k is the minibatch as in its Sec. 3.1.
     """
 
     of_paper = "Eq. 15–16"
 
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        *,
+        group: distributed.Group = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(generator, discriminator, **options)
+        self.group = group
+
     @phase(updates=("generator",), minimises="−E log (1/k) Σᵢ q^r(y|xᵢ) p_θ₀(xᵢ) / p_θ(xᵢ|y), xᵢ ~ p_θ(x|y)")
     def generator_phase(self, batch: Any) -> Losses:
         return super().generator_phase(batch)
 
     def generator_loss(self, logits: Tensor, fake: tuple[Tensor, ...]) -> Tensor:
-        return importance_weighted_generator_loss(fake=logits)
+        return _importance_weighted(logits, None, self.group)
+
+
+def _importance_weighted(logits: Tensor, labels: Tensor | None, group: distributed.Group) -> Tensor:
+    if group is None:
+        return importance_weighted_generator_loss(fake=logits, groups=labels)
+    return distributed.importance_weighted_generator_loss(fake=logits, groups=labels, group=group)
 
 
 class IWConditionalGAN(ConditionalGAN):
@@ -197,6 +214,7 @@ class IWConditionalGAN(ConditionalGAN):
         per_class: normalise the weights among the samples of one label, the mean over labels being the loss, and not
             over the whole minibatch. The paper does not say which of the two it means; the default, the minibatch as
             in its IWGAN, is our choice.
+        group: as in `IWGAN`.
         generator, discriminator, options: as in `ConditionalGAN`.
 
     Source: Hu et al. (2018), Sec. 4.1 and Eq. 16.
@@ -210,17 +228,19 @@ class IWConditionalGAN(ConditionalGAN):
         discriminator: nn.Module,
         *,
         per_class: bool = False,
+        group: distributed.Group = None,
         **options: Any,
     ) -> None:
         super().__init__(generator, discriminator, **options)
         self.per_class = per_class
+        self.group = group
 
     @phase(updates=("generator",), minimises="−E log (1/k) Σᵢ q^r(y|xᵢ,c) p_θ₀(xᵢ|c) / p_θ(xᵢ|y,c)")
     def generator_phase(self, batch: Any) -> Losses:
         return super().generator_phase(batch)
 
     def generator_loss(self, logits: Tensor, fake: tuple[Tensor, ...]) -> Tensor:
-        return importance_weighted_generator_loss(fake=logits, groups=fake[1] if self.per_class else None)
+        return _importance_weighted(logits, fake[1] if self.per_class else None, self.group)
 
 
 class Code(NamedTuple):
