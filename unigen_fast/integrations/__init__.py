@@ -20,6 +20,8 @@ Arguments for which ours is not made (another backend's arrays, a custom functio
 library's own function, and are not counted. Under `torch.compile` a call counts once for each compilation. An
 ImportError says that the library is missing. What the results are made of is checked against the library's functions,
 value and all gradients, in tests/integrations.
+
+`unigen_fast.integrations.lightning`, a module of its own since it imports Lightning, has the callback `LossStatistics`.
 """
 
 from unigen_fast.integrations._patching import Patch, calls, is_patched, patched, unpatch

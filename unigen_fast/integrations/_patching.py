@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -94,10 +94,10 @@ class Patch:
 
     active: ClassVar[dict[str, "Patch"]] = {}
 
-    def __init__(self, library: str, correct: bool, replaced: tuple[tuple[Any, str, FunctionType, FunctionType], ...]):
+    def __init__(self, library: str, correct: bool, exchanges: "tuple[Exchange, ...]") -> None:
         self.library = library
         self.correct = correct
-        self._replaced = replaced  # holder, name, theirs, ours
+        self._exchanges = exchanges
 
     def is_patched(self) -> bool:
         return Patch.active.get(self.library) is self
@@ -109,8 +109,7 @@ class Patch:
     def unpatch(self) -> None:
         """Theirs again, wherever ours has got to. A second time does nothing."""
         if self.is_patched():
-            for holder, name, theirs, ours in self._replaced:
-                _exchange(ours, theirs, holder, name)
+            exchange([each.back for each in self._exchanges])
             del Patch.active[self.library]
 
     def __enter__(self) -> "Patch":
@@ -121,7 +120,7 @@ class Patch:
 
     def __repr__(self) -> str:
         state = "patched" if self.is_patched() else "not patched"
-        return f"<{self.library}, {len(self._replaced)} functions, correct={self.correct}: {state}>"
+        return f"<{self.library}, {len(self._exchanges)} functions, correct={self.correct}: {state}>"
 
 
 class Checkout(Library):
@@ -172,14 +171,11 @@ def apply(library: str, *, check_version: bool, correct: bool) -> Patch:
 
 
 def put(library: str, found: list[Found], correct: bool) -> Patch:
-    replaced = []
-    for replacement, holder, name, theirs in found:
+    exchanges = tuple(Exchange(holder, name, theirs, _wrapped(r, theirs, correct)) for r, holder, name, theirs in found)
+    for replacement, *_ in found:
         _CALLS[replacement.path] = 0
-        ours = _wrapped(replacement, theirs, correct)
-        _exchange(theirs, ours, holder, name)
-        ours.__wrapped__ = theirs  # type: ignore[attr-defined]  # only now that no other name of theirs is left
-        replaced.append((holder, name, theirs, ours))
-    patch = Patch.active[library] = Patch(library, correct, tuple(replaced))
+    substitute(exchanges)
+    patch = Patch.active[library] = Patch(library, correct, exchanges)
     return patch
 
 
@@ -199,7 +195,6 @@ def _wrapped(replacement: Replacement, theirs: FunctionType, correct: bool) -> F
             _CALLS[path] += 1
         return result
 
-    del wrapper.__wrapped__
     return wrapper  # type: ignore[return-value]
 
 
@@ -212,31 +207,60 @@ def _count_compilation(path: str) -> None:
 _count_compilation._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _exchange(old: FunctionType, new: FunctionType, holder: Any, name: str) -> None:
+class Exchange(NamedTuple):
+    """One function for another, in the module or class that holds it by this name."""
+
+    holder: Any
+    name: str
+    old: Any
+    new: Any
+
+    @property
+    def back(self) -> "Exchange":
+        return self._replace(old=self.new, new=self.old)
+
+
+def substitute(exchanges: Sequence[Exchange]) -> None:
+    """Ours, each made by `functools.wraps` of theirs, in their place."""
+    for each in exchanges:
+        del each.new.__wrapped__  # type: ignore[attr-defined]  # it would be exchanged as any other reference to theirs
+    exchange(exchanges)
+    for each in exchanges:
+        each.new.__wrapped__ = each.old  # type: ignore[attr-defined]
+
+
+def exchange(exchanges: Sequence[Exchange]) -> None:
     """`new` wherever `old` is: its module or class, where it was imported to, tables, attributes of objects."""
-    setattr(holder, name, new)
-    _exchange_references(old, new)
+    for holder, name, _, new in exchanges:
+        setattr(holder, name, new)
+    _exchange_references({id(each.old): (each.old, each.new) for each in exchanges})
 
 
-def _exchange_references(old: Any, new: Any) -> None:
-    for referrer in gc.get_referrers(old):
+def _exchange_references(pairs: Mapping[int, tuple[Any, Any]]) -> None:
+    """By the identity of the first of each pair, the second. Finding who refers to them takes a look at everything."""
+    methods = {}
+    for referrer in gc.get_referrers(*(old for old, _ in pairs.values())):
         if isinstance(referrer, MethodType):  # bound before, and kept: pyro's SVI has those of its loss
-            _exchange_references(referrer, MethodType(new, referrer.__self__))
+            function = pairs[id(referrer.__func__)][1]
+            methods[id(referrer)] = referrer, MethodType(function, referrer.__self__)
             continue
         if isinstance(referrer, list):
             for i, value in enumerate(referrer):
-                if value is old:
-                    referrer[i] = new
+                if id(value) in pairs:
+                    referrer[i] = pairs[id(value)][1]
             continue
         table = referrer if isinstance(referrer, dict) else getattr(referrer, "__dict__", None)
         if not isinstance(table, dict) or isinstance(referrer, FunctionType):
             continue
-        for key in [key for key, value in table.items() if value is old]:
+        for key, old in [(key, value) for key, value in table.items() if id(value) in pairs]:
+            new = pairs[id(old)][1]
             owner = _class_of(table, key, old)
             if owner is None:
                 table[key] = new
             else:  # past a class's own setattr its cache would keep the old one
                 setattr(owner, key, new)
+    if methods:
+        _exchange_references(methods)
 
 
 def _class_of(table: dict[Any, Any], key: Any, function: Any) -> type | None:
