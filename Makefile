@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test framework test-integrations demo paper bench lint kernels compat clean
+.PHONY: test framework test-integrations test-theirs demo paper bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -24,12 +24,27 @@ framework: $(VENV)/ready
 
 # against the libraries that ours stands in for, in an environment of their own
 INTEGRATIONS = build/integrations
-test-integrations: $(VENV)/ready
+$(INTEGRATIONS)/ready: $(VENV)/ready
 	$(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS)/bin/pip install -q "$(TORCH)" numpy pytest scipy mpmath mlxtend arviz scvi-tools pydantic imageio \
-		diffusers pyro-ppl lightning matplotlib nltk scikit-image tensorboard cloudpickle orjson pyvers importlib_metadata zipp
+		diffusers pyro-ppl lightning pytorch-lightning matplotlib nltk scikit-image tensorboard cloudpickle orjson pyvers \
+		importlib_metadata zipp
 	$(INTEGRATIONS)/bin/pip install -q --no-deps pythae multivae torchrl tensordict torchgan torch-mimicry taming-transformers
+	touch $@
+
+test-integrations: $(INTEGRATIONS)/ready
 	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest -q -rs tests/integrations tests/test_third_party.py tests/test_importance.py
+
+# the libraries' own tests of these functions, with ours in place, where the source distribution has any
+THEIRS = PYTHONPATH=$(CURDIR):$(CURDIR)/tests/integrations TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 \
+	$(abspath $(INTEGRATIONS))/bin/python -m pytest -q -p no:cacheprovider -p theirs
+SOURCES = $(INTEGRATIONS)/sources
+test-theirs: $(INTEGRATIONS)/ready
+	$(INTEGRATIONS)/bin/pip download -q --no-deps --no-binary :all: -d $(SOURCES) multivae scvi-tools
+	for archive in $(SOURCES)/*.tar.gz; do tar xzf $$archive -C $(SOURCES); done
+	cd $(SOURCES)/multivae-*/ && $(THEIRS) --patch multivae tests/test_mmvae_model.py tests/test_cvae.py
+	cd $(SOURCES)/scvi_tools-*/ && $(THEIRS) -p rich.pretty --patch scvi tests/distributions tests/module/test_vae.py \
+		tests/model/test_scvi.py
 
 demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output
