@@ -96,13 +96,13 @@ def pl(request: pytest.FixtureRequest):
     return importlib.import_module(request.param)
 
 
-def trained(pl, module, *callbacks, steps: int = 7):
+def trained(pl, module, *callbacks, steps: int = 7, precision: str = "32-true"):
     pixels = (torch.rand(steps * 6, 12, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(pixels), batch_size=6)
     logger = Kept.of(pl)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", log_every_n_steps=EVERY, logger=logger, callbacks=list(callbacks),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, precision=precision
     )  # fmt: skip
     trainer.fit(module, data)
     return logger.rows
@@ -246,6 +246,36 @@ def test_masked_rows_do_not_count(pl):
     row = trained(pl, module, LossStatistics(), steps=EVERY)[EVERY - 1]
     for key, value in expected(module.given).items():
         assert row[key] == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+def test_a_mask_of_zeros_is_zero(pl):
+    class Masked(modules(pl)["vae"]):
+        def training_step(self, batch, batch_idx):
+            mean, logvar = self.encoder(batch[0]).chunk(2, -1)
+            return uf.gaussian_kl(mean, logvar, weights=torch.zeros(len(mean)), normalize_weights=True)
+
+    row = trained(pl, Masked(), LossStatistics(), steps=EVERY)[EVERY - 1]
+    assert row["kl/total"] == row["kl/active_units"] == 0
+
+
+def test_mixed_precision(pl):
+    module = modules(pl)["vae"]()
+    row = trained(pl, module, LossStatistics(), steps=EVERY, precision="bf16-mixed")[EVERY - 1]
+    assert module.given["mean"].dtype == torch.bfloat16
+    for key, value in expected(module.given).items():
+        assert row[key] == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+def test_a_batch_that_is_skipped(pl):
+    """Lightning starts it and never ends it."""
+
+    class Skipping(modules(pl)["vae"]):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == EVERY - 1 else None
+
+    rows = trained(pl, Skipping(), LossStatistics(), steps=2 * EVERY)
+    assert rows
+    assert not any(key.startswith("kl_2") for row in rows.values() for key in row)
 
 
 @pytest.mark.parametrize("how", ["distribution", "bernoulli", "categorical", "wide"])

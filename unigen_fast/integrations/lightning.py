@@ -52,13 +52,17 @@ def _of_posterior(kl: Tensor, event_ndims: int, mean: Tensor | None, weights: Te
     event_ndims = event_ndims or min(kl.dim(), 1)  # torch.distributions' rows are dimensions
     rows = kl.shape[: kl.dim() - event_ndims]
     share = kl.new_ones(rows) if weights is None else weights.detach().to(kl).expand(rows)
-    share = (share / share.sum()).flatten()
-    each = share @ kl.reshape(share.numel(), -1)
+    total = share.sum()
+    share = (share / total.where(total != 0, 1)).reshape(-1, 1)
+
+    def mean_over_rows(x: Tensor) -> Tensor:
+        return (share * x.reshape(share.numel(), -1)).sum(0)  # no matrix product: autocast would round it to 16 bits
+
+    each = mean_over_rows(kl)
     found = {"total": each.sum()}
     if mean is not None:
         mean = mean.to(kl).expand_as(kl).reshape(share.numel(), -1)
-        variance = share @ (mean - share @ mean).square()
-        found["active_units"] = (variance > _ACTIVE).sum().to(kl.dtype)
+        found["active_units"] = (mean_over_rows((mean - mean_over_rows(mean)).square()) > _ACTIVE).sum().to(kl.dtype)
     return {**found, "dimension": each}
 
 
@@ -215,10 +219,18 @@ def _watch(callback: "LossStatistics") -> None:
     _training.append(callback)
 
 
+def _stop_recording(callback: "LossStatistics") -> bool:
+    """Whether it was recording."""
+    found = callback in _recording
+    if found:
+        _recording.remove(callback)
+    return found
+
+
 def _leave(callback: "LossStatistics") -> None:
-    for callbacks in (_training, _recording):
-        if callback in callbacks:
-            callbacks.remove(callback)
+    _stop_recording(callback)
+    if callback in _training:
+        _training.remove(callback)
     if _watching and not _training:
         exchange([each.back for each in _watching])
         _watching.clear()
@@ -262,13 +274,13 @@ class LossStatistics(*_callback_classes()):  # type: ignore[misc]
         _watch(self)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        _stop_recording(self)  # the batch before, if the module skipped it, has not ended
         if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:
             self.statistics = {}
             _recording.append(self)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self in _recording:
-            _recording.remove(self)
+        if _stop_recording(self):
             pl_module.log_dict(dict(_scalars(self.statistics)))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
