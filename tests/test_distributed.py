@@ -26,9 +26,11 @@ SHARDS = {2: ([4, 3], [0, 5]), 4: ([3, 0, 5, 2], [2, 2, 2, 2])}
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 
-def serve(rank: int, count: int, store: str, pipe: Connection) -> None:
+def serve(rank: int, count: int, backend: str, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=30))
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=30))
     while (job := pipe.recv()) is not None:
         function, args = job
         try:
@@ -39,12 +41,12 @@ def serve(rank: int, count: int, store: str, pipe: Connection) -> None:
 
 
 class Processes:
-    def __init__(self, count: int, folder: Path) -> None:
+    def __init__(self, count: int, folder: Path, backend: str = "gloo") -> None:
         context = multiprocessing.get_context("spawn")
         self.count, self.pipes, self.started = count, [], []
         for rank in range(count):
             here, there = context.Pipe()
-            args = (rank, count, f"file://{folder / 'store'}", there)
+            args = (rank, count, backend, f"file://{folder / 'store'}", there)
             self.started.append(context.Process(target=serve, args=args, daemon=True))
             self.pipes.append(here)
             self.started[-1].start()
@@ -74,6 +76,15 @@ def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     found.close()
 
 
+@pytest.fixture(scope="module")
+def processes_with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    if torch.cuda.device_count() < 2 or not dist.is_nccl_available():
+        pytest.skip("fewer than two GPUs, or no NCCL")
+    found = Processes(2, tmp_path_factory.mktemp("group"), "nccl")
+    yield found
+    found.close()
+
+
 # ---- what they do ----------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +93,8 @@ def draw(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def own(x: Tensor, sizes: Sequence[int], dim: int = 0) -> Tensor:
-    return x.split(list(sizes), dim)[dist.get_rank()].clone()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return x.split(list(sizes), dim)[dist.get_rank()].clone().to(device)
 
 
 def shard_of(
@@ -95,8 +107,8 @@ def shard_of(
         options = {**options, "groups": own(labels, sizes)}
     value = call(getattr(uf.distributed, name), shards, options)
     upstream = own(upstream, sizes, dim if value.dim() > 1 else 0) if rows else upstream
-    gradients = torch.autograd.grad(value, shards, upstream.to(value.dtype)) if value.requires_grad else []
-    return value.detach(), list(gradients)
+    gradients = torch.autograd.grad(value, shards, upstream.to(value)) if value.requires_grad else []
+    return value.detach().cpu(), [gradient.cpu() for gradient in gradients]
 
 
 def call(function: Callable[..., Any], tensors: Sequence[Tensor], options: dict[str, Any]) -> Tensor:
@@ -142,9 +154,7 @@ OPS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: f"{op.name}-{op.shapes[0]}-{op.options}")
-def test_the_number_and_gradients_of_one_process(processes: Processes, op: Op, dtype: torch.dtype) -> None:
+def compare(processes: Processes, op: Op, dtype: torch.dtype) -> None:
     """In float64, of the same inputs: one process's float32 has rounding of its own."""
     for sizes in SHARDS[processes.count]:
         total = sum(sizes)
@@ -171,6 +181,18 @@ def test_the_number_and_gradients_of_one_process(processes: Processes, op: Op, d
             assert_close(value, expected, TOLERANCE[dtype])
         for i, gradient in enumerate(gradients):
             assert_close(torch.cat([of[i] for _, of in found], op.dim), gradient, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: f"{op.name}-{op.shapes[0]}-{op.options}")
+def test_the_number_and_gradients_of_one_process(processes: Processes, op: Op, dtype: torch.dtype) -> None:
+    compare(processes, op, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: f"{op.name}-{op.shapes[0]}-{op.options}")
+def test_nccl(processes_with_gpus: Processes, op: Op, dtype: torch.dtype) -> None:
+    compare(processes_with_gpus, op, dtype)
 
 
 def test_rows_without_weight(processes: Processes) -> None:
