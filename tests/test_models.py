@@ -1,6 +1,7 @@
 """The paper's models: every phase of every class, in the ways that people train."""
 
 import copy
+import gc
 import io
 import math
 import pickle
@@ -751,6 +752,9 @@ def _distributed(rank: int, file: str, results: Any) -> None:
             if not close or unused:
                 wrong.append((name, phase, unused))
     results.put((rank, wrong))
+    del parallel
+    gc.collect()  # the cycles of DDP hold the group, whose threads are to end before the process does
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
