@@ -5,6 +5,7 @@ See `framework.py` for how a test becomes a cell.
 
 import copy
 import io
+import math
 import os
 import pickle
 import subprocess
@@ -21,8 +22,10 @@ import torch.distributed as dist
 from cases import CASES, Case
 from cases.base import Spec, last
 from framework import FEATURES, FUNCTIONS, NOT_RUN, feature
+from functorch.compile import make_boxed_func
 from helpers import (
     LOW_PRECISION,
+    OPS,
     as_tuple,
     assert_close,
     assert_same_bits,
@@ -34,6 +37,7 @@ from helpers import (
 )
 from test_nn import CALLS, FUNCTION_OF, connected, moved
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
@@ -121,13 +125,98 @@ def test_compile(case: Case, device: torch.device) -> None:
     compiled_for(case, "aot_eager", two_batches(case, device))
 
 
-INDUCTOR = ["gaussian_kl", "generator_loss[saturating,none]", "sample_gaussian_with_kl", "discriminator_loss"]
+INDUCTOR = [
+    "gaussian_kl",
+    "generator_loss[saturating,none]",
+    "sample_gaussian_with_kl",
+    "discriminator_loss",
+    "iwae_loss",
+]
 
 
+@pytest.mark.parametrize("of_reference", [True, False], ids=["reference", "kernel"])
 @feature("compile", [c for c in CASES if c.name in INDUCTOR])
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_with_inductor(case: Case, device: torch.device) -> None:
+def test_compile_with_inductor(
+    case: Case, of_reference: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not of_reference:
+        for op in OPS.values():
+            monkeypatch.setattr(op, "inline_below", 0)
     compiled_for(case, "inductor", two_batches(case, device))
+
+
+def ops_in_graphs(call: Callable[..., Any], *tensors: Tensor) -> tuple[list[str], list[str]]:
+    """Ours, in the forward and in the backward graph of the compiled call."""
+    found: list[list[str]] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
+        targets = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+        found.append([target._opname for target in targets if target.namespace == "unigen_fast"])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    torch.compile(call, fullgraph=True, backend=backend)(*tensors).backward()
+    forward, backward = found
+    return forward, backward
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_steps_take_the_gradients_of_the_forward_pass(device: torch.device) -> None:
+    """An objective makes its gradients along with the loss; others are asked for only where other outputs are used."""
+    decoder, x, z = (torch.randn(4, k, 9, device=device, requires_grad=k > 1) for k in (3, 1, 3))
+    mean, logvar = (torch.randn(4, 9, device=device, requires_grad=True) for _ in range(2))
+    found = ops_in_graphs(lambda *t: uf.elbo_loss(*t).loss, decoder[:, 0], x[:, 0], mean, logvar)
+    assert found == (["elbo_loss"], [])
+    found = ops_in_graphs(lambda *t: uf.iwae_objective(*t, dim=1).loss, decoder, x[:, 0], z, mean, logvar)
+    assert found == (["multi_sample_bound"], [])
+    found = ops_in_graphs(lambda *t: sum(o.mean() for o in uf.elbo_loss(*t)), decoder[:, 0], x[:, 0], mean, logvar)
+    assert found == (["elbo_loss"], ["elbo_loss_backward"])
+
+
+FEW = OPS["iwae_loss"].inline_below
+
+
+@pytest.mark.parametrize(
+    ("call", "op", "most"),
+    [
+        (lambda x: uf.iwae_loss(x, dim=1), "iwae_loss", FEW),
+        (lambda x: uf.gaussian_kl(x, x), "gaussian_kl", FEW / 2),
+        (lambda x: uf.discriminator_loss(real=[x, x], fake=[x, x]), "logit_loss", FEW / 4),
+        (lambda x: uf.discriminator_loss(real=x, fake=x, kind="hinge"), "logit_loss", math.inf),
+        (lambda x: uf.generator_loss(fake=x, kind="least_squares"), "logit_loss", math.inf),
+        (lambda x: uf.discriminator_loss(real=x, fake=x, kind="hinge", return_stats=True)[0], "logit_loss", FEW / 2),
+        (lambda x: uf.bernoulli_kl(x), "bernoulli_kl", 0),
+    ],
+    ids=["iwae_loss", "gaussian_kl", "discriminator", "hinge", "least_squares", "statistics", "bernoulli_kl"],
+)
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_the_compiler_has_the_reference_of_few_elements(
+    call: Callable[..., Any], op: str, most: float, device: torch.device
+) -> None:
+    """Which it fuses with the network; the kernel of more, or of a number that it does not know."""
+    for rows in (16, 256, 2048):
+        x = torch.randn(rows, 100, device=device, requires_grad=True)
+        forward, backward = ops_in_graphs(call, x)
+        by_kernel = x.numel() >= most
+        assert (forward, backward) == (([op], [f"{op}_backward"]) if by_kernel else ([], []))
+        torch._dynamo.reset()
+    x = torch.randn(16, 100, device=device, requires_grad=True)
+    torch._dynamo.mark_dynamic(x, 0)
+    assert ops_in_graphs(call, x)[0] == ([] if most == math.inf else [op])
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_rows_without_weight(device: torch.device) -> None:
+    """What infinities and NaN give, by the compiler's code of a reference too."""
+    x = torch.randn(5, 6, device=device)
+    x[0], x[1, 2], x[2, 3], x[3, 4] = -math.inf, -math.inf, math.inf, math.nan
+    call = lambda x: uf.log_mean_exp(x, dim=1)  # noqa: E731
+    compiled = torch.compile(lambda x: uf.log_mean_exp(x, dim=1), fullgraph=True)
+    expected, expected_gradients, cotangents = value_and_gradients(call, [x.requires_grad_()])
+    got, gradients, _ = value_and_gradients(compiled, [x], cotangents)
+    for a, b in zip([*got, *gradients], [*expected, *expected_gradients], strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
 
 
 @feature("dynamic shapes", EVERY)

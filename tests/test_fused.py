@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -534,6 +535,35 @@ def test_the_node_has_the_name_of_its_op(device: torch.device) -> None:
     loss = uf.generator_loss(fake=torch.randn(3, device=device, requires_grad=True))
     assert loss.grad_fn is not None
     assert loss.grad_fn.name() == "unigen_fast::logit_loss_backward"
+
+
+@pytest.mark.skipif(not NATIVE["autograd"], reason="the autograd node in C++ is not loaded")
+def test_the_bare_op_passes_autograd_without_python(device: torch.device) -> None:
+    """As compiled graphs call it in every step: Python's formulas take longer than the op. They still train it."""
+    x = torch.randn(3, 4, device=device)
+    entered: list[str] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        entered.append(Path(frame.f_code.co_filename).name)
+
+    def ran_python(x: Tensor, grad: bool) -> bool:
+        entered.clear()
+        with torch.set_grad_enabled(grad):
+            sys.setprofile(note)
+            try:
+                value, statistics = torch.ops.unigen_fast.log_mean_exp.default(x, 1)
+                torch.ops.unigen_fast.log_mean_exp_backward.default(value, x, statistics, 1)
+                torch.ops.unigen_fast.logit_loss.default([x, x], 1, 0, 1, "mean", 1.0, False)
+            finally:
+                sys.setprofile(None)
+        return "autograd.py" in entered
+
+    assert not ran_python(x, True)
+    assert not ran_python(x.requires_grad_(), False)
+    assert ran_python(x, True)
+    value = torch.ops.unigen_fast.logit_loss.default([x.detach(), x], 1, 0, 1, "sum", 1.0, False)[0]
+    (gradient,) = torch.autograd.grad(value, x)
+    assert_close(gradient, x.detach().sigmoid(), 1e-5)
 
 
 @both_nodes

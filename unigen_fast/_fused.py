@@ -8,6 +8,7 @@ ops (`torch.ops.unigen_fast.*`) carry the same formulas for the graphs that hold
 `torch.export`), and the reference as their kernel on every device that has no other.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
@@ -72,7 +73,9 @@ class FusedOp:
     `int gradients`, a mask like `needed` of those that are wanted, and its last outputs are these gradients (of which
     the reference knows nothing). Backward hands them over, or runs the backward op where other ones are asked for.
 
-    `elementwise`: the compiler gets the reference, which it fuses with its neighbours; an opaque op would stop it.
+    `inline_below`: the compiler gets the reference, which it fuses with its neighbours, where the tensors are known to
+    have fewer elements than this altogether. An opaque op stops it, and its call takes longer than the work on so few.
+    Where that depends on the options, a function of them.
     """
 
     every: ClassVar[list["FusedOp"]] = []
@@ -91,7 +94,7 @@ class FusedOp:
         reaches: Sequence[Sequence[int]] = (),
         saved: Sequence[int] = (),
         gradients: bool = False,
-        elementwise: bool = False,
+        inline_below: float | Callable[..., float] = 0,
     ) -> None:
         self.name = schema.partition("(")[0]
         self.reference = reference
@@ -102,7 +105,7 @@ class FusedOp:
         self.reaches = tuple(tuple(places) for places in reaches)
         self.saved = tuple(saved)
         self.gradients = len(self.differentiable) if gradients else 0
-        self.elementwise = elementwise
+        self.inline_below = inline_below
         self.takes_needed = len(self.differentiable) > 1 and not tensor_list
         FusedOp.every.append(self)
         self.forward = self._define(schema, self._reference_forward, self._fake_forward)
@@ -122,7 +125,7 @@ class FusedOp:
         """
         visible = visible or self.differentiable_outputs or 1
         if torch.compiler.is_compiling():
-            if self.elementwise or torch._C._are_functorch_transforms_active():
+            if self._inline(tensors, options) or torch._C._are_functorch_transforms_active():
                 return self._by_reference(tensors, options, visible)
             return _leading(self.forward(*self._pack(tensors), *options), visible)
         if self._transformed():
@@ -141,6 +144,14 @@ class FusedOp:
 
     def _pack(self, inputs: Tensors) -> Tensors | tuple[list[Tensor | None]]:
         return (list(inputs),) if self.tensor_list else inputs
+
+    def _inline(self, tensors: Tensors, options: Sequence[Any]) -> bool:
+        below = self.inline_below(*options) if callable(self.inline_below) else self.inline_below
+        if not below or below == math.inf:
+            return below > 0
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import; the compiler has it
+
+        return statically_known_true(sum(t.numel() for t in tensors if t is not None) < below)
 
     @staticmethod
     def _transformed() -> bool:
@@ -261,6 +272,9 @@ class FusedOp:
     def _register_autograd(self, name: str, backward: Callable[..., Any]) -> None:
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.arguments, ctx.outputs = inputs, output
+            # None tells an output that took no part in the loss from one whose gradient is zero: gradients made in the
+            # forward pass serve the former alone
+            ctx.set_materialize_grads(False)
 
         torch.library.register_autograd(f"unigen_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 

@@ -5,15 +5,25 @@ each option means stands in the reference of the same name. `dim` None reduces o
 are fp32 for fp16, bf16 and fp32, else fp64.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from unigen_fast._fused import FusedOp
 from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 
+# elements below which the compiler's own code of a cheap reference is faster than calls of kernels (benches/inlined.py)
+_FEW = 32768
+
 
 def _row_formula(
-    name: str, reference: Callable[..., Any], tensors: str, options: str = "", *, reduced: bool = False
+    name: str,
+    reference: Callable[..., Any],
+    tensors: str,
+    options: str = "",
+    *,
+    reduced: bool = False,
+    inline_below: float = 0,
 ) -> FusedOp:
     """An op that sums a formula of a few tensors over the event: rows or, if `reduced`, weighted and reduced."""
     count = len(tensors.split(","))
@@ -27,6 +37,7 @@ def _row_formula(
         backward=f"(Tensor grad, {tensors}, int event_ndims{options}, int needed) -> ({gradients})",
         tensors=count + reduced,
         differentiable=range(count),
+        inline_below=inline_below,
     )
 
 
@@ -39,22 +50,26 @@ log_mean_exp = FusedOp(
     importance.log_mean_exp,
     backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim) -> Tensor",
     saved=(1,),
+    inline_below=_FEW,
 )
 importance_weights = FusedOp(
     "importance_weights(Tensor log_w, int dim, float temperature) -> Tensor",
     importance.importance_weights,
     backward="(Tensor grad, Tensor log_w, Tensor weights, int dim, float temperature) -> Tensor",
     saved=(0,),
+    inline_below=_FEW,
 )
 effective_sample_size = FusedOp(
     "effective_sample_size(Tensor log_w, int dim) -> Tensor",
     importance.effective_sample_size,
+    inline_below=_FEW,
 )
 iwae_loss = FusedOp(
     "iwae_loss(Tensor log_w, int dim, str reduction, str value) -> (Tensor loss, Tensor statistics)",
     importance.iwae_loss,
     backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, str reduction, str value) -> Tensor",
     saved=(1,),
+    inline_below=_FEW,
 )
 
 power_bound_loss = FusedOp(
@@ -64,12 +79,14 @@ power_bound_loss = FusedOp(
     backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, float power, float elbo_weight, float scale,"
     " str reduction) -> Tensor",
     saved=(1,),
+    inline_below=_FEW,
 )
 tvo_loss = FusedOp(
     "tvo_loss(Tensor log_w, int dim, float[] partition, str reduction) -> (Tensor loss, Tensor statistics)",
     importance.tvo_loss,
     backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, float[] partition, str reduction) -> Tensor",
     saved=(1,),
+    inline_below=_FEW,
 )
 vimco_loss = FusedOp(
     "vimco_loss(Tensor log_w, Tensor log_q, int dim, str reduction) -> (Tensor loss, Tensor statistics)",
@@ -91,12 +108,14 @@ rws_losses = FusedOp(
     differentiable_outputs=2,
     reaches=((0,), (1,)),
     saved=(2,),
+    inline_below=_FEW,
 )
 log_variance_loss = FusedOp(
     "log_variance_loss(Tensor log_w, int dim, str reduction) -> (Tensor loss, Tensor statistics)",
     importance.log_variance_loss,
     backward="(Tensor grad, Tensor log_w, Tensor statistics, int dim, str reduction) -> Tensor",
     saved=(1,),
+    inline_below=_FEW,
 )
 importance_weighted_sum = FusedOp(
     "importance_weighted_sum(Tensor log_w, Tensor payload, int dim, float temperature)"
@@ -107,6 +126,7 @@ importance_weighted_sum = FusedOp(
     tensors=2,
     differentiable=(0, 1),
     saved=(0, 1),
+    inline_below=_FEW,
 )
 weight_diagnostics = FusedOp(
     "weight_diagnostics(Tensor log_w, int dim) -> Tensor",
@@ -124,6 +144,7 @@ importance_weighted_generator_loss = FusedOp(
     backward="(Tensor grad, Tensor fake, Tensor statistics, int? dim, float temperature, bool detach, str reduction)"
     " -> Tensor",
     saved=(1,),
+    inline_below=_FEW,
 )
 _GROUPED = "float temperature, bool detach, str reduction"
 grouped_importance_weighted_generator_loss = FusedOp(
@@ -134,12 +155,23 @@ grouped_importance_weighted_generator_loss = FusedOp(
     tensors=2,
     saved=(1,),
 )
+
+
+def _inline_logits(
+    reals: int, real_term: int, fake_term: int, reduction: str, scale: float, return_stats: bool
+) -> float:
+    """Sums of products alone the compiler fuses with the network's last layer whatever their number."""
+    arithmetic = real_term in adversarial.ARITHMETIC and fake_term in adversarial.ARITHMETIC
+    return math.inf if arithmetic and not return_stats else _FEW
+
+
 _LOGIT_LOSS = "int reals, int real_term, int fake_term, str reduction, float scale, bool return_stats"
 logit_loss = FusedOp(
     f"logit_loss(Tensor[] logits, {_LOGIT_LOSS}) -> (Tensor loss, Tensor statistics)",
     adversarial.logit_loss,
     backward=f"(Tensor grad, Tensor[] logits, {_LOGIT_LOSS}) -> Tensor[]",
     tensor_list=True,
+    inline_below=_inline_logits,
 )
 _COUPLED = "int reals, str coupling, int real_term, int fake_term, str reduction, float scale, bool return_stats"
 coupled_logit_loss = FusedOp(
@@ -148,12 +180,13 @@ coupled_logit_loss = FusedOp(
     backward=f"(Tensor grad, Tensor[] logits, Tensor statistics, {_COUPLED}) -> Tensor[]",
     tensor_list=True,
     saved=(1,),
+    inline_below=_FEW,
 )
 logit_term = FusedOp(
     "logit_term(Tensor logits, int term, float scale) -> Tensor",
     adversarial.logit_term,
     backward="(Tensor grad, Tensor logits, int term, float scale) -> Tensor",
-    elementwise=True,
+    inline_below=math.inf,
 )
 
 # ---- divergence ------------------------------------------------------------------------------------------------------
@@ -174,6 +207,7 @@ gaussian_kl = FusedOp(
     tensors=5,
     differentiable=(0, 1, 2, 3),
     saved=(1,),
+    inline_below=_FEW,
 )
 sample_gaussian = FusedOp(
     f"sample_gaussian({_SAMPLE_TENSORS}, {_SAMPLE}) -> Tensor",
@@ -196,6 +230,7 @@ gaussian_kl_monte_carlo = _row_formula(
     "Tensor z, Tensor? mean, Tensor logvar, Tensor prior_mean, Tensor prior_logvar",
     _SPREAD,
     reduced=True,
+    inline_below=_FEW,
 )
 bernoulli_kl = _row_formula("bernoulli_kl", divergence.bernoulli_kl, "Tensor logits_q, Tensor? logits_p", reduced=True)
 
@@ -207,18 +242,27 @@ bernoulli_log_prob = FusedOp(
     backward="(Tensor grad, Tensor logits, Tensor x, int event_ndims, int needed) -> (Tensor, Tensor)",
     tensors=2,
     differentiable=(0, 1),
+    inline_below=_FEW,
 )
 gaussian_log_prob = _row_formula(
-    "gaussian_log_prob", likelihood.gaussian_log_prob, "Tensor x, Tensor mean, Tensor logvar", _SPREAD
+    "gaussian_log_prob",
+    likelihood.gaussian_log_prob,
+    "Tensor x, Tensor mean, Tensor logvar",
+    _SPREAD,
+    inline_below=_FEW,
 )
 laplace_log_prob = _row_formula(
-    "laplace_log_prob", likelihood.laplace_log_prob, "Tensor x, Tensor mean, Tensor log_scale"
+    "laplace_log_prob",
+    likelihood.laplace_log_prob,
+    "Tensor x, Tensor mean, Tensor log_scale",
+    inline_below=_FEW,
 )
 discretized_logistic_log_prob = _row_formula(
     "discretized_logistic_log_prob",
     likelihood.discretized_logistic_log_prob,
     "Tensor x, Tensor mean, Tensor log_scale",
     ", float half_bin, float low, float high",
+    inline_below=_FEW,
 )
 negative_binomial_log_prob = _row_formula(
     "negative_binomial_log_prob",
@@ -248,6 +292,7 @@ categorical_kl = FusedOp(
     backward=f"(Tensor grad, {_CATEGORICAL_TENSORS}, {_CATEGORICAL_KL}, int needed) -> (Tensor, Tensor)",
     tensors=3,
     differentiable=(0, 1),
+    inline_below=_FEW,
 )
 balanced_categorical_kl = FusedOp(
     f"balanced_categorical_kl(Tensor posterior_logits, Tensor prior_logits, {_BALANCED})"

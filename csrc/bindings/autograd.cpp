@@ -388,6 +388,36 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
 PyMethodDef call_method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
                            "call(tensors, options, visible)"};
 
+// ---- the bare op ---------------------------------------------------------------------------------------------------
+
+bool requires_grad(const IValue& argument) {
+  if (argument.isTensor()) return argument.toTensor().requires_grad();
+  if (!argument.isTensorList()) return false;
+  const auto list = argument.toTensorList();
+  return std::any_of(list.begin(), list.end(), [](const Tensor& tensor) { return tensor.requires_grad(); });
+}
+
+// The dispatcher's autograd key of the bare op, as a compiled graph calls it in every step: below autograd where there is
+// nothing to record. Python, which has the formulas, would take twice as long as the op itself to find that out.
+void bare(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
+  if (c10::GradMode::is_enabled() && std::any_of(arguments.begin(), arguments.end(), requires_grad)) {
+    // the formula stands under every autograd key but those of `pass_below`
+    const auto other = c10::DispatchKey::AutogradOther;
+    return op.redispatchBoxed((keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, other)).add(other), stack);
+  }
+  at::AutoDispatchBelowAutograd below;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+void pass_below(const Callable& op) {
+  static auto& registered = *new std::vector<c10::RegistrationHandleRAII>;  // for as long as the process lives
+  for (const auto key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA})
+    registered.push_back(c10::Dispatcher::singleton().registerImpl(op.handle.operator_name(), key,
+                                                                   c10::KernelFunction::makeFromBoxedFunction<&bare>(),
+                                                                   std::nullopt, nullptr, "unigen_fast"));
+}
+
 // A FusedOp's call. The FusedOp must live as long as the process.
 py::object bind(py::object fused_op) {
   const auto name = fused_op.attr("name").cast<std::string>();
@@ -401,6 +431,8 @@ py::object bind(py::object fused_op) {
   if (differentiable_outputs) backward = find(name + "_backward");
   const bool tensor_list = fused_op.attr("tensor_list").cast<bool>();
   const auto forward = find(name);
+  pass_below(forward);
+  if (backward) pass_below(*backward);
   const size_t tensors = tensor_list ? 1 : fused_op.attr("tensors").cast<size_t>();
   Op* op = new Op{forward,
                   backward,

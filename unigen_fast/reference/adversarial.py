@@ -53,6 +53,14 @@ TERMS: dict[str, Term] = {
     "js_fake": Term(lambda logits: softplus(logits) - _LOG2, False),
 }
 TERM_NUMBER = {name: number for number, name in enumerate(TERMS)}
+# those without an exponential or a logarithm
+ARITHMETIC = frozenset(
+    TERM_NUMBER[name]
+    for name in (
+        "hinge_real", "hinge_fake", "linear", "identity", "least_squares_real", "least_squares_fake",
+        "least_squares_minus", "kl_real", "reverse_kl_fake", "pearson_fake",
+    )
+)  # fmt: skip
 _TERM = tuple(TERMS.values())
 # derivatives, for those terms whose mean slope is a statistic
 _SLOPES: dict[int, Callable[[Tensor], Tensor]] = {
