@@ -1,11 +1,11 @@
 """Each library's own loss, and a training step of its own models, with its functions and with ours in their place.
 
     python benches/integrations.py --json benches/results/integrations.json
-    python benches/integrations.py --readme README.md
+    python benches/integrations.py --readme docs/integrations.md
 
 One process and one model a row: short runs without and with the patch take turns, whichever was first being second the
 next time. What is reported is the median of those runs, and of their ratios; patching is not timed. Needs the libraries
-that `make test-integrations` installs; the second form puts the tables into README.md, between
+that `make test-integrations` installs; the second form puts the tables into that file, between
 `<!-- integrations:losses -->` or `<!-- integrations:steps -->` and `<!-- /integrations -->`.
 """
 
@@ -176,7 +176,7 @@ def table_of_losses(record: Mapping[str, Any]) -> str:
         times = f"{report.duration(row['theirs'])} | {report.duration(row['ours'])} | {_faster(row)}"
         memory = " / ".join(report.size(row["peak_bytes"][side]) for side in ("theirs", "ours"))
         lines.append(f"| {row['library']} | `{row['name']}` | {row['sizes']} | {times} | {memory} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", report.origin(record)])
 
 
 def table_of_steps(record: Mapping[str, Any]) -> str:
@@ -184,7 +184,7 @@ def table_of_steps(record: Mapping[str, Any]) -> str:
     for row in record["steps"]:
         times = f"{report.duration(row['theirs'])} | {report.duration(row['ours'])} | {_faster(row)}"
         lines.append(f"| {row['name']} | {times} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", report.origin(record)])
 
 
 TABLES = {"losses": table_of_losses, "steps": table_of_steps}

@@ -350,6 +350,33 @@ def test_prior_broadcasts(prior_mean, prior_logvar, pair: tuple[Tensor, Tensor])
         assert_close(a, b, 1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
+@pytest.mark.parametrize("options", [{}, {"free_bits": 0.4, "free_bits_mode": "per_dim"}], ids=["", "free bits"])
+def test_variances_of_one_are_half_the_squared_error(options, dtype: torch.dtype, device: torch.device) -> None:
+    """A single 0 for the log-variance, which kernels may take a shorter way for: the bits of as many zeros."""
+    mean, target = (torch.randn(33, 17, dtype=dtype, device=device) for _ in range(2))
+    mean[0, 1], target[2, 3] = INF, math.nan
+    results = []
+    for logvar in (torch.zeros((), dtype=dtype, device=device), torch.zeros_like(mean)):
+        tensors = [x.clone().requires_grad_() for x in (mean, logvar, target)]
+        rows = uf.gaussian_kl(*tensors, reduction="none", **options)
+        found = gradients(rows, *tensors)
+        results.append((rows.detach(), found[0], found[2], found[1].sum()))
+    for single, whole in zip(*results, strict=True):
+        assert_same_bits(single, whole)
+
+
+@pytest.mark.parametrize("one", [0.0, 0.3])
+def test_one_log_variance_for_all(one: float, pair: tuple[Tensor, Tensor]) -> None:
+    m, v = pair
+    logvar = torch.tensor(one, dtype=m.dtype, device=m.device, requires_grad=True)
+    got, std = uf.gaussian_kl(m, logvar, v), (logvar / 2).exp()
+    expected = kl_divergence(Normal(m, std), Normal(v, torch.ones_like(v))).sum(-1).mean()
+    assert_close(got, expected, 1e-12)
+    for a, b in zip(gradients(got, m, logvar, v), gradients(expected, m, logvar, v), strict=True):
+        assert_close(a, b, 1e-11, absolute=1e-14)
+
+
 def test_zero_prior_is_the_standard_normal(pair: tuple[Tensor, Tensor]) -> None:
     m, v = pair
     zero = torch.zeros((), dtype=torch.float64, device=m.device)

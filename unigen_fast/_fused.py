@@ -146,12 +146,17 @@ class FusedOp:
         return (list(inputs),) if self.tensor_list else inputs
 
     def _inline(self, tensors: Tensors, options: Sequence[Any]) -> bool:
+        """Each object that the compiler meets here it checks again before each step: few, and a loop."""
         below = self.inline_below(*options) if callable(self.inline_below) else self.inline_below
         if not below or below == math.inf:
             return below > 0
         from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import; the compiler has it
 
-        return statically_known_true(sum(t.numel() for t in tensors if t is not None) < below)
+        elements = 0
+        for t in tensors:
+            if t is not None:
+                elements += t.numel()
+        return statically_known_true(elements < below)
 
     @staticmethod
     def _transformed() -> bool:

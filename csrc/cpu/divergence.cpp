@@ -4,11 +4,14 @@
 #include "noise.h"
 #include "rows.h"
 
+#include <cstring>
+
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
 
-// How much of the options the compiler knows: all but the bounds of a clamp in the usual forms.
-enum class Form { plain, clamped, general };
+// How much of the options the compiler knows: all but the bounds of a clamp in the usual forms. unit: of variances 1, the
+// squared error of an autoencoder, which would spend half of its time on exponentials of 0.
+enum class Form { plain, clamped, general, unit };
 
 template <Form F>
 struct Options {
@@ -37,7 +40,9 @@ struct KlFormula {
 
   template <class V>
   UNIGEN_INLINE auto at(const V* in) const {
-    if constexpr (kPrior) {
+    if constexpr (F == Form::unit) {
+      return UnitKl<V>(in[0], in[2]);
+    } else if constexpr (kPrior) {
       return PriorKl<V>(in[0], in[1], in[2], in[3], has_prior_spread, options.get());
     } else {
       return StandardKl<V>(in[0], in[1], options.get());
@@ -59,12 +64,23 @@ struct KlSum : KlFormula<F, kPrior> {
   }
 };
 
+// Whether the operand is a single 0, whatever the grid.
+inline bool one_zero(const Operand& operand, const Problem& problem) {
+  if (problem.grid.rows == 0 || problem.grid.cols == 0) return false;
+  for (int d = 0; d < kMaxDims; ++d)
+    if (operand.row[d] != 0 || operand.col[d] != 0) return false;
+  const double zero = 0;
+  return std::memcmp(operand.data, &zero, problem.dtype == DType::float64 ? 8 : problem.dtype == DType::float32 ? 4 : 2) == 0;
+}
+
 // calls body(formula) with the instance of Formula that fits
 template <template <Form, bool> class Formula, class Arguments, class Body>
 UNIGEN_INLINE void with_formula(const Arguments& a, const Body& body) {
   const bool spread = a.prior_spread.data;
   const Form form = form_of(a.options);
   if (a.has_prior()) {
+    if (form == Form::plain && !spread && one_zero(a.spread, a))
+      return body(Formula<Form::unit, true>{{{a.options}, spread, a.dim_floor}});
     if (form == Form::plain) return body(Formula<Form::plain, true>{{{a.options}, spread, a.dim_floor}});
     return body(Formula<Form::general, true>{{{a.options}, spread, a.dim_floor}});
   }

@@ -97,6 +97,19 @@ struct PriorKl {
   }
 };
 
+// PriorKl of two log-variances of 0: half the squared error
+template <class N>
+struct UnitKl {
+  N value, d_mean, d_prior_mean;
+  N d_spread = constant<N>(0), d_prior_spread = constant<N>(0);
+
+  UNIGEN_INLINE UnitKl(N mean, N prior_mean) {
+    d_mean = mean - prior_mean;
+    d_prior_mean = -d_mean;
+    value = constant<N>(0.5) * (d_mean * d_mean);
+  }
+};
+
 // in: z (, mean), spread, prior mean, prior spread.
 // kMean: log q - log p = 1/2 (v_p - v + (z - m_p)² e^{-v_p} - (z - m)² e^{-v}); else its last term is 1, its expectation.
 template <bool kMean>

@@ -293,7 +293,7 @@ def markdown(record: Record) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"{_origin(record)} Forward + backward, medians; *faster by*: the faster of eager and `torch.compile` over "
+        f"{origin(record)} Forward + backward, medians; *faster by*: the faster of eager and `torch.compile` over "
         "ours; ★: where fusing must pay most; *peak memory*: beyond the inputs (†: results and gradients are nearly "
         "all of ours); *of copy*: every input, output and gradient once, over the time, over the bandwidth of a copy"
         + (" (\\*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
@@ -329,7 +329,7 @@ def markdown_steps(record: Record) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"{_origin(record)} Networks, loss, backward and Adam, float32, medians; *faster by*: the faster of eager and "
+        f"{origin(record)} Networks, loss, backward and Adam, float32, medians; *faster by*: the faster of eager and "
         "compiled loss over ours; *networks alone*: the same step without a loss; *loss's share*: of the whole step, "
         "what it takes beyond that. `step_compiled_…`: networks and loss are one graph of `torch.compile`, with our "
         "loss lines too; the eager step is eager as a whole.",
@@ -337,7 +337,8 @@ def markdown_steps(record: Record) -> str:
     return "\n".join(lines)
 
 
-def _origin(record: Record) -> str:
+def origin(record: Record) -> str:
+    """Where and when it was measured."""
     device = record["device"]
     where = device["name"] if device["type"] != "cpu" else f"{device['name']}, {record['threads']} threads"
     return f"{where}; torch {record['versions']['torch']}; {record['date'][:10]}."
