@@ -1,7 +1,7 @@
 """In a graph of `torch.compile`: our kernels, or the references' PyTorch left to the compiler?
 
     python benches/inlined.py --json benches/results/inlined.json
-    python benches/inlined.py --ops gaussian_kl,logit_loss --device cuda
+    python benches/inlined.py --ops gaussian_kl,logistic --device cuda
 
 Each op stands in a small graph of its own, its inputs being the outcome of a product, and runs forward and backward:
 once as a kernel (`inline_below` 0), once as the reference, which the compiler fuses with that product. Guards are

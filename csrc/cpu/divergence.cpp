@@ -10,7 +10,7 @@ namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
 namespace {
 
 // How much of the options the compiler knows: all but the bounds of a clamp in the usual forms. unit: of variances 1, the
-// squared error of an autoencoder, which would spend half of its time on exponentials of 0.
+// squared error of an autoencoder, which would spend more than half of its time on exponentials of 0.
 enum class Form { plain, clamped, general, unit };
 
 template <Form F>
