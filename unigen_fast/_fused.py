@@ -146,7 +146,7 @@ class FusedOp:
         return (list(inputs),) if self.tensor_list else inputs
 
     def _inline(self, tensors: Tensors, options: Sequence[Any]) -> bool:
-        """Whether a graph gets the reference. What the compiler meets here, it checks again before each step: little."""
+        """Whether a graph gets the reference. What the compiler meets here it checks again before each step: little."""
         below = self.inline_below(*options) if callable(self.inline_below) else self.inline_below
         if not below or below == math.inf:
             return below > 0
