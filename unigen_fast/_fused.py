@@ -15,23 +15,27 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from unigen_fast._private import (
+    below_autograd,
+    forward_mode,
+    graph_is_kept,
+    known_true,
+    saved_tensors_are_packed,
+    transforms_active,
+    with_autograd,
+)
 
 LIBRARY = torch.library.Library("unigen_fast", "DEF")
+_BOUND = 0.7310585786300049  # any number that nobody compares theirs with
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _PLAIN = (Tensor, torch.nn.Parameter)
-_AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)  # its functionality bit serves every backend
 
 Tensors = Sequence[Tensor | None]
 
 
 def _as_tuple(x: Any) -> tuple[Tensor, ...]:
     return (x,) if isinstance(x, Tensor) else tuple(x)
-
-
-# skips the Python formula that the bare op carries for autograd: half of a small call
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-_keep_graph = torch._C._autograd._get_current_graph_task_keep_graph  # retain_graph=True, or no backward pass at all
 
 
 def mesh_of(*tensors: Tensor | None) -> Any:
@@ -73,6 +77,12 @@ class FusedOp:
     `int gradients`, a mask like `needed` of those that are wanted, and its last outputs are these gradients (of which
     the reference knows nothing). Backward hands them over, or runs the backward op where other ones are asked for.
 
+    The option `scale`, where there is one, multiplies the first output.
+
+    Numbers that change from step to step (`float` and `float[]` options) would have a compiled graph made anew for each
+    value. There `name.numbers` takes the op's place: the same op with all of these numbers in one tensor, the last
+    argument. A `scale` that changes, or that is a tensor, multiplies the result instead.
+
     `inline_below`: the compiler gets the reference, which it fuses with its neighbours, where the tensors are known to
     have fewer elements than this altogether. An opaque op stops it, and its call takes longer than the work on so few.
     Where that depends on the options, a function of them.
@@ -109,12 +119,22 @@ class FusedOp:
         self.takes_needed = len(self.differentiable) > 1 and not tensor_list
         FusedOp.every.append(self)
         self.forward = self._define(schema, self._reference_forward, self._fake_forward)
+        arguments = _declarations(schema)[1 if tensor_list else tensors :]
+        self.option_names = tuple(argument.partition(" ")[2] for argument in arguments)
+        self.scale = self.option_names.index("scale") if "scale" in self.option_names else None
+        self.numbers = tuple(i for i, argument in enumerate(arguments) if argument.startswith("float"))
+        self.number_list = next((i for i in self.numbers if arguments[i].startswith("float[]")), None)
         if backward is not None:
-            self.backward = self._define(
-                f"{self.name}_backward{backward}", self._reference_backward, self._fake_backward
-            )
-            self._register_autograd(self.name, self._bare_backward)
-            self._register_autograd(f"{self.name}_backward", self._bare_double_backward)
+            backward = f"{self.name}_backward{backward}"
+            self.backward = self._define(backward, self._reference_backward, self._fake_backward)
+            self._register_autograd(self.forward, self._bare_backward)
+            self._register_autograd(self.backward, self._bare_double_backward)
+        if self.numbers:
+            self.forward_of_numbers = self._define_of_numbers(schema, self.forward)
+            if backward is not None:
+                self.backward_of_numbers = self._define_of_numbers(backward, self.backward)
+                self._register_autograd(self.forward_of_numbers, self._bare_backward)
+                self._register_autograd(self.backward_of_numbers, self._bare_double_backward)
 
     # ---- the call ----------------------------------------------------------------------------------------------------
 
@@ -125,10 +145,10 @@ class FusedOp:
         """
         visible = visible or self.differentiable_outputs or 1
         if torch.compiler.is_compiling():
-            if self._inline(tensors, options) or torch._C._are_functorch_transforms_active():
-                return self._by_reference(tensors, options, visible)
-            return _leading(self.forward(*self._pack(tensors), *options), visible)
-        if self._transformed():
+            return self._compiled(tensors, options, visible)
+        if self.scale is not None and isinstance(options[self.scale], Tensor):
+            return self._scaled(tensors, options, visible)
+        if self._transformed(tensors):
             return self._by_reference(tensors, options, visible)
         if self.native is not None:
             outputs = self.native(tensors, options, visible)
@@ -139,8 +159,39 @@ class FusedOp:
             for t in tensors:
                 if t is not None and t.requires_grad:
                     return _Fused.apply(self, options, visible, *tensors)
-        with _below_autograd():
+        with below_autograd():
             return _leading(self.forward(*self._pack(tensors), *options), visible)
+
+    def _compiled(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
+        """The call as a graph of `torch.compile` or `torch.export` takes it in."""
+        if self.scale is not None and _changes(options[self.scale]):
+            return self._scaled(tensors, options, visible)
+        if transforms_active(*tensors):
+            return self._by_reference(tensors, options, visible)
+        packed = self._pack(tensors)
+        for i in self.numbers:
+            if _changes(options[i]):
+                others = [option for j, option in enumerate(options) if j not in self.numbers]
+                return _leading(self.forward_of_numbers(*packed, *others, self._gathered(options)), visible)
+        if self._inline(tensors, options):
+            return self._by_reference(tensors, options, visible)
+        return _leading(self.forward(*packed, *options), visible)
+
+    def _scaled(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
+        """The call with a scale of 1, and the first output times the scale in PyTorch."""
+        scale = options[cast(int, self.scale)]
+        outputs = self(tensors, *(1.0 if i == self.scale else option for i, option in enumerate(options)), visible=visible)
+        first, *rest = _as_tuple(outputs)
+        first = (first * scale).to(first.dtype)
+        return first if isinstance(outputs, Tensor) else (first, *rest)
+
+    def _gathered(self, options: Sequence[Any]) -> Tensor:
+        """All numbers among the options in one tensor, where the kernels read them: on the host."""
+        numbers: list[Any] = []
+        for i in self.numbers:
+            numbers.extend(options[i] if i == self.number_list else (options[i],))
+        one = torch.ones((), dtype=torch.float64)  # a product is what the compiler makes of a number that changes
+        return torch.stack([(one * number).cpu() for number in numbers])
 
     def _pack(self, inputs: Tensors) -> Tensors | tuple[list[Tensor | None]]:
         return (list(inputs),) if self.tensor_list else inputs
@@ -150,18 +201,16 @@ class FusedOp:
         below = self.inline_below(*options) if callable(self.inline_below) else self.inline_below
         if not below or below == math.inf:
             return below > 0
-        from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import; the compiler has it
-
         elements = 0
         for t in tensors:
             if t is not None:
                 elements += t.numel()
-        return statically_known_true(elements < below)
+        return known_true(elements < below)
 
     @staticmethod
-    def _transformed() -> bool:
+    def _transformed(tensors: Tensors) -> bool:
         """Whether `torch.func` or forward-mode AD is at work."""
-        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        return transforms_active(*tensors) or forward_mode(*tensors)
 
     @staticmethod
     def _foreign(tensors: Tensors) -> bool:
@@ -213,19 +262,26 @@ class FusedOp:
         return self._differentiate(grads, aliases, options, needed, create_graph=True)
 
     def kernel_gradients(
-        self, grads: Tensors, tensors: Tensors, options: Sequence[Any], needed: Sequence[bool]
+        self,
+        grads: Tensors,
+        tensors: Tensors,
+        options: Sequence[Any],
+        needed: Sequence[bool],
+        numbers: Tensor | None = None,
     ) -> Sequence[Tensor | None]:
-        """The same by the backward op. `tensors`: the inputs, then the saved outputs."""
+        """The same by the backward op. `tensors`: the inputs, then the saved outputs. With `numbers`, the options are
+        the others."""
+        backward, last = (self.backward, ()) if numbers is None else (self.backward_of_numbers, (numbers,))
         if self.tensor_list:
             count = len(needed)
-            found = self.backward(*grads, list(tensors[:count]), *tensors[count:], *options)
+            found = backward(*grads, list(tensors[:count]), *tensors[count:], *options, *last)
             return [g if wanted else None for g, wanted in zip(found, needed, strict=True)]
         if not self.takes_needed:
-            return self.backward(*grads, *tensors, *options), *(None,) * (len(needed) - 1)
+            return backward(*grads, *tensors, *options, *last), *(None,) * (len(needed) - 1)
         mask = 0
         for bit, i in enumerate(self.differentiable):
             mask |= needed[i] << bit
-        found = self.backward(*grads, *tensors, *options, mask)
+        found = backward(*grads, *tensors, *options, mask, *last)
         result: list[Tensor | None] = [None] * len(needed)
         for i, grad in zip(self.differentiable, found, strict=True):
             if needed[i]:
@@ -267,21 +323,68 @@ class FusedOp:
 
     # ---- the dispatcher's side: reference kernels, fakes, autograd of the bare ops -----------------------------------
 
-    def _define(self, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    def _define(self, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
         name = schema.partition("(")[0]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+        LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"unigen_fast::{name}", fake, lib=LIBRARY)
-        return getattr(torch.ops.unigen_fast, name).default
+        name, _, overload = name.partition(".")
+        return getattr(getattr(torch.ops.unigen_fast, name), overload or "default")
 
-    def _register_autograd(self, name: str, backward: Callable[..., Any]) -> None:
+    def _define_of_numbers(self, schema: str, op: Any) -> Any:
+        """The overload of the op that takes its numbers in one tensor. It reads them, and calls the op."""
+        arguments = _declarations(schema)
+        last = len(arguments) - (op is not self.forward and self.takes_needed)
+        first = last - len(self.option_names)
+        others = [argument for argument in arguments if not argument.startswith("float")]
+
+        def whole(args: Sequence[Any], numbers: list[float]) -> list[Any]:
+            until = last - len(self.numbers)
+            return [*args[:first], *self._whole(args[first:until], numbers), *args[until:]]
+
+        def kernel(*args: Any) -> Any:
+            return op(*whole(args[:-1], args[-1].tolist()))
+
+        def fake(*args: Any) -> Any:  # no shape hangs on a number, but on how many there are
+            made = self._fake_forward if op is self.forward else self._fake_backward
+            return made(*whole(args[:-1], [1.0] * args[-1].size(0)))
+
+        name, returns = schema.partition("(")[0], schema.partition(" -> ")[2]
+        return self._define(f"{name}.numbers({', '.join([*others, 'Tensor numbers'])}) -> {returns}", kernel, fake)
+
+    def _register_autograd(self, op: Any, backward: Callable[..., Any]) -> None:
+        schema = op._schema
+        forward, of_numbers = not schema.name.endswith("_backward"), schema.overload_name == "numbers"
+
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.arguments, ctx.outputs = inputs, output
+            outputs = _as_tuple(output)
+            numbers = inputs[-1:] if of_numbers else ()
+            arguments = inputs[: len(inputs) - len(numbers)]
+            if forward:
+                tensors, ctx.options = self._split_forward(arguments)
+                kept = [*(outputs[i] for i in self.saved), *outputs[len(outputs) - self.gradients :]]
+                ctx.kinds = _kinds(outputs[: self.differentiable_outputs])
+                ctx.mark_non_differentiable(*self.without_gradient(tensors, outputs))
+            else:
+                grads, tensors, ctx.options, ctx.needed = self._split_backward(arguments)
+                tensors, kept = [*grads, *tensors], []  # the saved outputs are there for the kernel alone
+                ctx.arguments = len(arguments)
+            ctx.save_for_backward(*tensors, *kept, *numbers)
+            ctx.tensors, ctx.of_numbers = len(tensors), of_numbers
             # None tells an output that took no part in the loss from one whose gradient is zero: gradients made in the
             # forward pass serve the former alone
             ctx.set_materialize_grads(False)
 
-        torch.library.register_autograd(f"unigen_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+        name = schema.name + (".numbers" if of_numbers else "")
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
+
+    def without_gradient(self, inputs: Tensors, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the outputs that carry no gradient, or that no tensor reaches that requires grad."""
+        result = list(outputs[self.differentiable_outputs :])
+        for output, places in zip(outputs, self.reaches, strict=False):
+            if not any((t := inputs[i]) is not None and t.requires_grad for i in places):
+                result.append(output)
+        return result
 
     def _split_forward(self, args: Sequence[Any]) -> tuple[list[Tensor | None], list[Any]]:
         """(tensors, options) of the forward op's arguments."""
@@ -335,12 +438,13 @@ class FusedOp:
         self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool]
     ) -> list[Tensor]:
         """As the backward op returns them; `grads` may be of the first outputs alone."""
-        # by now the dispatcher has excluded autograd
-        included = torch._C._dispatch_tls_local_include_set()
-        excluded = torch._C._dispatch_tls_local_exclude_set() - _AUTOGRAD
-        with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+
+
+        def differentiated() -> list[Tensor | None]:
             leaves = [None if t is None else t.detach().requires_grad_(needed[i]) for i, t in enumerate(inputs)]
-            found = self._differentiate(grads, leaves, options, needed, create_graph=False)
+            return self._differentiate(grads, leaves, options, needed, create_graph=False)
+
+        found = with_autograd(differentiated)
         result = self._empty_gradients(inputs, needed)
         for i, out in zip(self._where(inputs), result, strict=True):
             grad = found[i]
@@ -363,32 +467,36 @@ class FusedOp:
         return result
 
     def _bare_backward(self, ctx: Any, *grad_outputs: Tensor | None) -> Any:
-        inputs, options = self._split_forward(ctx.arguments)
-        outputs = _as_tuple(ctx.outputs)
-        given = grad_outputs[: self.differentiable_outputs]
-        where = self._where(inputs)
-        needed = self.reached(given, [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)])
+        saved, numbers = _unpacked(ctx)
+        inputs, given = saved[: ctx.tensors], grad_outputs[: self.differentiable_outputs]
+        where, options = self._where(inputs), ctx.options
+        wanted = [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)]
+        needed = self.reached(given, wanted)
+        nothing = (None,) * (len(options) + ctx.of_numbers)
         differentiably = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if self.gradients and not differentiably:
-            made = self.made_gradients(given, outputs[-self.gradients :], options, needed)
-            factor = given[0]
-            if made is not None and factor is not None:
-                return *(None if g is None else g * factor for g in made), *(None,) * len(options)
-        grads = _zero_filled(given, _kinds(outputs[: self.differentiable_outputs]))
-        found: Sequence[Tensor | None]
+        if self.gradients:
+            saved, made = saved[: -self.gradients], cast(list[Tensor], saved[-self.gradients :])
+            if not differentiably:
+                found, factor = self.made_gradients(given, made, options, needed), given[0]
+                if found is not None and factor is not None:
+                    return *(None if g is None else g * factor for g in found), *nothing
+        grads = _zero_filled(given, ctx.kinds)
         if differentiably:
-            found = self.differentiable_gradients(grads, inputs, options, needed)
+            options = options if numbers is None else self._whole(options, numbers.tolist())
+            result: Sequence[Tensor | None] = self.differentiable_gradients(grads, inputs, options, needed)
         else:
-            found = self.kernel_gradients(grads, [*inputs, *(outputs[i] for i in self.saved)], options, needed)
-        return (*([list(found)] if self.tensor_list else found), *(None,) * len(options))
+            result = self.kernel_gradients(grads, saved, options, needed, numbers)
+        return *([list(result)] if self.tensor_list else result), *nothing
 
     def _bare_double_backward(self, ctx: Any, *grad_outputs: Any) -> Any:
         """Derivative of the backward op: the reference, differentiated twice."""
-        grads, inputs, options, needed = self._split_backward(ctx.arguments)
+        saved, numbers = _unpacked(ctx)
+        of_outputs, needed = self.differentiable_outputs, ctx.needed
+        options = ctx.options if numbers is None else self._whole(ctx.options, numbers.tolist())
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            grads = [g.view_as(g) for g in grads]
-            inputs = [None if t is None else t.view_as(t) for t in inputs]
+            arguments = [None if t is None else t.view_as(t) for t in saved]
+            grads, inputs = cast(list[Tensor], arguments[:of_outputs]), arguments[of_outputs:]
             first = self._differentiate(grads, inputs, options, needed, create_graph=True)
         flat = grad_outputs[0] if self.tensor_list else grad_outputs
         reached: list[tuple[Tensor, Tensor | None]] = []
@@ -396,12 +504,24 @@ class FusedOp:
             grad = first[i]
             if needed[i] and g is not None and grad is not None and grad.requires_grad:
                 reached.append((grad, g))
-        arguments = [*grads, *inputs]
         wanted = [(i, t) for i, t in enumerate(arguments) if t is not None and t.requires_grad]
         result = _pull_back(reached, wanted, len(arguments), create_graph=create_graph, allow_unused=True)
-        of_grads, of_inputs = result[: len(grads)], result[len(grads) :]
+        of_grads, of_inputs = result[:of_outputs], result[of_outputs:]
         packed = [of_inputs] if self.tensor_list else of_inputs
-        return (*of_grads, *packed, *(None,) * (len(ctx.arguments) - len(grads) - len(packed)))
+        rest = ctx.arguments - len(of_grads) - len(packed) + ctx.of_numbers
+        return (*of_grads, *packed, *(None,) * rest)
+
+    def _whole(self, options: Sequence[Any], numbers: Sequence[float]) -> list[Any]:
+        """All options, of those that are no numbers and the numbers."""
+        others, values = iter(options), iter(numbers)
+        extra = len(numbers) - len(self.numbers) + 1
+        result: list[Any] = []
+        for i in range(len(self.option_names)):
+            if i == self.number_list:
+                result.append([next(values) for _ in range(extra)])
+            else:
+                result.append(next(values if i in self.numbers else others))
+        return result
 
 
 def _pull_back(
@@ -414,6 +534,27 @@ def _pull_back(
         for (i, _), grad in zip(wanted, found, strict=True):
             result[i] = grad
     return result
+
+
+def _unpacked(ctx: Any) -> tuple[list[Tensor | None], Tensor | None]:
+    """(saved tensors, numbers) of a bare op's context."""
+    saved = list(ctx.saved_tensors)
+    return saved, saved.pop() if ctx.of_numbers else None
+
+
+def _declarations(schema: str) -> list[str]:
+    """The arguments of a schema, `type name` each."""
+    return schema.partition("(")[2].partition(") -> ")[0].split(", ")
+
+
+def _changes(number: Any) -> bool:
+    """Whether an option is a number that a graph in the making must take as an input."""
+    if isinstance(number, (list, tuple)):
+        return any(_changes(item) for item in number)
+    if isinstance(number, Tensor):
+        return True
+    # a constant is on either side of any bound; of a symbol that is unknown
+    return not (known_true(number >= _BOUND) or known_true(number < _BOUND))
 
 
 def _leading(outputs: Any, visible: int) -> Any:
@@ -434,9 +575,9 @@ def _zero_filled(grads: Tensors, kinds: Sequence[tuple[torch.Size, torch.dtype, 
     ]
 
 
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient · factor, in the memory of the former where its node lets go of it, and as it is for a factor of 1."""
-    if type(gradient) is not Tensor or type(factor) is not Tensor or _keep_graph():
+def _times(gradient: Tensor, factor: Tensor, owned: bool) -> Tensor:
+    """gradient · factor, in the memory of the former where nobody else has it, and as it is for a factor of 1."""
+    if not owned or type(gradient) is not Tensor or type(factor) is not Tensor or graph_is_kept():
         return gradient * factor
     if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere one would wait for it
         return gradient
@@ -452,14 +593,15 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: FusedOp, options: tuple[Any, ...], visible: int, *inputs: Tensor | None) -> Any:
         ctx.call = op, options
-        with _below_autograd():
+        with below_autograd():
             outputs = _as_tuple(op.forward(*op._pack(inputs), *options))
         made = outputs[len(outputs) - op.gradients :]
+        ctx.owned = op.gradients and not saved_tensors_are_packed()
         ctx.save_for_backward(*inputs, *[outputs[i] for i in op.saved], *made)
         if visible == 1:
             return outputs[0]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*outputs[op.differentiable_outputs : visible])
+        ctx.mark_non_differentiable(*op.without_gradient(inputs, outputs[:visible]))
         ctx.output_kinds = _kinds(outputs[: op.differentiable_outputs])
         return outputs[:visible]
 
@@ -478,11 +620,11 @@ class _Fused(torch.autograd.Function):
             if not torch.is_grad_enabled():
                 found, factor = op.made_gradients(grads, made, options, needed), grads[0]
                 if found is not None and factor is not None:
-                    with _below_autograd():
-                        return None, None, None, *(None if g is None else _scaled(g, factor) for g in found)
+                    with below_autograd():
+                        return None, None, None, *(None if g is None else _times(g, factor, ctx.owned) for g in found)
         if len(grads) > 1:
             grads = tuple(_zero_filled(grads, ctx.output_kinds))
         if torch.is_grad_enabled():  # create_graph=True
             return None, None, None, *op.differentiable_gradients(grads, tensors[: len(needed)], options, needed)
-        with _below_autograd():
+        with below_autograd():
             return None, None, None, *op.kernel_gradients(grads, tensors, options, needed)
