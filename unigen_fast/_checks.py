@@ -4,9 +4,17 @@ import functools
 import itertools
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from unigen_fast._private import transforms_active
+
+try:  # torch works without it, and so do the losses
+    import numpy as np
+except ImportError:
+    np = None  # type: ignore[assignment]
 
 REDUCTIONS = ("mean", "sum", "none")
 SPREADS = ("logvar", "logstd", "std")
@@ -26,19 +34,58 @@ def choice(name: str, value: str, allowed: Collection[str]) -> str:
     return value
 
 
-def number(name: str, value: float, *, minimum: float = -math.inf, exclusive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (value > minimum or (value == minimum and not exclusive)):  # NaN is neither
+def number(
+    name: str, value: Any, *, minimum: float = -math.inf, exclusive: bool = False, differentiable: bool = False
+) -> Any:
+    """An option that is a number: Python's, NumPy's, or a tensor without dimensions, whose number is read.
+
+    It stays a tensor where the number is an input of a graph in the making; and, if the result is `differentiable` by
+    it, where it requires grad or reading it would mean to wait for another device. A tensor's range is not checked.
+    """
+    if not isinstance(value, float):
+        value = _number_of(name, value, differentiable)
+        if isinstance(value, Tensor):
+            return value
+    if not (value > minimum if exclusive else value >= minimum):  # NaN is neither
         raise ValueError(f"{name}: got {value}, expected a number {'>' if exclusive else '>='} {minimum:g}")
-    return float(value)
+    return value
 
 
-def fraction(name: str, value: float) -> float:
-    value = number(name, value)
-    if not 0 <= value <= 1:
+def _number_of(name: str, value: Any, differentiable: bool) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if np is not None and isinstance(value, (np.number, np.ndarray)):
+        value = torch.as_tensor(value)
+    if not isinstance(value, Tensor) or value.dtype == torch.bool or value.is_complex():
+        kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a number, got {kind}")
+    if value.dim():
+        raise ValueError(f"{name}: got a tensor of shape {tuple(value.shape)}, expected a number, or one without dimensions")
+    if differentiable and (value.requires_grad or value.device.type != "cpu" or transforms_active(value)):
+        return value
+    if value.requires_grad and torch.is_grad_enabled():
+        raise TypeError(f"{name}: got a tensor that requires grad, expected a number: no gradient reaches it; detach it")
+    return value.detach().double() if torch.compiler.is_compiling() else float(value.item())
+
+
+def fraction(name: str, value: Any, *, differentiable: bool = False) -> Any:
+    value = number(name, value, differentiable=differentiable)
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:
         raise ValueError(f"{name}: got {value}, expected a number in [0, 1]")
     return value
+
+
+def temperature(value: Any, detach: bool) -> Any:
+    """Of self-normalised weights, which carry its gradient unless they are detached."""
+    value = number("temperature", value, minimum=0.0, exclusive=True, differentiable=True)
+    if detach and isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise TypeError("temperature: got a tensor that requires grad, but the weights are detached: pass detach=False")
+    return value
+
+
+def learned(value: Any) -> bool:
+    """Whether a number that was checked as differentiable is to take part in PyTorch's arithmetic."""
+    return isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu" or transforms_active(value))
 
 
 def dimension(name: str, x: Tensor, dim: int, *, extra: int = 0) -> int:
@@ -67,15 +114,26 @@ def several_samples(name: str, x: Tensor, dim: int, why: str) -> int:
     return dim
 
 
-def increasing(name: str, values: Sequence[float], first: float, last: float) -> list[float]:
-    """Numbers that rise from `first` to `last`."""
-    if isinstance(values, (str, Tensor)) or not isinstance(values, Sequence):
+def numbers(name: str, values: Any, **limits: Any) -> list[Any]:
+    """A sequence of numbers; arrays and tensors of one dimension are such."""
+    if isinstance(values, Tensor) or (np is not None and isinstance(values, np.ndarray)):
+        if values.ndim != 1:
+            raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected a sequence of numbers")
+        values = list(values)
+    if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name}: expected a sequence of numbers, got {type(values).__name__}")
-    numbers = [number(f"{name}[{i}]", value) for i, value in enumerate(values)]
-    rising = all(a < b for a, b in itertools.pairwise(numbers))
-    if len(numbers) < 2 or numbers[0] != first or numbers[-1] != last or not rising:
-        raise ValueError(f"{name}: got {numbers}, expected increasing numbers, the first {first:g}, the last {last:g}")
-    return numbers
+    return [number(f"{name}[{i}]", value, **limits) for i, value in enumerate(values)]
+
+
+def increasing(name: str, values: Any, first: float, last: float) -> list[Any]:
+    """Numbers that rise from `first` to `last`."""
+    found = numbers(name, values)
+    if any(isinstance(value, Tensor) for value in found):
+        return found
+    rising = all(a < b for a, b in itertools.pairwise(found))
+    if len(found) < 2 or found[0] != first or found[-1] != last or not rising:
+        raise ValueError(f"{name}: got {found}, expected increasing numbers, the first {first:g}, the last {last:g}")
+    return found
 
 
 def event(name: str, x: Tensor, event_ndims: int) -> int:

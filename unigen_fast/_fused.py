@@ -27,7 +27,6 @@ from unigen_fast._private import (
 )
 
 LIBRARY = torch.library.Library("unigen_fast", "DEF")
-_BOUND = 0.7310585786300049  # any number that nobody compares theirs with
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -180,7 +179,8 @@ class FusedOp:
     def _scaled(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
         """The call with a scale of 1, and the first output times the scale in PyTorch."""
         scale = options[cast(int, self.scale)]
-        outputs = self(tensors, *(1.0 if i == self.scale else option for i, option in enumerate(options)), visible=visible)
+        unscaled = [1.0 if i == self.scale else option for i, option in enumerate(options)]
+        outputs = self(tensors, *unscaled, visible=visible)
         first, *rest = _as_tuple(outputs)
         first = (first * scale).to(first.dtype)
         return first if isinstance(outputs, Tensor) else (first, *rest)
@@ -553,8 +553,8 @@ def _changes(number: Any) -> bool:
         return any(_changes(item) for item in number)
     if isinstance(number, Tensor):
         return True
-    # a constant is on either side of any bound; of a symbol that is unknown
-    return not (known_true(number >= _BOUND) or known_true(number < _BOUND))
+    # a constant is on one side of any bound; of a symbol that is unknown (a global bound may be a symbol too)
+    return not (known_true(number >= 0.7310585786300049) or known_true(number < 0.7310585786300049))
 
 
 def _leading(outputs: Any, visible: int) -> Any:

@@ -197,8 +197,8 @@ _KL = (
 )
 _KL_TENSORS = "Tensor mean, Tensor logvar, Tensor? prior_mean, Tensor? prior_logvar, Tensor? weights"
 _SAMPLE_TENSORS = "Tensor mean, Tensor logvar, Tensor rng_state"
-_SAMPLE = "int num_samples, int sample_dim, str spread, float clamp_min, float clamp_max"
-_SAMPLE_KL = "int num_samples, int sample_dim, int event_ndims, str spread, float clamp_min, float clamp_max"
+_SAMPLE = "SymInt num_samples, int sample_dim, str spread, float clamp_min, float clamp_max"
+_SAMPLE_KL = "SymInt num_samples, int sample_dim, int event_ndims, str spread, float clamp_min, float clamp_max"
 
 gaussian_kl = FusedOp(
     f"gaussian_kl({_KL_TENSORS}, {_KL}) -> (Tensor kl, Tensor rows)",
@@ -326,10 +326,10 @@ _ROWS = ("log_qz", "log_prod_qzi", "log_qzx", "mutual_information", "total_corre
 _TENSORS = "Tensor z, Tensor mean, Tensor logvar"
 
 total_correlation = FusedOp(
-    f"total_correlation({_TENSORS}, int dataset_size, str estimator)"
+    f"total_correlation({_TENSORS}, SymInt dataset_size, str estimator)"
     f" -> ({', '.join(f'Tensor {name}' for name in _ROWS)}, Tensor statistics)",
     pairwise.total_correlation,
-    backward=f"({', '.join(f'Tensor grad_{name}' for name in _ROWS)}, {_TENSORS}, Tensor statistics, int dataset_size,"
+    backward=f"({', '.join(f'Tensor grad_{name}' for name in _ROWS)}, {_TENSORS}, Tensor statistics, SymInt dataset_size,"
     " str estimator, int needed) -> (Tensor, Tensor, Tensor)",
     tensors=3,
     differentiable=(0, 1, 2),

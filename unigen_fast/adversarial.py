@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unigen_fast import _checks, _ops
 from unigen_fast._fused import beside
+from unigen_fast._private import transforms_active
 from unigen_fast.reference import adversarial as _reference
 from unigen_fast.reference import importance as _reference_importance
 from unigen_fast.reference._common import reduce_rows, upcast
@@ -207,7 +208,7 @@ def discriminator_loss(
     """
     _checks.choice("kind", kind, _DISCRIMINATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     items, n = _gathered(real=real, fake=fake)
     terms = _DISCRIMINATOR[kind]
     if reduction == "none":
@@ -238,7 +239,7 @@ def _reduced(
     items: list[Tensor], reals: int, terms: _Terms, reduction: str, scale: float, return_stats: bool = False
 ) -> Any:
     """The loss of real tensors and then fake ones; with `return_stats` the op's statistics as well."""
-    scale *= terms.factor
+    scale = scale * terms.factor
     visible = 2 if return_stats else 1
     if terms.coupling == "pairs":
         items, term = _differences(items, reals), _TERM[terms.real]
@@ -253,7 +254,7 @@ def _reduced(
 
 def _rows(items: list[Tensor], reals: int, terms: _Terms, scale: float) -> list[Tensor]:
     """The loss of each logit, or pair of them."""
-    scale *= terms.factor
+    scale = scale * terms.factor
     if terms.coupling == "pairs":
         return [_ops.logit_term((d,), _TERM[terms.real], scale) for d in _differences(items, reals)]
     fakes = items[reals:]
@@ -348,7 +349,7 @@ def generator_loss(
     """
     _checks.choice("kind", kind, _GENERATOR)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     terms = _GENERATOR[kind]
     if (real is not None) != bool(terms.real):
         got, expected = ("None", "logits") if real is None else ("logits", "None")
@@ -400,13 +401,15 @@ def importance_weighted_generator_loss(
     """
     _checks.floating("fake", fake)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+    temperature = _checks.temperature(temperature, detach)
     if groups is not None:
         return _grouped(fake, groups, dim, temperature, detach, reduction)
     if dim is not None:
         dim = _checks.sample_dimension("fake", fake, dim)
     elif fake.numel() == 0:  # no group at all: the mean is NaN, the sum 0
         fake, dim = fake.reshape(0, 1), 1
+    if _checks.learned(temperature):
+        return _reference_importance.importance_weighted_generator_loss(fake, dim, temperature, detach, reduction)[0]
     return _ops.importance_weighted_generator_loss((fake,), dim, temperature, detach, reduction)
 
 
@@ -431,7 +434,7 @@ def _labels_of(fake: Tensor, groups: Tensor, dim: int | None, reduction: str) ->
 
 def _grouped(fake: Tensor, groups: Tensor, dim: int | None, temperature: float, detach: bool, reduction: str) -> Tensor:
     flat, labels = fake.reshape(-1), _labels_of(fake, groups, dim, reduction)
-    if flat.numel() > _MOST_COMPARED and flat.device.type != "cpu":
+    if (flat.numel() > _MOST_COMPARED and flat.device.type != "cpu") or _checks.learned(temperature):
         reference = _reference_importance.grouped_importance_weighted_generator_loss
         return reference(flat, labels, temperature, detach, reduction)[0]
     return _ops.grouped_importance_weighted_generator_loss((flat, labels), temperature, detach, reduction)
@@ -577,7 +580,7 @@ def r1_penalty(*, logits: Tensor, inputs: Tensor, gamma: float = 10.0, reduction
     """
     _checks.floating("logits", logits)
     _refuse_export("r1_penalty")
-    gamma = _checks.number("gamma", gamma, minimum=0.0)
+    gamma = _checks.number("gamma", gamma, minimum=0.0, differentiable=True)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     return reduce_rows(_squared_gradient_norms(logits, "inputs", inputs), reduction, 0.5 * gamma)
 
@@ -620,8 +623,8 @@ def gradient_penalty(
     """
     _checks.floating("real", real)
     _checks.floating("fake", fake)
-    weight = _checks.number("weight", weight, minimum=0.0)
-    target = _checks.number("target", target, minimum=0.0)
+    weight = _checks.number("weight", weight, minimum=0.0, differentiable=True)
+    target = _checks.number("target", target, minimum=0.0, differentiable=True)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     if real.shape != fake.shape or real.dim() == 0:
         shapes = f"real {tuple(real.shape)}, fake {tuple(fake.shape)}"
@@ -635,7 +638,7 @@ def gradient_penalty(
     share = torch.rand(shape, **kind) if generator is None else torch.rand(shape, generator=generator, **kind)
     x = torch.lerp(fake, real, beside(share, real))
     with torch.enable_grad():
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or transforms_active():
             _refuse_export("gradient_penalty")
             gradient = torch.func.grad(lambda x: _checks.floating("discriminator(x)", discriminator(x)).sum())(x)
             squares = _squared_norms(gradient)
@@ -653,7 +656,7 @@ def _squared_gradient_norms(logits: Tensor, name: str, inputs: Tensor) -> Tensor
         raise ValueError(f"{name}: got a tensor without dimensions, expected samples [N, …]")
     if not inputs.requires_grad or not logits.requires_grad:
         without = " (vmap and jvp have none: gradient_penalty takes the discriminator itself)"
-        without = without if torch._C._are_functorch_transforms_active() else ""
+        without = without if transforms_active() else ""
         raise ValueError(
             f"{name}: expected logits that were computed from samples that require grad, got no graph{without}"
         )

@@ -64,7 +64,7 @@ def gaussian_kl(
     _checks.choice("free_bits_mode", free_bits_mode, ("sum", "per_dim"))
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     free_bits = _checks.number("free_bits", free_bits, minimum=0.0)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     low, high = _checks.clamp_range(clamp_logvar)
     mean, logvar, prior_mean, prior_logvar = _checks.same_kind(  # type: ignore[assignment]
         optional=("prior_mean", "prior_logvar"),
@@ -176,7 +176,7 @@ def gaussian_kl_monte_carlo(
     """
     _checks.choice("spread", spread, _checks.SPREADS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     low, high = _checks.clamp_range(clamp_logvar)
     tensors: tuple[Tensor, ...] = _checks.same_kind(  # type: ignore[assignment]
         optional=("mean",), z=z, mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar
@@ -218,7 +218,7 @@ def bernoulli_kl(
     "Clustering with Bregman Divergences" (2005), Table 1.
     """
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     tensors: tuple[Tensor, ...] = _checks.same_kind(  # type: ignore[assignment]
         optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
     )
@@ -330,7 +330,7 @@ class BalancedKL(NamedTuple):
 
 def _unimix(unimix: float) -> float:
     unimix = _checks.number("unimix", unimix, minimum=0.0)
-    if unimix > 1:
+    if not isinstance(unimix, Tensor) and unimix > 1:
         raise ValueError(f"unimix: got {unimix}, expected a share of probability, 0 to 1")
     return unimix
 
@@ -377,7 +377,7 @@ def categorical_kl(
     """
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     unimix = _unimix(unimix)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     logits_q, logits_p = _checks.same_kind(  # type: ignore[assignment]
         optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
     )
@@ -432,12 +432,16 @@ def balanced_categorical_kl(
     free_nats = _checks.number("free_nats", free_nats, minimum=0.0)
     unimix = _unimix(unimix)
     scales = (
-        _checks.number("dynamics_scale", dynamics_scale),
-        _checks.number("representation_scale", representation_scale),
+        _checks.number("dynamics_scale", dynamics_scale, differentiable=True),
+        _checks.number("representation_scale", representation_scale, differentiable=True),
     )
     logits = _checks.same_kind(posterior_logits=posterior_logits, prior_logits=prior_logits)
     event_ndims = _checks.site_event("posterior_logits", logits[0], event_ndims)  # type: ignore[arg-type]
-    return BalancedKL(*_ops.balanced_categorical_kl(logits, event_ndims, free_nats, free_nats_mode, unimix, *scales))
+    options = (event_ndims, free_nats, free_nats_mode, unimix)
+    if any(map(_checks.learned, scales)):
+        _, dynamics, representation = _ops.balanced_categorical_kl(logits, *options, 1.0, 1.0)
+        return BalancedKL(scales[0] * dynamics + scales[1] * representation, dynamics, representation)
+    return BalancedKL(*_ops.balanced_categorical_kl(logits, *options, *scales))
 
 
 # ---- over all pairs of a minibatch -----------------------------------------------------------------------------------
@@ -548,7 +552,7 @@ def mmd(
 
 def _check_points(x: Tensor, y: Tensor, kernel: str, scales: Sequence[float]) -> tuple[Tensor, Tensor, list[float]]:
     _checks.choice("kernel", kernel, ("imq", "rbf"))
-    numbers = [_checks.number("scales", scale, minimum=0.0, exclusive=True) for scale in scales]
+    numbers = _checks.numbers("scales", scales, minimum=0.0, exclusive=True)
     if not 1 <= len(numbers) <= 16:
         raise ValueError(f"scales: got {len(numbers)} of them, expected 1 to 16")
     _checks.floating("x", x)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from unigen_fast import _checks, _ops
+from unigen_fast._private import forward_mode
 from unigen_fast.reference import importance as reference
 from unigen_fast.reference._common import reduce_rows, upcast
 
@@ -56,8 +56,11 @@ def importance_weights(log_w: Tensor, *, dim: int, temperature: float = 1.0, det
     Source: Hu et al., "On Unifying Deep Generative Models" (2018), Eq. 16, w~_i.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
-    temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
-    return _ops.importance_weights((log_w.detach() if detach else log_w,), dim, temperature)
+    temperature = _checks.temperature(temperature, detach)
+    log_w = log_w.detach() if detach else log_w
+    if _checks.learned(temperature):
+        log_w, temperature = upcast(log_w) / temperature, 1.0
+    return _ops.importance_weights((log_w,), dim, temperature)
 
 
 def effective_sample_size(log_w: Tensor, *, dim: int) -> Tensor:
@@ -163,8 +166,11 @@ def importance_weighted_sum(
         )
     if payload.device != log_w.device:
         raise ValueError(f"payload: got device {payload.device}, expected {log_w.device} as log_w")
-    temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
-    log_w, payload = _checks.promoted([log_w.detach() if detach else log_w, payload])
+    temperature = _checks.temperature(temperature, detach)
+    log_w = log_w.detach() if detach else log_w
+    if _checks.learned(temperature):
+        log_w, temperature = upcast(log_w) / temperature, 1.0
+    log_w, payload = _checks.promoted([log_w, payload])
     if payload.dim() > log_w.dim():
         log_w = log_w.reshape(log_w.shape + (1,) * (payload.dim() - log_w.dim())).expand(payload.shape)
     return _ops.importance_weighted_sum((log_w, payload), dim, temperature)
@@ -290,8 +296,11 @@ def ciwae_loss(log_w: Tensor, *, dim: int, beta: float, reduction: str = "mean")
     Source: Rainforth et al. (2018), CIWAE.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
-    beta = _checks.fraction("beta", beta)
+    beta = _checks.fraction("beta", beta, differentiable=True)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _checks.learned(beta):
+        elbo, iwae = (_ops.power_bound_loss((log_w,), dim, power, 0.0, -1.0, reduction) for power in (0.0, 1.0))
+        return beta * elbo + (1 - beta) * iwae
     return _ops.power_bound_loss((log_w,), dim, 1.0, beta, -1.0, reduction)
 
 
@@ -485,7 +494,7 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
 
 def weigh_gradient(z: Tensor, log_w: Tensor, dim: int) -> None:
     """What reaches z in the backward pass is multiplied by its sample's normalised weight."""
-    if forward_ad._current_level >= 0:
+    if forward_mode(z, log_w):
         raise RuntimeError(
             "the doubly reparameterised gradient: got forward-mode AD, expected a backward pass to weigh"
         )

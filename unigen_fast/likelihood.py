@@ -131,7 +131,7 @@ def logistic_bins(bin_width: float = 2 / 255, low: float = -1.0, high: float = 1
     """Half the width of a bin and the extreme levels, checked."""
     bin_width = _checks.number("bin_width", bin_width, minimum=0.0, exclusive=True)
     low, high = _checks.number("low", low), _checks.number("high", high)
-    if not low <= high:
+    if not (isinstance(low, Tensor) or isinstance(high, Tensor)) and not low <= high:
         raise ValueError(f"low: got {low}, expected at most high = {high}")
     return bin_width / 2, low, high
 

@@ -104,7 +104,8 @@ def elbo_loss(
     """
     _checks.choice("likelihood", likelihood, LIKELIHOODS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    kl_weight, scale = _checks.number("kl_weight", kl_weight), _checks.number("scale", scale)
+    kl_weight = _checks.number("kl_weight", kl_weight, differentiable=True)
+    scale = _checks.number("scale", scale, differentiable=True)
     parameters = decoder_parameters(likelihood, decoder)
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     _data(x)
@@ -122,6 +123,10 @@ def elbo_loss(
     of_data: Any = tensors[0]
     weights, reduction = divergence.weighting(weights, normalize_weights, reduction, of_data, of_data.dim() - len(rows))
     tensors = *tensors, weights
+    if _checks.learned(kl_weight):  # of a loss without KL, and the op's rows of it
+        options = of_data.dim() - len(rows), likelihood, bins, 0.0, 1.0, reduction, 0
+        loss, of_x, kl = _ops.elbo_loss(tensors, *options)
+        return Bound((loss + kl_weight * reduce_weighted(kl, weights, 1.0, reduction)) * scale, of_x, kl)
     gradients = 0 if reduction == "none" else _to_be_made(_ops.elbo_loss, tensors)
     options = of_data.dim() - len(rows), likelihood, bins, kl_weight, scale, reduction, gradients
     return Bound(*_ops.elbo_loss(tensors, *options))
@@ -201,7 +206,7 @@ def iwae_objective(
     """
     _checks.choice("likelihood", likelihood, LIKELIHOODS)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale)
+    scale = _checks.number("scale", scale, differentiable=True)
     given = {"num_groups": num_groups, "beta": beta, "alpha": alpha, "order": order, "partition": partition}
     option = _estimator_option(estimator, given)
     parameters = decoder_parameters(likelihood, decoder)
@@ -222,9 +227,11 @@ def iwae_objective(
     samples = z.size(dim)
     if samples == 0:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected at least one sample along dim {dim}")
-    groups, power, elbo_weight, sign = _power(estimator, option, samples)
+    mixed = estimator == "ciwae" and _checks.learned(option)  # then by a loss of log_w, as is "tvo"
+    groups, power, elbo_weight, sign = _power(estimator, 0.0 if mixed else option, samples)
     if fused:
-        gradients = 0 if estimator == "tvo" or reduction == "none" else _to_be_made(_ops.multi_sample_bound, tensors)
+        by_log_w = estimator == "tvo" or mixed
+        gradients = 0 if by_log_w or reduction == "none" else _to_be_made(_ops.multi_sample_bound, tensors)
         found = _ops.multi_sample_bound(
             tensors, dim, event_ndims, likelihood, bins, groups, power, elbo_weight, sign * scale, reduction, gradients,
             visible=4,
@@ -232,8 +239,11 @@ def iwae_objective(
         bound = MultiSampleBound(*found)
     else:
         bound = _composed(of_x, z, gaussians, dim, groups, power, elbo_weight, sign * scale, reduction)
-    if estimator == "tvo":
-        each = importance.tvo_loss(bound.log_w, dim=dim, partition=option, reduction="none")
+    if estimator == "tvo" or mixed:
+        if mixed:
+            each = importance.ciwae_loss(bound.log_w, dim=dim, beta=option, reduction="none")
+        else:
+            each = importance.tvo_loss(bound.log_w, dim=dim, partition=option, reduction="none")
         return bound._replace(loss=reduce_rows(each, reduction, scale), bound=-each.detach())
     if estimator == "dreg":
         importance.weigh_gradient(z, bound.log_w, dim)
@@ -410,7 +420,7 @@ def _estimator_option(estimator: str, given: Mapping[str, Any]) -> Any:
         return value
     if own == "partition":
         return _checks.increasing("partition", value, 0.0, 1.0)
-    return _checks.fraction("beta", value) if own == "beta" else _checks.number(own, value)
+    return _checks.fraction("beta", value, differentiable=True) if own == "beta" else _checks.number(own, value)
 
 
 def _power(estimator: str, option: Any, samples: int) -> tuple[int, float, float, float]:

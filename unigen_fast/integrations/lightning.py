@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast import adversarial, divergence, importance, objectives
+from unigen_fast._private import transforms_active
 from unigen_fast.integrations._patching import Exchange, exchange, substitute
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -188,7 +189,7 @@ def _watched(observed: _Observed, function: FunctionType) -> FunctionType:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not _recording or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or not _recording or transforms_active():
             return function(*args, **kwargs)
         recorders = _recording[:]
         _recording.clear()  # what the function calls in its turn is part of it

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from unigen_fast._private import known_true
+
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -45,7 +47,8 @@ def reduce_rows(rows: Tensor, reduction: str, scale: float = 1.0) -> Tensor:
         rows = rows.mean()
     elif reduction == "sum":
         rows = rows.sum()
-    return rows if scale == 1.0 else rows * scale
+    unchanged = not isinstance(scale, Tensor) and known_true(scale == 1.0)
+    return rows if unchanged else rows * scale
 
 
 def sum_event(x: Tensor, event_ndims: int) -> Tensor:

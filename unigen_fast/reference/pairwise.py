@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from unigen_fast._private import transforms_active
 from unigen_fast.reference._common import upcast
 from unigen_fast.reference.importance import log_sum_exp, row_statistics
 
@@ -25,7 +26,7 @@ def _over_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, row_elemen
     step = max(1, BLOCK_ELEMENTS // max(row_elements, 1))
     bounds = [(first, min(first + step, rows)) for first in range(0, max(rows, 1), step)]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if len(bounds) == 1 or not recorded or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+    if len(bounds) == 1 or not recorded or transforms_active(*tensors) or torch.compiler.is_compiling():
         return [block(*b, *tensors) for b in bounds]
     return [checkpoint(block, *b, *tensors, use_reentrant=False, preserve_rng_state=False) for b in bounds]
 
