@@ -241,7 +241,7 @@ def _sampling(
     if num_samples is None:
         num_samples, sample_dim = -1, 0
     else:
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 0:
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 0 <= num_samples < 2**63:
             raise ValueError(f"num_samples: got {num_samples!r}, expected None or an int >= 0")
         sample_dim = _checks.dimension("sample_dim", mean, sample_dim, extra=1)
     # one 64-bit seed and offset from PyTorch's generator: manual_seed governs, and a CUDA graph captures it
@@ -500,7 +500,7 @@ def _check_posteriors(
     _checks.choice("estimator", estimator, ("mss", "mws", "mss_columns"))
     if isinstance(dataset_size, bool) or not isinstance(dataset_size, int):
         raise TypeError(f"dataset_size: expected an int, got {type(dataset_size).__name__}")
-    if dataset_size < 1:
+    if not 1 <= dataset_size < 2**63:
         raise ValueError(f"dataset_size: got {dataset_size}, expected an int >= 1")
     z, mean, logvar = _checks.same_kind(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
     if z.dim() != 2:

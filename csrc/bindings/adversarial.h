@@ -33,7 +33,8 @@ struct LogitItems {
     const bool mean = reduction == "mean";
     for (size_t i = 0; i < logits.size(); ++i) {
       const Tensor& tensor = logits[i];
-      STD_TORCH_CHECK(tensor.scalar_type() == dtype, "unigen_fast: expected logits of one dtype");
+      STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.device() == logits[0].device(),
+                      "unigen_fast: expected logits of one dtype on one device");
       LogitItem& item = items[i];
       if (tensor.is_contiguous()) {  // most often; then so is its gradient
         item.grid = GridBuilder::flat(tensor.numel());
@@ -42,7 +43,7 @@ struct LogitItems {
       } else {
         auto builder = GridBuilder::over(tensor, std::nullopt);
         builder.element(item.logits, tensor);
-        if (grads) builder.element(item.grad_logits, (*grads)[i]);
+        if (grads) builder.result().element(item.grad_logits, (*grads)[i]);
         item.grid = builder.finish();
       }
       item.dtype = dtype_of(tensor);
@@ -84,7 +85,7 @@ vector<Tensor> logit_loss_backward(const Tensor& grad, const vector<Tensor>& log
   grads.reserve(logits.size());
   for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
   const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
-  STD_TORCH_CHECK(grad.scalar_type() == arithmetic_type(logits[0].scalar_type()), "unigen_fast: grad has the wrong dtype");
+  check_number(grad, logits[0]);
   LogitLossBackward a;
   items.describe(a, scale);
   a.grad = grad.data_ptr();
@@ -99,7 +100,7 @@ inline int coupling_named(const string& name) {
 
 inline void check_reals(const vector<Tensor>& logits, int64_t reals, int coupling) {
   const bool paired = Coupling(coupling) != Coupling::averages || 2 * reals == int64_t(logits.size());
-  STD_TORCH_CHECK(0 <= reals && paired, "unigen_fast: expected as many real as fake tensors");
+  STD_TORCH_CHECK(0 <= reals && reals <= int64_t(logits.size()) && paired, "unigen_fast: expected as many real as fake tensors");
 }
 
 template <class Backend>
@@ -131,9 +132,8 @@ vector<Tensor> coupled_logit_loss_backward(const Tensor& grad, const vector<Tens
   for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
   const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
   const auto dtype = arithmetic_type(logits[0].scalar_type());
-  STD_TORCH_CHECK(grad.scalar_type() == dtype && statistics.scalar_type() == dtype && statistics.is_contiguous() &&
-                      statistics.numel() == int64_t(logits.size()) * kCoupledColumns,
-                  "unigen_fast: grad or statistics is wrong");
+  check_number(grad, logits[0]);
+  check_buffer(statistics, logits[0], int64_t(logits.size()) * kCoupledColumns);
   CoupledLogitLossBackward a;
   items.describe(a, scale);
   a.reals = reals;
@@ -180,15 +180,14 @@ Tensor grouped_importance_weighted_generator_loss_backward(const Tensor& grad, c
   check_groups(fake, groups);
   const auto dtype = arithmetic_type(fake.scalar_type());
   const int64_t n = fake.numel();
-  STD_TORCH_CHECK(grad.scalar_type() == dtype && statistics.scalar_type() == dtype && statistics.is_contiguous() &&
-                      statistics.numel() == 2 * n + 1,
-                  "unigen_fast: grad or statistics is wrong");
+  check_number(grad, fake);
+  check_buffer(statistics, fake, 2 * n + 1);
   Tensor grad_fake = empty_gradient(fake);
   auto builder = GridBuilder::over(fake, std::nullopt);
   GroupedWeightsBackward a;
   a.dtype = dtype_of(fake);
   builder.element(a.logits, fake);
-  builder.element(a.grad_logits, grad_fake);
+  builder.result().element(a.grad_logits, grad_fake);
   builder.contiguous_columns(a.weights);
   builder.contiguous_columns(a.losses);
   a.grid = builder.finish();
@@ -231,7 +230,7 @@ Tensor logit_term_backward(const Tensor& grad, const Tensor& logits, int64_t ter
   a.scale = scale;
   builder.element(a.grad, grad, arithmetic_type(logits.scalar_type()));
   builder.element(a.logits, logits);
-  builder.element(a.grad_logits, grad_logits);
+  builder.result().element(a.grad_logits, grad_logits);
   a.grid = builder.finish();
   Backend::logit_term_backward(a, logits);
   return grad_logits;

@@ -8,6 +8,7 @@
 #include "direct.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -130,6 +131,7 @@ struct Output {
 struct Call {
   const Op* op;
   std::vector<IValue> options;
+  bool packed;                  // the owner of hooks may hold the tensors that are saved
   std::vector<Output> outputs;  // where one of several may be without a gradient
 
   static IValue as_tuple(const IValue& list) {
@@ -144,7 +146,7 @@ struct Call {
 
   // In one flat tuple, which compiled autograd can hash (lists it refuses).
   IValue pack() const {
-    std::vector<IValue> elements{reinterpret_cast<int64_t>(op)};
+    std::vector<IValue> elements{reinterpret_cast<int64_t>(op), packed};
     for (const IValue& option : options) elements.push_back(option.isDoubleList() ? as_tuple(option) : option);
     for (const Output& output : outputs) {
       elements.push_back(c10::ivalue::Tuple::create(std::vector<IValue>(output.sizes.begin(), output.sizes.end())));
@@ -155,9 +157,9 @@ struct Call {
 
   static Call unpack(const IValue& packed) {
     const auto& elements = packed.toTupleRef().elements();
-    Call call{reinterpret_cast<const Op*>(elements[0].toInt()), {}, {}};
-    const auto after_options = elements.begin() + 1 + call.op->options;
-    for (auto option = elements.begin() + 1; option != after_options; ++option)
+    Call call{reinterpret_cast<const Op*>(elements[0].toInt()), {}, elements[1].toBool(), {}};
+    const auto after_options = elements.begin() + 2 + call.op->options;
+    for (auto option = elements.begin() + 2; option != after_options; ++option)
       call.options.push_back(option->isTuple() ? as_list(*option) : *option);
     for (auto element = after_options; element != elements.end(); element += 2) {
       Output output{{}, at::ScalarType(element[1].toInt())};
@@ -198,7 +200,7 @@ struct Fused : torch::autograd::Function<Fused> {
         at::AutoDispatchBelowAutograd below;
         for (size_t bit = 0; bit < op.differentiable.size(); ++bit) {
           const int64_t i = op.differentiable[bit];
-          if (needed[i]) result[i] = scaled(std::move(made[bit]), grads[0]);
+          if (needed[i]) result[i] = scaled(std::move(made[bit]), grads[0], call.packed);
         }
       } else {
         for (size_t i = 0; i < call.outputs.size(); ++i) {
@@ -227,9 +229,9 @@ struct Fused : torch::autograd::Function<Fused> {
     return made != 0;
   }
 
-  // gradient · factor, in the memory of the former where its node lets go of it, and as it is for a factor of 1.
-  static Tensor scaled(Tensor&& gradient, const Tensor& factor) {
-    const bool kept = torch::autograd::get_current_graph_task_keep_graph();
+  // gradient · factor, in the memory of the former where nobody else has it, and as it is for a factor of 1.
+  static Tensor scaled(Tensor&& gradient, const Tensor& factor, bool packed) {
+    const bool kept = packed || torch::autograd::get_current_graph_task_keep_graph();
     if (kept || !direct::plain(gradient) || !direct::plain(factor)) return gradient.mul(factor);
     if (factor.is_cpu()) {  // elsewhere one would wait for it
       const bool wide = factor.scalar_type() == at::kDouble;
@@ -321,9 +323,14 @@ variable_list record(const Op& op, variable_list&& tensors, std::vector<IValue>&
   for (int64_t i : op.saved) tensors.push_back(outputs[i]);
   tensors.insert(tensors.end(), outputs.end() - op.gradients, outputs.end());
   outputs.resize(visible);
-  node->call = {&op, std::move(options), {}};
+  node->call = {&op, std::move(options), op.gradients && at::SavedTensorDefaultHooks::get_hooks().has_value(), {}};
   for (int64_t i = 0; i < op.differentiable_outputs; ++i) {
-    torch::autograd::set_history(outputs[i], node);
+    const auto wants = [&](int64_t place) { return tensors[place].defined() && tensors[place].requires_grad(); };
+    if (op.reaches.empty() || std::any_of(op.reaches[i].begin(), op.reaches[i].end(), wants)) {
+      torch::autograd::set_history(outputs[i], node);
+    } else {  // it keeps its place in the node
+      node->add_input_metadata(outputs[i]);
+    }
     if (op.differentiable_outputs > 1) node->call.outputs.push_back({outputs[i].sizes().vec(), outputs[i].scalar_type()});
   }
   node->ctx_.set_materialize_grads(false);
@@ -410,10 +417,11 @@ void bare(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack)
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
 
-void pass_below(const Callable& op) {
+void pass_below(const std::string& name, const char* overload) {
   static auto& registered = *new std::vector<c10::RegistrationHandleRAII>;  // for as long as the process lives
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(("unigen_fast::" + name).c_str(), overload);
   for (const auto key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA})
-    registered.push_back(c10::Dispatcher::singleton().registerImpl(op.handle.operator_name(), key,
+    registered.push_back(c10::Dispatcher::singleton().registerImpl(op.operator_name(), key,
                                                                    c10::KernelFunction::makeFromBoxedFunction<&bare>(),
                                                                    std::nullopt, nullptr, "unigen_fast"));
 }
@@ -431,8 +439,11 @@ py::object bind(py::object fused_op) {
   if (differentiable_outputs) backward = find(name + "_backward");
   const bool tensor_list = fused_op.attr("tensor_list").cast<bool>();
   const auto forward = find(name);
-  pass_below(forward);
-  if (backward) pass_below(*backward);
+  const auto overloads = py::len(fused_op.attr("numbers")) ? std::vector<const char*>{"", "numbers"} : std::vector<const char*>{""};
+  for (const char* overload : overloads) {
+    pass_below(name, overload);
+    if (backward) pass_below(name + "_backward", overload);
+  }
   const size_t tensors = tensor_list ? 1 : fused_op.attr("tensors").cast<size_t>();
   Op* op = new Op{forward,
                   backward,

@@ -5,18 +5,26 @@
 
 namespace unigen {
 
+// Both sides of a KL, of one number of classes.
+template <class Arguments>
+void describe_pair(Arguments& a, GridBuilder& builder, const Tensor& q, const Tensor* p, int64_t class_dim) {
+  a.dtype = dtype_of(q);
+  a.classes = q.size(class_dim);
+  builder.vectors(a.logits_q, q, class_dim);
+  if (!p) return;
+  builder.vectors(a.logits_p, *p, class_dim);
+  STD_TORCH_CHECK(p->size(class_dim) == a.classes, "unigen_fast: got ", p->size(class_dim), " classes, expected ", a.classes);
+}
+
 template <class Backend>
 Tensor categorical_kl(const Tensor& logits_q, const optional<Tensor>& logits_p, const optional<Tensor>& weights,
                       int64_t class_dim, int64_t event_ndims, double unimix, double scale, const string& reduction) {
   auto builder = GridBuilder::without(logits_q, class_dim, event_ndims);
   Tensor value = empty_value(logits_q, builder, reduction);
   CategoricalKl a;
-  a.dtype = dtype_of(logits_q);
-  a.classes = logits_q.size(class_dim);
+  describe_pair(a, builder, logits_q, logits_p ? &*logits_p : nullptr, class_dim);
   a.unimix = unimix_of(unimix, a.classes);
   a.reduction = reduction_of(reduction, builder.row_sizes().product(), scale);
-  builder.vectors(a.logits_q, logits_q, class_dim);
-  if (logits_p) builder.vectors(a.logits_p, *logits_p, class_dim);
   if (weights) builder.row(a.weights, *weights);
   builder.row(a.value, value);
   a.grid = builder.finish();
@@ -30,7 +38,7 @@ inline tuple<Tensor, Tensor> vector_gradients(GridBuilder& builder, const Tensor
   const auto gradient = [&](int bit, Vectors& vectors, const optional<Tensor>& tensor) {
     if (!(needed >> bit & 1) || !tensor) return empty_absent(first);
     Tensor result = empty_gradient(*tensor);
-    builder.vectors(vectors, result, dim);
+    builder.result().vectors(vectors, result, dim);
     return result;
   };
   Tensor a = gradient(0, of_first, first);
@@ -43,13 +51,10 @@ tuple<Tensor, Tensor> categorical_kl_backward(const Tensor& grad, const Tensor& 
                                               double unimix, double scale, const string& reduction, int64_t needed) {
   auto builder = GridBuilder::without(logits_q, class_dim, event_ndims);
   CategoricalKlBackward a;
-  a.dtype = dtype_of(logits_q);
-  a.classes = logits_q.size(class_dim);
+  describe_pair(a, builder, logits_q, logits_p ? &*logits_p : nullptr, class_dim);
   a.unimix = unimix_of(unimix, a.classes);
   a.reduction = reduction_of(reduction, builder.row_sizes().product(), scale);
   builder.row(a.grad, grad);
-  builder.vectors(a.logits_q, logits_q, class_dim);
-  if (logits_p) builder.vectors(a.logits_p, *logits_p, class_dim);
   if (weights) builder.row(a.weights, *weights);
   auto gradients = vector_gradients(builder, logits_q, logits_p, a.grad_q, a.grad_p, class_dim, needed);
   a.grid = builder.finish();
@@ -73,15 +78,12 @@ tuple<Tensor, Tensor, Tensor, Tensor> balanced_categorical_kl(const Tensor& post
   Tensor loss = empty_contiguous(posterior, {}, dtype), dynamics = empty_contiguous(posterior, {}, dtype);
   Tensor representation = empty_contiguous(posterior, {}, dtype);
   CategoricalKl a;
-  a.dtype = dtype_of(posterior);
-  a.classes = posterior.size(class_dim);
+  describe_pair(a, builder, posterior, &prior, class_dim);
   a.unimix = unimix_of(unimix, a.classes);
   a.reduction = reduction_of("mean", builder.row_sizes().product());
   set_free_nats(a, free_nats, free_nats_mode);
   const bool keep_rows = a.row_floor > -HUGE_VAL;
   Tensor rows = empty_contiguous(posterior, keep_rows ? builder.row_sizes() : Dims{0}, dtype);
-  builder.vectors(a.logits_q, posterior, class_dim);
-  builder.vectors(a.logits_p, prior, class_dim);
   if (keep_rows) builder.row(a.rows, rows);
   builder.row(a.value, dynamics);
   a.copy = representation.data_ptr();
@@ -101,8 +103,7 @@ tuple<Tensor, Tensor> balanced_categorical_kl_backward(const Tensor& grad_loss, 
   const int64_t class_dim = posterior.dim() - 1;
   auto builder = GridBuilder::without(posterior, class_dim, event_ndims);
   CategoricalKlBackward a;
-  a.dtype = dtype_of(posterior);
-  a.classes = posterior.size(class_dim);
+  describe_pair(a, builder, posterior, &prior, class_dim);
   a.unimix = unimix_of(unimix, a.classes);
   a.reduction = reduction_of("mean", builder.row_sizes().product());
   a.factor_q = representation_scale;
@@ -111,8 +112,6 @@ tuple<Tensor, Tensor> balanced_categorical_kl_backward(const Tensor& grad_loss, 
   builder.row(a.grad, grad_loss);
   builder.row(a.grad_own_q, grad_representation);
   builder.row(a.grad_own_p, grad_dynamics);
-  builder.vectors(a.logits_q, posterior, class_dim);
-  builder.vectors(a.logits_p, prior, class_dim);
   if (a.row_floor > -HUGE_VAL) builder.row(a.rows, rows);
   auto gradients = vector_gradients(builder, posterior, prior, a.grad_q, a.grad_p, class_dim, needed);
   a.grid = builder.finish();
@@ -146,7 +145,7 @@ Tensor categorical_log_prob_backward(const Tensor& grad, const Tensor& logits, c
   builder.row(a.grad, grad);
   builder.vectors(a.logits, logits, class_dim);
   builder.element(a.x, x, ScalarType::Long);
-  builder.vectors(a.grad_logits, grad_logits, class_dim);
+  builder.result().vectors(a.grad_logits, grad_logits, class_dim);
   a.grid = builder.finish();
   Backend::categorical_log_prob_backward(a, logits);
   return grad_logits;
@@ -155,9 +154,12 @@ Tensor categorical_log_prob_backward(const Tensor& grad, const Tensor& logits, c
 template <class Arguments>
 void set_mixture(Arguments& a, const Tensor& params, const Tensor& x) {
   a.dtype = dtype_of(params);
+  STD_TORCH_CHECK(params.dim() > 0 && x.dim() > 0, "unigen_fast: expected a dimension of channels");
   a.channels = int(x.size(x.dim() - 1));
   STD_TORCH_CHECK(a.channels == 1 || a.channels == 3, "unigen_fast: expected 1 or 3 channels");
-  a.mixtures = params.size(params.dim() - 1) / (a.channels == 3 ? 10 : 3);
+  const int64_t size = params.size(params.dim() - 1), each = a.channels == 3 ? 10 : 3;
+  a.mixtures = size / each;
+  STD_TORCH_CHECK(size % each == 0, "unigen_fast: got ", size, " parameters, expected a multiple of ", each);
 }
 
 template <class Backend>

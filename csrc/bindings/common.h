@@ -17,15 +17,6 @@ using std::vector;
 
 // ---- allocation ------------------------------------------------------------------------------------------------------
 
-inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType dtype) {
-  int64_t strides[kMaxTensorDims], stride = 1;
-  for (int64_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  }
-  return empty_strided(like, sizes.size(), sizes.data(), strides, dtype);
-}
-
 inline Tensor empty_absent(const Tensor& like) { return empty_contiguous(like, {0}, like.scalar_type()); }
 
 // torch.empty_like, without the dispatcher where the tensor is contiguous, or a piece of one that is
@@ -38,6 +29,19 @@ inline Tensor empty_gradient(const Tensor& tensor) {
     nested = nested && sizes[d] > 1 && strides[d] >= (d + 1 < ndim ? strides[d + 1] * sizes[d + 1] : 1);
   return nested ? empty_contiguous(tensor, Dims(sizes), tensor.scalar_type()) : empty_like(tensor);
 }
+
+// ---- checks of what is read as one piece -----------------------------------------------------------------------------
+
+// numbers in a row, of the arithmetic type
+inline void check_buffer(const Tensor& tensor, const Tensor& like, int64_t numel) {
+  STD_TORCH_CHECK(tensor.scalar_type() == arithmetic_type(like.scalar_type()) && tensor.device() == like.device() &&
+                      tensor.is_contiguous() && int64_t(tensor.numel()) == numel,
+                  "unigen_fast: expected ", numel, " numbers of ",
+                  torch::headeronly::toString(arithmetic_type(like.scalar_type())), " in a row");
+}
+
+// the gradient of a reduced loss
+inline void check_number(const Tensor& tensor, const Tensor& like) { check_buffer(tensor, like, 1); }
 
 // ---- options ---------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,11 @@ namespace direct {
 inline const cpu::ChosenKernels* kernels = nullptr;  // of the module `_cpu`; null where it does not serve CPU tensors
 
 struct Backend {
-#define UNIGEN_RUN(function, Arguments) \
-  static void function(const Arguments& arguments, const Tensor&) { kernels->function(arguments); }
+#define UNIGEN_RUN(function, Arguments)                             \
+  static void function(const Arguments& arguments, const Tensor&) { \
+    kernels->function(arguments);                                   \
+    Copies::of_this_thread().finish();                              \
+  }
   UNIGEN_KERNELS(UNIGEN_RUN)
 #undef UNIGEN_RUN
 };

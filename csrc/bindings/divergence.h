@@ -62,7 +62,7 @@ tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, c
   const auto gradient = [&](int bit, Operand& operand, const optional<Tensor>& tensor) {
     if (!(needed >> bit & 1) || !tensor) return empty_absent(mean);
     Tensor result = empty_gradient(*tensor);
-    builder.element(operand, result);
+    builder.result().element(operand, result);
     return result;
   };
   Tensor grad_mean = gradient(0, a.grad_mean, mean), grad_spread = gradient(1, a.grad_spread, logvar);
@@ -73,9 +73,17 @@ tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, c
   return {grad_mean, grad_spread, grad_prior_mean, grad_prior_spread};
 }
 
+inline const int64_t* random_state(const Tensor& state, const Tensor& like) {
+  STD_TORCH_CHECK(state.scalar_type() == ScalarType::Long && state.dim() == 1 && state.size(0) == 2 && state.is_contiguous() &&
+                      state.device() == like.device(),
+                  "unigen_fast: expected a generator's state of two int64 on the device of the tensors");
+  return static_cast<const int64_t*>(state.data_ptr());
+}
+
 // samples, and how many elements of `mean` follow the sample dimension
 template <class Arguments>
 void set_samples(Arguments& a, const Tensor& mean, int64_t num_samples, int64_t sample_dim) {
+  STD_TORCH_CHECK(num_samples < 0 || (0 <= sample_dim && sample_dim <= mean.dim()), "unigen_fast: sample_dim out of range");
   a.samples = num_samples < 0 ? 1 : num_samples;
   a.inner = 1;
   for (int64_t d = num_samples < 0 ? 0 : sample_dim; d < mean.dim(); ++d) a.inner *= mean.size(d);
@@ -86,14 +94,14 @@ Tensor sample(const Tensor& mean, const Tensor& logvar, const Tensor& rng_state,
               int64_t event_ndims, const string& spread, double clamp_min, double clamp_max, bool with_kl, Tensor& kl) {
   GridBuilder builder(mean, mean.dim() - event_ndims);
   Dims sizes(mean.sizes());
+  SampleGaussian a;
+  set_samples(a, mean, num_samples, sample_dim);
   if (num_samples >= 0) sizes.insert(sample_dim, num_samples);
   Tensor z = empty_contiguous(mean, sizes, mean.scalar_type());
-  SampleGaussian a;
   a.dtype = dtype_of(mean);
   a.options = {spread_of(spread), clamp_min, clamp_max};
-  a.rng_state = static_cast<const int64_t*>(rng_state.data_ptr());
+  a.rng_state = random_state(rng_state, mean);
   a.z = z.data_ptr();
-  set_samples(a, mean, num_samples, sample_dim);
   builder.element(a.mean, mean);
   builder.element(a.spread, logvar);
   if (with_kl) {
@@ -114,21 +122,22 @@ tuple<Tensor, Tensor> sample_backward(const Tensor& grad_z, const optional<Tenso
   SampleGaussianBackward a;
   a.dtype = dtype_of(mean);
   a.options = {spread_of(spread), clamp_min, clamp_max};
-  a.rng_state = static_cast<const int64_t*>(rng_state.data_ptr());
+  a.rng_state = random_state(rng_state, mean);
   set_samples(a, mean, num_samples, sample_dim);
   if (num_samples < 0) {
     builder.element(a.grad_z, grad_z);
   } else {
-    builder.element_without(a.grad_z, grad_z, sample_dim);
-    a.grad_z_sample_stride = grad_z.stride(sample_dim);
+    builder.element_without(a.grad_z, grad_z, sample_dim, a.grad_z_sample_stride);
+    STD_TORCH_CHECK(grad_z.size(sample_dim) == num_samples, "unigen_fast: got a gradient of ", grad_z.size(sample_dim),
+                    " samples, expected ", num_samples);
   }
   builder.element(a.mean, mean);
   builder.element(a.spread, logvar);
   if (grad_kl) builder.row(a.grad_kl, *grad_kl);
   Tensor grad_mean = needed & 1 ? empty_gradient(mean) : empty_absent(mean);
   Tensor grad_spread = needed & 2 ? empty_gradient(logvar) : empty_absent(mean);
-  if (needed & 1) builder.element(a.grad_mean, grad_mean);
-  if (needed & 2) builder.element(a.grad_spread, grad_spread);
+  if (needed & 1) builder.result().element(a.grad_mean, grad_mean);
+  if (needed & 2) builder.result().element(a.grad_spread, grad_spread);
   a.grid = builder.finish(false);
   Backend::sample_gaussian_backward(a, mean);
   return {grad_mean, grad_spread};

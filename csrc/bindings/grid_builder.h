@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <deque>
 #include <initializer_list>
+#include <string>
+#include <utility>
 
 #include "../kernels.h"
 #include "tensor.h"
@@ -49,6 +52,7 @@ class Dims {
   void pop_back() { --size_; }
 
   void erase(int64_t place) {
+    STD_TORCH_CHECK(0 <= place && place < size_, "unigen_fast: dim out of range");
     for (int64_t i = place + 1; i < size_; ++i) items_[i - 1] = items_[i];
     --size_;
   }
@@ -68,12 +72,52 @@ class Dims {
   int64_t items_[kMaxTensorDims];
 };
 
+inline Tensor empty_contiguous(const Tensor& like, const Dims& sizes, ScalarType dtype) {
+  int64_t strides[kMaxTensorDims], stride = 1;
+  for (int64_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  return empty_strided(like, sizes.size(), sizes.data(), strides, dtype);
+}
+
+// Contiguous copies that a call's kernel sees in the place of tensors.
+class Copies {
+ public:
+  static Copies& of_this_thread() {
+    static thread_local Copies copies;
+    return copies;
+  }
+
+  const Tensor& add(const Tensor& tensor, bool result) {
+    Tensor copy = empty_contiguous(tensor, Dims(tensor.sizes()), tensor.scalar_type());
+    if (!result) copy_into(copy, tensor);
+    copies_.push_back({tensor, copy, result});
+    return copies_.back().copy;
+  }
+
+  // Behind the kernel. Those of a call that failed before it are let go.
+  void finish() {
+    if (copies_.empty()) return;
+    const auto copies = std::exchange(copies_, {});
+    for (const Copy& copy : copies)
+      if (copy.result) copy_into(copy.tensor, copy.copy);
+  }
+
+ private:
+  struct Copy {
+    Tensor tensor, copy;
+    bool result;
+  };
+  std::deque<Copy> copies_;  // which stay where they are as more come
+};
+
 class GridBuilder {
  public:
   // The shape that every element operand has; the dimensions from `first_column` on, or those of `is_column`, are columns.
   GridBuilder(const Tensor& shape_of, int64_t first_column)
       : shape_of_(shape_of), size_(shape_of.sizes()), ndim_(int(size_.size())), dtype_(shape_of.scalar_type()) {
-    STD_TORCH_CHECK(first_column >= 0, "unigen_fast: expected fewer dimensions");
+    STD_TORCH_CHECK(0 <= first_column && first_column <= ndim_, "unigen_fast: event_ndims out of range");
     for (int d = 0; d < ndim_; ++d) is_column_[d] = d >= first_column;
   }
 
@@ -108,7 +152,7 @@ class GridBuilder {
     const Dims all = builder.size_;
     builder.size_ = Dims();
     builder.ndim_ = int(all.size()) - 1;
-    STD_TORCH_CHECK(event_ndims <= builder.ndim_, "unigen_fast: expected fewer dimensions");
+    STD_TORCH_CHECK(0 <= event_ndims && event_ndims <= builder.ndim_, "unigen_fast: event_ndims out of range");
     for (int d = 0; d < builder.ndim_; ++d) {
       builder.size_.push_back(all[d < skipped ? d : d + 1]);
       builder.is_column_[d] = d >= builder.ndim_ - event_ndims;
@@ -139,105 +183,61 @@ class GridBuilder {
     return sizes;
   }
 
-  void element(Operand& operand, const Tensor& tensor) { element(operand, tensor, dtype_); }
-
-  void element(Operand& operand, const Tensor& tensor, ScalarType dtype) {
-    check(tensor, ndim_, dtype);
-    Source& source = add(operand, tensor);
-    const auto sizes = tensor.sizes(), strides = tensor.strides();
-    for (int d = 0; d < ndim_; ++d) {
-      STD_TORCH_CHECK(sizes[d] == size_[d], "unigen_fast: expected tensors of one shape");
-      source.stride[d] = strides[d];
-    }
+  // The next operand is written to.
+  GridBuilder& result() {
+    result_ = true;
+    return *this;
   }
+
+  void element(Operand& operand, const Tensor& tensor) { element(operand, tensor, dtype_); }
+  void element(Operand& operand, const Tensor& tensor, ScalarType dtype) { add<Form::element>(operand, tensor, dtype); }
 
   // A tensor over the leading dimensions, of the arithmetic type, as an element operand: the same all along the others.
-  void leading(Operand& operand, const Tensor& tensor) {
-    check_dtype(tensor, arithmetic_type(dtype_));
-    Source& source = add(operand, tensor);
-    const auto sizes = tensor.sizes(), strides = tensor.strides();
-    STD_TORCH_CHECK(int(sizes.size()) <= ndim_, "unigen_fast: a row tensor has the wrong shape");
-    for (int d = 0; d < int(sizes.size()); ++d) {
-      STD_TORCH_CHECK(sizes[d] == size_[d], "unigen_fast: a row tensor has the wrong shape");
-      source.stride[d] = strides[d];
-    }
-  }
+  void leading(Operand& operand, const Tensor& tensor) { add<Form::leading>(operand, tensor, arithmetic_type(dtype_)); }
 
-  // An element operand with one dimension more, which is skipped.
-  void element_without(Operand& operand, const Tensor& tensor, int64_t skipped) {
-    check(tensor, ndim_ + 1, dtype_);
-    Source& source = add(operand, tensor);
-    const auto strides = tensor.strides();
-    for (int d = 0; d < ndim_; ++d) source.stride[d] = strides[d < skipped ? d : d + 1];
+  // An element operand with one dimension more, which is skipped, and its stride.
+  void element_without(Operand& operand, const Tensor& tensor, int64_t skipped, int64_t& stride) {
+    STD_TORCH_CHECK(0 <= skipped && skipped < tensor.dim(), "unigen_fast: dim out of range");
+    add<Form::without>(operand, tensor, dtype_, int(skipped), &stride);
   }
-
-  // The same, with the stride of the dimension that is skipped.
   void vectors(Vectors& vectors, const Tensor& tensor, int64_t skipped) {
-    element_without(vectors.at, tensor, skipped);
-    vectors.step = tensor.strides()[skipped];
+    element_without(vectors.at, tensor, skipped, vectors.step);
   }
 
   // An element operand without the dimension of the samples: the same for all of them.
-  void of_example(Operand& operand, const Tensor& tensor) {
-    check(tensor, ndim_ - 1, dtype_);
-    Source& source = add(operand, tensor);
-    const auto sizes = tensor.sizes(), strides = tensor.strides();
-    for (int d = 0; d < ndim_; ++d) {
-      if (d == samples_) continue;
-      const int from = d < samples_ ? d : d - 1;
-      STD_TORCH_CHECK(sizes[from] == size_[d], "unigen_fast: a tensor of the examples has the wrong shape");
-      source.stride[d] = strides[from];
-    }
-  }
+  void of_example(Operand& operand, const Tensor& tensor) { add<Form::example>(operand, tensor, dtype_); }
 
   // An element operand of the columns alone: the same in all rows.
-  void of_event(Operand& operand, const Tensor& tensor) {
-    check_dtype(tensor, dtype_);
-    Source& source = add(operand, tensor);
-    const auto sizes = tensor.sizes(), strides = tensor.strides();
-    int from = 0;
-    for (int d = 0; d < ndim_; ++d) {
-      if (!is_column_[d]) continue;
-      STD_TORCH_CHECK(from < int(sizes.size()) && sizes[from] == size_[d], "unigen_fast: a tensor of the event has the wrong shape");
-      source.stride[d] = strides[from++];
-    }
-  }
-
-  // A row operand without the dimension of the samples; a tensor without dimensions is the same for every row.
-  void row_of_example(Operand& operand, const Tensor& tensor) { row(operand, tensor, samples_); }
+  void of_event(Operand& operand, const Tensor& tensor) { add<Form::event>(operand, tensor, dtype_); }
 
   // Over the rows; a tensor without dimensions is the same for every row.
-  void row(Operand& operand, const Tensor& tensor, int without = -1) {
-    check_dtype(tensor, arithmetic_type(dtype_));
-    Source& source = add(operand, tensor);
-    if (tensor.dim() == 0) return;
-    const auto sizes = tensor.sizes(), strides = tensor.strides();
-    int r = 0;
-    for (int d = 0; d < ndim_; ++d) {
-      if (is_column_[d] || d == without) continue;
-      STD_TORCH_CHECK(r < int(sizes.size()) && sizes[r] == size_[d], "unigen_fast: a row tensor has the wrong shape");
-      source.stride[d] = strides[r++];
-    }
-    STD_TORCH_CHECK(r == int(sizes.size()), "unigen_fast: a row tensor has the wrong shape");
+  void row(Operand& operand, const Tensor& tensor) { add<Form::row>(operand, tensor, arithmetic_type(dtype_)); }
+
+  // A row operand without the dimension of the samples.
+  void row_of_example(Operand& operand, const Tensor& tensor) {
+    add<Form::row>(operand, tensor, arithmetic_type(dtype_), samples_);
   }
 
   // One number for each column of a grid of one dimension, in a row.
   void contiguous_columns(Operand& operand) {
-    Source& source = sources_[count_++];
-    source.operand = &operand;
-    std::fill_n(source.stride, ndim_, int64_t(1));
+    std::fill_n(add(operand, operand.data).stride, ndim_, int64_t(1));
   }
 
-  // Planes of rows, [planes, rows…] contiguous: strides of one plane.
-  void planes(Operand& operand, const Tensor& tensor) {
+  // Planes of rows, [count, rows…] contiguous: strides of one plane.
+  void planes(Operand& operand, const Tensor& tensor, int64_t count) {
     check_dtype(tensor, arithmetic_type(dtype_));
-    Source& source = add(operand, tensor);
-    int64_t stride = 1;
+    STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
+    STD_TORCH_CHECK(tensor.dim() > 0 && tensor.size(0) == count && tensor.is_contiguous(), "unigen_fast: expected ", count,
+                    " planes of rows");
+    Source& source = add(operand, tensor.data_ptr());
+    int64_t stride = 1, from = tensor.dim();
     for (int d = ndim_ - 1; d >= 0; --d) {
       if (is_column_[d]) continue;
+      STD_TORCH_CHECK(--from > 0 && tensor.size(from) == size_[d], "unigen_fast: a row tensor has the wrong shape");
       source.stride[d] = stride;
       stride *= size_[d];
     }
+    STD_TORCH_CHECK(from == 1, "unigen_fast: a row tensor has the wrong shape");
   }
 
   // Sums do not care for the order of dimensions: with `reorder` the innermost one is that of the smallest strides.
@@ -249,16 +249,44 @@ class GridBuilder {
  private:
   static constexpr int kMaxOperands = 14;
 
+  enum class Form { element, leading, without, example, event, row };
+
   struct Source {
     Operand* operand;
     int64_t stride[kMaxTensorDims];
+    const Tensor* tensor = nullptr;  // null: has to stay where it is
+    void (GridBuilder::*place)(Source&, const Tensor&) const;
+    int64_t* skipped_stride;
+    int skipped;
+    bool result;
   };
 
   Grid finish(bool reorder_rows, bool reorder_cols) {
     Grid grid;
+    if (!collapse(grid, reorder_rows, reorder_cols)) {
+      make_contiguous();
+      STD_TORCH_CHECK(collapse(grid, reorder_rows, reorder_cols), "unigen_fast: expected fewer dimensions");
+    }
+    return grid;
+  }
+
+  bool collapse(Grid& grid, bool reorder_rows, bool reorder_cols) {
     grid.row_dims = collapse(false, reorder_rows, grid.rows, grid.row_size);
     grid.col_dims = collapse(true, reorder_cols, grid.cols, grid.col_size);
-    return grid;
+    return grid.row_dims <= kMaxDims && grid.col_dims <= kMaxDims;
+  }
+
+  // Strides that leave more dimensions than the kernels count: contiguous copies take the tensors' places. They live, and
+  // results go back to where they belong, until the kernel has run: see `Copies`.
+  void make_contiguous() {
+    for (int s = 0; s < count_; ++s) {
+      Source& source = sources_[s];
+      if (!source.tensor || source.tensor->is_contiguous()) continue;
+      const Tensor& copy = Copies::of_this_thread().add(*source.tensor, source.result);
+      source.operand->data = copy.data_ptr();
+      std::fill_n(source.stride, ndim_, int64_t(0));
+      (this->*source.place)(source, copy);
+    }
   }
 
   static void check_dtype(const Tensor& tensor, ScalarType dtype) {
@@ -266,18 +294,59 @@ class GridBuilder {
                     ", expected ", torch::headeronly::toString(dtype));
   }
 
-  static void check(const Tensor& tensor, int ndim, ScalarType dtype) {
-    check_dtype(tensor, dtype);
-    STD_TORCH_CHECK(tensor.dim() == ndim, "unigen_fast: expected tensors of one shape");
-  }
-
-  Source& add(Operand& operand, const Tensor& tensor) {
-    STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
-    operand.data = tensor.data_ptr();
+  Source& add(Operand& operand, void* data) {
+    STD_TORCH_CHECK(count_ < kMaxOperands, "unigen_fast: expected fewer tensors");
+    operand.data = data;
     Source& source = sources_[count_++];
     source.operand = &operand;
     std::fill_n(source.stride, ndim_, int64_t(0));
     return source;
+  }
+
+  template <Form form>
+  void add(Operand& operand, const Tensor& tensor, ScalarType dtype, int skipped = -1, int64_t* skipped_stride = nullptr) {
+    check_dtype(tensor, dtype);
+    STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
+    Source& source = add(operand, tensor.data_ptr());
+    source.tensor = &tensor;
+    source.place = &GridBuilder::place<form>;
+    source.skipped = skipped;
+    source.skipped_stride = skipped_stride;
+    source.result = std::exchange(result_, false);
+    place<form>(source, tensor);
+  }
+
+  // The strides of a tensor along the dimensions of the grid, all of its sizes checked: of every dimension, or of those that
+  // its form says.
+  template <Form form>
+  void place(Source& source, const Tensor& tensor) const {
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    const int ndim = int(sizes.size());
+    if (form == Form::row && ndim == 0) return;
+    int from = 0;
+    for (int d = 0; d < ndim_; ++d) {
+      if (form == Form::leading && d >= ndim) break;
+      if (form == Form::example && d == samples_) continue;
+      if (form == Form::event && !is_column_[d]) continue;
+      if (form == Form::row && (is_column_[d] || d == source.skipped)) continue;
+      if (form == Form::without && from == source.skipped) ++from;
+      STD_TORCH_CHECK(from < ndim && sizes[from] == size_[d], "unigen_fast: got a tensor of shape ", written(sizes),
+                      " beside one of shape ", written(shape_of_.sizes()));
+      source.stride[d] = strides[from++];
+    }
+    if (form == Form::without) {
+      if (from == source.skipped) ++from;
+      *source.skipped_stride = strides[source.skipped];
+    }
+    STD_TORCH_CHECK(from == ndim, "unigen_fast: got a tensor of shape ", written(sizes), " beside one of shape ",
+                    written(shape_of_.sizes()));
+  }
+
+  template <class Sizes>
+  static std::string written(const Sizes& sizes) {
+    std::string text = "[";
+    for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+    return text + "]";
   }
 
   // Merges the dimensions of one side; returns how many are left.
@@ -315,8 +384,7 @@ class GridBuilder {
         order[kept++] = d;
       }
     }
-    STD_TORCH_CHECK(kept <= kMaxDims, "unigen_fast: ", kept, " dimensions with unrelated strides, at most ", kMaxDims,
-                    " are supported: call .contiguous() on the inputs");
+    if (kept > kMaxDims) return kept;
     for (int i = 0; i < kept; ++i) {
       out_size[i] = size[i];
       for (int s = 0; s < count_; ++s) {
@@ -338,6 +406,7 @@ class GridBuilder {
   int ndim_, samples_ = -1;  // the dimension of the samples, if there is one
   ScalarType dtype_;
   int count_ = 0;
+  bool result_ = false;
   bool is_column_[kMaxTensorDims];
   Source sources_[kMaxOperands];
 };

@@ -5,6 +5,9 @@
 
 namespace unigen {
 
+// planes of row statistics
+inline int64_t statistics_of(RowValue kind) { return kind == RowValue::iwgan ? 3 : 2; }
+
 template <class Backend>
 tuple<Tensor, Tensor> weight_rows(const Tensor& log_w, optional<int64_t> dim, RowValue kind, double temperature,
                                   const string& reduction) {
@@ -13,7 +16,7 @@ tuple<Tensor, Tensor> weight_rows(const Tensor& log_w, optional<int64_t> dim, Ro
   const auto dtype = arithmetic_type(log_w.scalar_type());
   Tensor value = empty_value(log_w, builder, reduction);
   Dims planes = rows;
-  planes.insert(0, kind == RowValue::iwgan ? 3 : 2);
+  planes.insert(0, statistics_of(kind));
   Tensor statistics = empty_contiguous(log_w, planes, dtype);
 
   WeightRows a;
@@ -23,7 +26,7 @@ tuple<Tensor, Tensor> weight_rows(const Tensor& log_w, optional<int64_t> dim, Ro
   a.reduction = reduction_of(reduction, rows.product());
   builder.element(a.log_w, log_w);
   builder.row(a.value, value);
-  builder.planes(a.statistics, statistics);
+  builder.planes(a.statistics, statistics, statistics_of(kind));
   a.grid = builder.finish();
   Backend::weight_rows(a, log_w);
   return {value, statistics};
@@ -42,9 +45,9 @@ Tensor weight_rows_backward(const Tensor& grad, const Tensor& log_w, const Tenso
   a.detach = detach;
   a.reduction = reduction_of(reduction, builder.row_sizes().product());
   builder.element(a.log_w, log_w);
-  builder.element(a.grad_log_w, grad_log_w);
+  builder.result().element(a.grad_log_w, grad_log_w);
   builder.row(a.grad, grad);
-  builder.planes(a.statistics, statistics);
+  builder.planes(a.statistics, statistics, statistics_of(kind));
   a.grid = builder.finish();
   Backend::weight_rows_backward(a, log_w);
   return grad_log_w;
@@ -110,7 +113,7 @@ Tensor importance_weights_backward(const Tensor& grad, const Tensor& log_w, cons
   a.temperature = temperature;
   builder.element(a.grad, grad, arithmetic_type(log_w.scalar_type()));
   builder.element(a.weights, weights, arithmetic_type(log_w.scalar_type()));
-  builder.element(a.grad_log_w, grad_log_w);
+  builder.result().element(a.grad_log_w, grad_log_w);
   a.grid = builder.finish();
   Backend::weights_backward(a, log_w);
   return grad_log_w;
@@ -123,9 +126,19 @@ struct EstimatorResults {
   Tensor value[2], statistics;
 };
 
+// planes of row statistics
+inline int64_t statistics_of(const EstimatorOptions& options) {
+  switch (options.kind) {
+    case EstimatorKind::tvo: return 2 * options.points - 1;
+    case EstimatorKind::vimco: return 5;
+    case EstimatorKind::diagnostics: return 4;
+    default: return 2;
+  }
+}
+
 template <class Backend>
 EstimatorResults estimators(const Tensor& log_w, const Tensor* other, int64_t dim, const EstimatorOptions& options,
-                            int values, int64_t planes, const string& reduction, double scale = 1) {
+                            int values, const string& reduction, double scale = 1) {
   auto builder = GridBuilder::over(log_w, dim);
   Dims plane_sizes = builder.row_sizes();
   Estimators a;
@@ -139,9 +152,9 @@ EstimatorResults estimators(const Tensor& log_w, const Tensor* other, int64_t di
     results.value[i] = empty_value(log_w, builder, reduction);
     builder.row(a.value[i], results.value[i]);
   }
-  plane_sizes.insert(0, planes);
+  plane_sizes.insert(0, statistics_of(options));
   results.statistics = empty_contiguous(log_w, plane_sizes, arithmetic_type(log_w.scalar_type()));
-  builder.planes(a.statistics, results.statistics);
+  builder.planes(a.statistics, results.statistics, statistics_of(options));
   a.grid = builder.finish();
   Backend::estimators(a, log_w);
   return results;
@@ -162,12 +175,12 @@ tuple<Tensor, Tensor> estimators_backward(std::initializer_list<const Tensor*> g
   int g = 0;
   for (const Tensor* grad : grads) builder.row(a.grad[g++], *grad);
   if (value) builder.row(a.value, *value);
-  builder.planes(a.statistics, statistics);
+  builder.planes(a.statistics, statistics, statistics_of(options));
   Tensor out[2] = {log_w, log_w};
   const Tensor* in[2] = {&log_w, other};
   for (int i = 0; i < (other ? 2 : 1); ++i) {
     out[i] = needed >> i & 1 ? empty_gradient(*in[i]) : empty_absent(log_w);
-    if (needed >> i & 1) builder.element(a.out[i], out[i]);
+    if (needed >> i & 1) builder.result().element(a.out[i], out[i]);
   }
   a.grid = builder.finish();
   Backend::estimators_backward(a, log_w);
@@ -178,7 +191,7 @@ template <class Backend>
 tuple<Tensor, Tensor> power_bound_loss(const Tensor& log_w, int64_t dim, double power, double elbo_weight, double scale,
                                        const string& reduction) {
   const EstimatorOptions options = {EstimatorKind::power_bound, power, elbo_weight};
-  const auto r = estimators<Backend>(log_w, nullptr, dim, options, 1, 2, reduction, scale);
+  const auto r = estimators<Backend>(log_w, nullptr, dim, options, 1, reduction, scale);
   return {r.value[0], r.statistics};
 }
 
@@ -201,8 +214,7 @@ inline EstimatorOptions tvo_options(const vector<double>& partition) {
 
 template <class Backend>
 tuple<Tensor, Tensor> tvo_loss(const Tensor& log_w, int64_t dim, vector<double> partition, const string& reduction) {
-  const int64_t planes = 2 * int64_t(partition.size()) - 1;
-  const auto r = estimators<Backend>(log_w, nullptr, dim, tvo_options(partition), 1, planes, reduction);
+  const auto r = estimators<Backend>(log_w, nullptr, dim, tvo_options(partition), 1, reduction);
   return {r.value[0], r.statistics};
 }
 
@@ -215,7 +227,7 @@ Tensor tvo_loss_backward(const Tensor& grad, const Tensor& log_w, const Tensor& 
 
 template <class Backend>
 tuple<Tensor, Tensor> vimco_loss(const Tensor& log_w, const Tensor& log_q, int64_t dim, const string& reduction) {
-  const auto r = estimators<Backend>(log_w, &log_q, dim, {EstimatorKind::vimco}, 1, 5, reduction);
+  const auto r = estimators<Backend>(log_w, &log_q, dim, {EstimatorKind::vimco}, 1, reduction);
   return {r.value[0], r.statistics};
 }
 
@@ -228,7 +240,7 @@ tuple<Tensor, Tensor> vimco_loss_backward(const Tensor& grad, const Tensor& log_
 
 template <class Backend>
 tuple<Tensor, Tensor, Tensor> rws_losses(const Tensor& log_p, const Tensor& log_q, int64_t dim, const string& reduction) {
-  const auto r = estimators<Backend>(log_p, &log_q, dim, {EstimatorKind::rws}, 2, 2, reduction);
+  const auto r = estimators<Backend>(log_p, &log_q, dim, {EstimatorKind::rws}, 2, reduction);
   return {r.value[0], r.value[1], r.statistics};
 }
 
@@ -242,7 +254,7 @@ tuple<Tensor, Tensor> rws_losses_backward(const Tensor& grad_theta, const Tensor
 
 template <class Backend>
 tuple<Tensor, Tensor> log_variance_loss(const Tensor& log_w, int64_t dim, const string& reduction) {
-  const auto r = estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::log_variance}, 1, 2, reduction);
+  const auto r = estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::log_variance}, 1, reduction);
   return {r.value[0], r.statistics};
 }
 
@@ -256,7 +268,7 @@ Tensor log_variance_loss_backward(const Tensor& grad, const Tensor& log_w, const
 template <class Backend>
 tuple<Tensor, Tensor> importance_weighted_sum(const Tensor& log_w, const Tensor& payload, int64_t dim, double temperature) {
   const EstimatorOptions options = {EstimatorKind::weighted_sum, 1, 0, temperature};
-  const auto r = estimators<Backend>(log_w, &payload, dim, options, 1, 2, "none");
+  const auto r = estimators<Backend>(log_w, &payload, dim, options, 1, "none");
   return {r.value[0], r.statistics};
 }
 
@@ -270,7 +282,7 @@ tuple<Tensor, Tensor> importance_weighted_sum_backward(const Tensor& grad, const
 
 template <class Backend>
 Tensor weight_diagnostics(const Tensor& log_w, int64_t dim) {
-  return estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::diagnostics}, 0, 4, "none").statistics;
+  return estimators<Backend>(log_w, nullptr, dim, {EstimatorKind::diagnostics}, 0, "none").statistics;
 }
 
 template <class Backend>

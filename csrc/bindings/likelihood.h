@@ -32,8 +32,8 @@ tuple<Tensor, Tensor> bernoulli_log_prob_backward(const Tensor& grad, const Tens
   builder.row(a.grad, grad);
   builder.element(a.logits, logits);
   builder.element(a.x, x);
-  if (needed & 1) builder.element(a.grad_logits, grad_logits);
-  if (needed & 2) builder.element(a.grad_x, grad_x);
+  if (needed & 1) builder.result().element(a.grad_logits, grad_logits);
+  if (needed & 2) builder.result().element(a.grad_x, grad_x);
   a.grid = builder.finish();
   Backend::bernoulli_log_prob_backward(a, logits);
   return {grad_logits, grad_x};
@@ -101,7 +101,7 @@ std::array<Tensor, n> run_formula_backward(FormulaCall call, const Tensor& grad,
   for (const Tensor* tensor : tensors) {
     builder.element(a.in[k], *tensor);
     grads[k] = needed >> k & 1 ? empty_gradient(*tensor) : empty_absent(first);
-    if (needed >> k & 1) builder.element(a.grad_in[k], grads[k]);
+    if (needed >> k & 1) builder.result().element(a.grad_in[k], grads[k]);
     ++k;
   }
   if (weights) builder.leading(a.weights, *weights);

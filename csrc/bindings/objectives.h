@@ -59,19 +59,30 @@ void describe_decoder(ObjectiveTensors& a, GridBuilder& event, Grads& grads, con
     a.shared[k] = outputs[k]->dim() == event_ndims && decoder.dim() > event_ndims;
     for (const auto& [operand, tensor] : {std::pair{&a.decoder[k], outputs[k]}, {&a.grad_decoder[k], grad}}) {
       if (!tensor) continue;
+      if (tensor == grad) event.result();
       if (a.shared[k]) event.of_event(*operand, *tensor);
       else event.element(*operand, *tensor);
     }
   }
 }
 
-// The Gaussians of the latent, each with its gradient, by add(operand, tensor).
+// Two grids of the same rows: `rows` leading dimensions.
+inline void check_rows(const Tensor& decoder, const Tensor& latent, int64_t rows) {
+  bool same = rows <= latent.dim();
+  for (int64_t d = 0; same && d < rows; ++d) same = decoder.size(d) == latent.size(d);
+  STD_TORCH_CHECK(same, "unigen_fast: the latent and what the decoder gave differ in their rows");
+}
+
+// The Gaussians of the latent, each with its gradient, by add(operand, tensor) to a builder.
 template <class Grads, class Add>
-void describe_gaussians(ObjectiveTensors& a, Grads& grads, const Tensor& mean, const Tensor& logvar,
+void describe_gaussians(ObjectiveTensors& a, Grads& grads, GridBuilder& latent, const Tensor& mean, const Tensor& logvar,
                         const optional<Tensor>& prior_mean, const optional<Tensor>& prior_logvar, const Add& add) {
   const auto describe = [&](Operand& operand, Operand& grad_operand, const Tensor* tensor) {
     if (tensor) add(operand, *tensor);
-    if (const Tensor* grad = grads.of(tensor)) add(grad_operand, *grad);
+    if (const Tensor* grad = grads.of(tensor)) {
+      latent.result();
+      add(grad_operand, *grad);
+    }
   };
   a.latent_dtype = dtype_of(mean);
   describe(a.mean, a.grad_mean, &mean);
@@ -92,17 +103,21 @@ struct ElboCall {
   double kl_weight, scale;
   const string& reduction;
 
-  int64_t rows() const { return decoder.dim() - event_ndims; }
+  int64_t rows() const {
+    STD_TORCH_CHECK(0 <= event_ndims && event_ndims <= decoder.dim(), "unigen_fast: event_ndims out of range");
+    return decoder.dim() - event_ndims;
+  }
 
   // All of the arguments, those that only one of the two kernels has by own(a, builder of the event's grid).
   template <class Arguments, class Own>
   void describe(Arguments& a, Gradients<kElboGradients>& grads, const Own& own) const {
+    check_rows(decoder, mean, rows());
     GridBuilder event(decoder, rows()), latent(mean, rows());
     own(a, event);
     if (weights) event.row(a.weights, *weights);
     event.element(a.x, x);
     describe_decoder(a, event, grads, decoder, decoder_2, decoder_3, likelihood, bins, event_ndims);
-    describe_gaussians(a, grads, mean, logvar, prior_mean, prior_logvar,
+    describe_gaussians(a, grads, latent, mean, logvar, prior_mean, prior_logvar,
                        [&](Operand& operand, const Tensor& tensor) { latent.element(operand, tensor); });
     a.kl_weight = kl_weight;
     a.grid = event.finish_samples();
@@ -173,7 +188,10 @@ struct BoundCall {
   double power, elbo_weight, scale;
   const string& reduction;
 
-  int64_t rows() const { return decoder.dim() - event_ndims; }
+  int64_t rows() const {
+    STD_TORCH_CHECK(0 <= event_ndims && event_ndims <= decoder.dim(), "unigen_fast: event_ndims out of range");
+    return decoder.dim() - event_ndims;
+  }
 
   Dims row_sizes() const {
     Dims sizes;
@@ -185,8 +203,10 @@ struct BoundCall {
   template <class Arguments, class Own>
   void describe(Arguments& a, Gradients<kBoundGradients>& grads, const Tensor& log_w, const Tensor& residual,
                 const Own& own) const {
+    check_rows(decoder, z, rows());
     GridBuilder event = GridBuilder::of_samples(decoder, rows(), dim), latent = GridBuilder::of_samples(z, rows(), dim);
     a.samples = decoder.size(dim);
+    STD_TORCH_CHECK(groups > 0 && a.samples % groups == 0, "unigen_fast: got ", groups, " groups of ", a.samples, " samples");
     a.groups = groups;
     a.power = power;
     a.elbo_weight = elbo_weight;
@@ -197,8 +217,8 @@ struct BoundCall {
     event.of_example(a.x, x);
     describe_decoder(a, event, grads, decoder, decoder_2, decoder_3, likelihood, bins, event_ndims);
     latent.element(a.z, z);
-    if (const Tensor* grad = grads.of(&z)) latent.element(a.grad_z, *grad);
-    describe_gaussians(a, grads, mean, logvar, prior_mean, prior_logvar,
+    if (const Tensor* grad = grads.of(&z)) latent.result().element(a.grad_z, *grad);
+    describe_gaussians(a, grads, latent, mean, logvar, prior_mean, prior_logvar,
                        [&](Operand& operand, const Tensor& tensor) { latent.of_example(operand, tensor); });
     a.grid = event.finish_samples();
     a.latent = latent.finish_samples();

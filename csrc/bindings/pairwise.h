@@ -24,12 +24,12 @@ template <class Arguments>
 void describe_total_correlation(Arguments& a, const Tensor& z, const Tensor& mean, const Tensor& logvar,
                                 int64_t dataset_size, const string& estimator) {
   a.dtype = dtype_of(z);
+  a.z = matrix_of(z, z);
   a.rows = z.size(0);
   a.cols = z.size(1);
   for (const Tensor* tensor : {&mean, &logvar})
     STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == a.rows && tensor->size(1) == a.cols,
                     "unigen_fast: expected tensors of one shape");
-  a.z = matrix_of(z, z);
   a.mean = matrix_of(mean, z);
   a.logvar = matrix_of(logvar, z);
   a.weights = pair_weights(a.rows, dataset_size, estimator);
@@ -62,14 +62,13 @@ tuple<Tensor, Tensor, Tensor> total_correlation_backward(const Tensor& g0, const
   const auto dtype = arithmetic_type(z.scalar_type());
   const Tensor* grads[kTotalCorrelationRows] = {&g0, &g1, &g2, &g3, &g4, &g5};
   for (int i = 0; i < kTotalCorrelationRows; ++i) {
-    STD_TORCH_CHECK(grads[i]->dim() == 1 && grads[i]->size(0) == a.rows && grads[i]->scalar_type() == dtype,
+    STD_TORCH_CHECK(grads[i]->dim() == 1 && grads[i]->size(0) == a.rows && grads[i]->scalar_type() == dtype &&
+                        grads[i]->device() == z.device(),
                     "unigen_fast: a gradient has the wrong shape or dtype");
     a.grads[i] = grads[i]->data_ptr();
     a.grad_stride[i] = grads[i]->stride(0);
   }
-  STD_TORCH_CHECK(statistics.scalar_type() == dtype && statistics.is_contiguous() &&
-                      statistics.numel() == (a.cols + 2) * a.rows,
-                  "unigen_fast: statistics have the wrong shape or dtype");
+  check_buffer(statistics, z, (a.cols + 2) * a.rows);
   a.statistics = statistics.data_ptr();
   const auto gradient = [&](int bit, const Tensor& tensor, Matrix& matrix) {
     if (!(needed >> bit & 1)) return empty_absent(z);
@@ -133,12 +132,12 @@ template <class Backend>
 tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& gradients,
                                    const string& kernel, vector<double> scales, bool unbiased, int64_t saved, int64_t needed) {
   const auto dtype = arithmetic_type(x.scalar_type());
-  STD_TORCH_CHECK(grad.scalar_type() == dtype && grad.numel() == 1, "unigen_fast: expected the gradient of one number");
+  check_number(grad, x);
+  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1), "unigen_fast: expected points of one dimension");
   const bool complete = (needed & ~saved) == 0;
   const Tensor found = complete ? gradients : std::get<1>(mmd<Backend>(x, y, kernel, scales, unbiased, needed));
   const MmdGradients layout(x, y, complete ? saved : needed);
-  STD_TORCH_CHECK(found.scalar_type() == dtype && found.is_contiguous() && found.numel() == layout.total() * layout.cols,
-                  "unigen_fast: the gradients have the wrong shape or dtype");
+  check_buffer(found, x, layout.total() * layout.cols);
   MmdBackward a;
   a.dtype = dtype_of(x);
   a.cols = layout.cols;

@@ -49,6 +49,8 @@ T with_huge_pages(T tensor) {
 using at::Tensor;
 using at::empty_like;
 
+inline void copy_into(Tensor target, const Tensor& source) { target.copy_(source); }
+
 // on the CPU, as all that is called directly
 inline Tensor empty_strided(const Tensor&, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
   return with_huge_pages(at::detail::empty_strided_cpu(at::IntArrayRef(sizes, ndim), at::IntArrayRef(strides, ndim), dtype));
@@ -58,6 +60,8 @@ inline Tensor empty_strided(const Tensor&, int64_t ndim, const int64_t* sizes, c
 
 using torch::stable::Tensor;
 using torch::stable::empty_like;
+
+inline void copy_into(Tensor target, const Tensor& source) { torch::stable::copy_(target, source); }
 
 inline Tensor empty_strided(const Tensor& like, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
   AtenTensorHandle handle;

@@ -48,8 +48,11 @@ const ChosenKernels chosen = {
 };
 
 struct Backend {
-#define UNIGEN_RUN(function, Arguments) \
-  static void function(const Arguments& arguments, const Tensor&) { chosen.function(arguments); }
+#define UNIGEN_RUN(function, Arguments)                             \
+  static void function(const Arguments& arguments, const Tensor&) { \
+    chosen.function(arguments);                                     \
+    Copies::of_this_thread().finish();                              \
+  }
   UNIGEN_KERNELS(UNIGEN_RUN)
 #undef UNIGEN_RUN
 };

@@ -34,6 +34,7 @@ void run(const char* (*kernel)(const Arguments&, const Launch&), const Arguments
   launch.multiprocessors = multiprocessors(device);
   const char* error = kernel(arguments, launch);
   STD_TORCH_CHECK(error == nullptr, "unigen_fast: CUDA launch failed: ", error);
+  Copies::of_this_thread().finish();
 }
 
 struct Backend {
