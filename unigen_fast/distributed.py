@@ -11,8 +11,8 @@ each process goes backward from its own rows. First derivatives only; not for `t
 
 Whatever one process raises, all of them raise, and name it; so they do where processes differ in an option or in the
 call they are at. They are in step again then, and the group goes on. What a process raises when the others already have
-its numbers, they raise in their next call. A process that is missing is named within the group's timeout; that group
-cannot go on. The check is made on the host: on a GPU, one synchronisation a call.
+its numbers, they raise in their next call. Over gloo, a process that is missing is named within the group's timeout;
+that group cannot go on. The check is made on the host: on a GPU, one synchronisation a call.
 """
 
 import functools
@@ -420,8 +420,9 @@ def log_mean_exp(log_w: Tensor, *, dim: int, group: Group = None) -> Tensor:
 
     Raises:
         TypeError, ValueError: as `unigen_fast.log_mean_exp`, on all processes; no samples at all; a rank's other
-            dimensions or dtype are not those of the others.
-        RuntimeError: no process group; a rank did not come in the group's time.
+            dimensions, dtype, options or `requires_grad` are not those of the others.
+        RuntimeError: no process group; another rank raised something else, is at another call, or did not come in the
+            group's time.
 
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), Eq. 8.
     """
