@@ -509,6 +509,8 @@ def one_differs() -> list[tuple[str, bool]]:
         found.append((attempt(lambda: call_of(name, group=group, **options)), right(group, len(found))))  # noqa: B023
     with torch.set_grad_enabled(dist.get_rank() != 1):
         found.append((attempt(lambda: call_of("importance_weights", group=group)), right(group)))
+    one = 1 if dist.get_rank() == 1 else 1.0  # the same number
+    assert attempt(lambda: call_of("importance_weights", group=group, temperature=one)) == "a value"
     other = NAMES[0] if dist.get_rank() == 1 else NAMES[1]
     found.append((attempt(lambda: call_of(other, group=group)), right(group)))
     return found

@@ -99,11 +99,12 @@ def _wire(group: Group) -> torch.device:
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """As it can travel."""
+    return f"{type(error).__name__}: {error}".replace("\0", "").encode(errors="replace").decode()
 
 
-def _ranks(members: Sequence[int]) -> str:
-    return ", ".join(f"rank {rank}" for rank in members)
+def _missing(ranks: Sequence[int]) -> str:
+    return ", ".join(f"rank {rank}" for rank in ranks) + " did not take part" if ranks else ""
 
 
 @contextmanager
@@ -155,7 +156,7 @@ def _failure(group: Group, end: float, call: str, own: str) -> str:
     store = _process_group(group).get_group_store()
     try:
         store.set(f"unigen_fast/rank {me}", own or "here")
-        store.set("unigen_fast/failed", "")
+        store.set("unigen_fast/failed", "yes")
         while True:
             closed = {rank: _is_closed(rank, group) for rank in silent}  # first: one leaves its word, then ends
             silent = [rank for rank in silent if not store.check([f"unigen_fast/rank {rank}"])]
@@ -164,13 +165,12 @@ def _failure(group: Group, end: float, call: str, own: str) -> str:
             time.sleep(_PAUSE)
         words = {rank: store.get(f"unigen_fast/rank {rank}").decode() for rank in members if rank not in silent}
         raised = [f"rank {rank} raised {word}" for rank, word in words.items() if word != "here"]
-        missing = f"{_ranks(silent) or 'no rank, but the connection failed,'} did not take part"
-        found = f"{'; '.join(raised) or missing} in {call} of ranks {members}"
-        return store.compare_set("unigen_fast/failure", "", found).decode()
+        why = "; ".join(raised) or _missing(silent) or "the connection failed between ranks that are all there"
+        return store.compare_set("unigen_fast/failure", "", f"{why} in {call} of ranks {members}").decode()
     except RuntimeError:  # the store has gone with the process that keeps it
         silent = [rank for rank in members if rank != me and _is_closed(rank, group)]
         time.sleep(4 * _PAUSE)  # all look before one ends, which closes its connections as well
-        return f"{_ranks(silent) or 'the store'} did not take part in {call} of ranks {members}"
+        return f"{_missing(silent) or 'the store of torch.distributed failed'} in {call} of ranks {members}"
 
 
 def _is_closed(rank: int, group: Group) -> bool:
@@ -238,7 +238,7 @@ def _handshake(name: str, group: Group, bring: Callable[[], _Brought]) -> tuple[
     except Exception as error:
         own = error
         header, before = json.dumps({"step": step, "now": True}).encode(), _text(error)
-    text = header + b"\0" + before.replace("\0", "").encode(errors="replace")
+    text = header + b"\0" + before.encode()
     message[:HEADER] = torch.frombuffer(bytearray(text[:HEADER].ljust(HEADER, b"\0")), dtype=torch.uint8)
     received = _gather(name, group, lambda: message.to(wire)).cpu()
     parts = [bytes(row.tolist()).split(b"\0") for row in received[:, :HEADER]]
@@ -248,7 +248,10 @@ def _handshake(name: str, group: Group, bring: Callable[[], _Brought]) -> tuple[
 
     now = [rank for rank, header in zip(members, headers, strict=True) if "now" in header]
     if own is not None:
-        raise own
+        try:
+            raise own
+        finally:
+            del own  # a cycle through its traceback would keep this frame's tensors
     if now:
         bad_input = all(texts[rank].startswith(("TypeError", "ValueError")) for rank in now)
         found = f"{name}: " + "; ".join(f"on rank {rank}, {texts[rank]}" for rank in now)
@@ -385,11 +388,11 @@ def _log_sum_exp(
     """(the shard over the temperature, in float64; log of the sum over all, `dim` kept; samples; dim)."""
 
     def bring() -> _Brought:
-        _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+        number = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
         _checks.floating("log_w", log_w)
         kept = _checks.dimension("dim", log_w, dim)
         statistics = _statistics(log_w.detach().double() / temperature, kept)
-        options = {"dim": kept, "temperature": temperature, "detach": detach}
+        options = {"dim": kept, "temperature": number, "detach": bool(detach)}
         kind = _kind(log_w, shape=_without(log_w.shape, kept), **options)
         return _Brought(kind, log_w.size(kept), torch.stack([s.flatten().cpu() for s in statistics]))
 
@@ -490,9 +493,9 @@ def importance_weighted_generator_loss(
 
     def bring() -> _Brought:
         _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-        _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+        number = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
         _checks.floating("fake", fake)
-        options = {"temperature": temperature, "detach": detach, "reduction": reduction, "groups": groups is not None}
+        options = {"temperature": number, "detach": bool(detach), "reduction": reduction, "groups": groups is not None}
         if groups is not None:
             labels = adversarial._labels_of(fake, groups, dim, reduction)
             numbers = _terms_of_labels(fake.detach().reshape(-1), labels, temperature)
@@ -684,7 +687,7 @@ def mmd(
 
     def check() -> tuple[Sequence[Tensor], dict[str, Any]]:
         *matrices, numbers = divergence._check_points(x, y, kernel, scales)
-        return matrices, {"kernel": kernel, "scales": numbers, "unbiased": unbiased}
+        return matrices, {"kernel": kernel, "scales": numbers, "unbiased": bool(unbiased)}
 
     (every_x, every_y), *_ = _gathered("mmd", group, check, False)
     return divergence.mmd(every_x, every_y, kernel=kernel, scales=scales, unbiased=unbiased)
