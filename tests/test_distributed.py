@@ -75,7 +75,11 @@ class Processes:
             self.start()
         for pipe in self.pipes:
             pipe.send((job, args))
-        assert all(pipe.poll(60) for pipe in self.pipes), "a process hangs"
+        if not all(pipe.poll(120) for pipe in self.pipes):
+            for process in self.started:
+                process.kill()
+                process.join()
+            raise AssertionError("a process hangs")
         return [self.answer(pipe) for pipe in self.pipes]
 
     @staticmethod
