@@ -2,8 +2,13 @@
 
 import math
 import multiprocessing
+import os
 import re
+import signal
+import socket
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -15,6 +20,7 @@ import torch
 import torch.distributed as dist
 from helpers import assert_close
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unigen_fast as uf
 
@@ -28,6 +34,7 @@ SHARDS = {2: ([4, 3], [0, 5]), 4: ([3, 0, 5, 2], [2, 2, 2, 2])}
 
 def serve(rank: int, count: int, backend: str, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)
     if backend == "nccl":
         torch.cuda.set_device(rank)
     dist.init_process_group(backend, init_method=store, rank=rank, world_size=count, timeout=timedelta(seconds=30))
@@ -41,22 +48,46 @@ def serve(rank: int, count: int, backend: str, store: str, pipe: Connection) -> 
 
 
 class Processes:
-    def __init__(self, count: int, folder: Path, backend: str = "gloo") -> None:
+    """Rank 0 keeps the store, as where nobody else starts one."""
+
+    def __init__(self, count: int, backend: str = "gloo") -> None:
+        self.count, self.backend = count, backend
+        self.start()
+
+    def start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.count, self.pipes, self.started = count, [], []
-        for rank in range(count):
+        self.pipes, self.started = [], []
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            store = f"tcp://localhost:{free.getsockname()[1]}"
+        for rank in range(self.count):
             here, there = context.Pipe()
-            args = (rank, count, backend, f"file://{folder / 'store'}", there)
+            args = (rank, self.count, self.backend, store, there)
             self.started.append(context.Process(target=serve, args=args, daemon=True))
             self.pipes.append(here)
             self.started[-1].start()
+            there.close()
 
     def attempt(self, job: Callable[..., Any], *args: Any) -> list[tuple[bool, Any]]:
         """(whether it returned, what it returned or raised) of each process."""
+        if not all(process.is_alive() for process in self.started):  # one was killed
+            self.close()
+            self.start()
         for pipe in self.pipes:
             pipe.send((job, args))
-        assert all(pipe.poll(60) for pipe in self.pipes), "a process hangs"
-        return [pipe.recv() for pipe in self.pipes]
+        if not all(pipe.poll(120) for pipe in self.pipes):
+            for process in self.started:
+                process.kill()
+                process.join()
+            raise AssertionError("a process hangs")
+        return [self.answer(pipe) for pipe in self.pipes]
+
+    @staticmethod
+    def answer(pipe: Connection) -> tuple[bool, Any]:
+        try:
+            return pipe.recv()
+        except EOFError:
+            return False, "died"
 
     def run(self, job: Callable[..., Any], *args: Any) -> list[Any]:
         found = self.attempt(job, *args)
@@ -65,22 +96,24 @@ class Processes:
 
     def close(self) -> None:
         for pipe, process in zip(self.pipes, self.started, strict=True):
-            pipe.send(None)
+            if process.is_alive():
+                pipe.send(None)
+        for process in self.started:
             process.join(10)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda n: f"{n} processes")
-def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    found = Processes(request.param, tmp_path_factory.mktemp("group"))
+def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
+    found = Processes(request.param)
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
-def processes_with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+def processes_with_gpus() -> Iterator[Processes]:
     if torch.cuda.device_count() < 2 or not dist.is_nccl_available():
         pytest.skip("fewer than two GPUs, or no NCCL")
-    found = Processes(2, tmp_path_factory.mktemp("group"), "nccl")
+    found = Processes(2, "nccl")
     yield found
     found.close()
 
@@ -212,13 +245,40 @@ def test_rows_without_weight(processes: Processes) -> None:
             assert_close(gradients[0] if gradients else value, last, 1e-6)
 
 
+@pytest.mark.parametrize(
+    "op",
+    [Op(name, shapes, rows=name == "importance_weights", scale=1.0, **options) for name, shapes, options in (
+        ("log_mean_exp", [("n", 5)], {}),
+        ("importance_weights", [("n", 5)], {"temperature": 0.7, "detach": False}),
+        (IW, [("n",)], {"temperature": 0.7}),
+        ("mmd", [("n", 3), ("n", 3)], {}),
+    )],
+    ids=lambda op: op.name,
+)  # fmt: skip
+def test_bfloat16_is_computed_as_on_one_process(processes: Processes, op: Op) -> None:
+    sizes = SHARDS[processes.count][0]
+    tensors = [x.requires_grad_() for x in op.tensors(sum(sizes), torch.bfloat16)]
+    options = {**op.options, **({"dim": 0} if op.name in ("log_mean_exp", "importance_weights") else {})}
+    expected = call(getattr(uf, op.name), tensors, options)
+    upstream = draw(*expected.shape, seed=9).float()
+    gradients = torch.autograd.grad(expected, tensors, upstream)
+    plain = [x.detach() for x in tensors]
+    found = processes.run(shard_of, op.name, plain, None, sizes, 0, op.rows, options, upstream)
+    values = [value for value, _ in found]
+    for value in [torch.cat(values)] if op.rows else values:
+        assert value.dtype == expected.dtype == torch.float32
+        assert_close(value, expected.detach(), 1e-5)
+    for i, gradient in enumerate(gradients):
+        assert_close(torch.cat([of[i] for _, of in found]), gradient, 1e-2)
+
+
 # ---- what travels ----------------------------------------------------------------------------------------------------
 
 
 def counted(name: str, shape: tuple[int, ...], options: dict[str, Any], backward: bool) -> list[tuple[str, int]]:
     """Collectives and the bytes that this process puts into each."""
     sent: list[tuple[str, int]] = []
-    gather, reduce = dist.all_gather_into_tensor, dist.all_reduce
+    gather, reduce = dist.all_gather, dist.all_reduce
 
     def counting(kind: str, function: Callable[..., Any], place: int) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -227,14 +287,14 @@ def counted(name: str, shape: tuple[int, ...], options: dict[str, Any], backward
 
         return wrapped
 
-    dist.all_gather_into_tensor, dist.all_reduce = counting("gather", gather, 1), counting("reduce", reduce, 0)
+    dist.all_gather, dist.all_reduce = counting("gather", gather, 1), counting("reduce", reduce, 0)
     try:
         x = torch.randn(shape, requires_grad=True)
         value = call(getattr(uf.distributed, name), [x], options)
         if backward:
             value.square().sum().backward()
     finally:
-        dist.all_gather_into_tensor, dist.all_reduce = gather, reduce
+        dist.all_gather, dist.all_reduce = gather, reduce
     return sent
 
 
@@ -243,7 +303,7 @@ def counted(name: str, shape: tuple[int, ...], options: dict[str, Any], backward
     [
         ("log_mean_exp", {"dim": 1}, ["gather"]),
         ("importance_weights", {"dim": 1}, ["gather"]),
-        ("importance_weights", {"dim": 1, "detach": False}, ["gather", "reduce"]),
+        ("importance_weights", {"dim": 1, "detach": False}, ["gather", "gather"]),
         (IW, {"dim": 1}, ["gather"]),
         (IW, {}, ["gather"]),
     ],
@@ -256,6 +316,25 @@ def test_what_travels_does_not_grow_with_the_samples(
     assert few == many
     assert [kind for kind, _ in few] == collectives
     assert sum(size for _, size in few) < 4096
+
+
+class Counting(TorchDispatchMode):
+    ops = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops += 1
+        return function(*args, **(kwargs or {}))
+
+
+def ops_of_labels(count: int) -> int:
+    with Counting() as mode:
+        uf.distributed.importance_weighted_generator_loss(fake=torch.zeros(count), groups=torch.arange(count))
+    return mode.ops
+
+
+def test_labels_take_no_loop(processes: Processes) -> None:
+    few, many = (processes.run(ops_of_labels, count)[0] for count in (40, 3000))
+    assert 0 < many <= few
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -297,19 +376,249 @@ def test_no_samples_at_all(processes: Processes, name: str) -> None:
         assert not ok and text.startswith("ValueError") and "no samples on any rank" in text
 
 
-def one_stays_away() -> Any:
-    group = dist.new_group(timeout=timedelta(seconds=2))
+# ---- who is to blame -------------------------------------------------------------------------------------------------
+
+NAMES = ["log_mean_exp", "importance_weights", IW, "total_correlation", "mmd"]
+WITH_BACKWARD = ["importance_weights", "total_correlation"]  # in which processes meet
+
+
+def blamed(text: str) -> set[int]:
+    """The ranks that a message names."""
+    return {int(rank) for rank in re.findall(r"rank (\d)", text.split("\n")[0])}
+
+
+def call_of(name: str, *, group: Any = None, x: Tensor | None = None, **options: Any) -> Tensor:
+    """A call of any of the functions, with these options in place of its usual ones."""
+    usual: dict[str, Any] = {"dim": 0} if name in ("log_mean_exp", "importance_weights", IW) else {}
+    usual |= {"importance_weights": {"detach": False}, "total_correlation": {"dataset_size": 100}}.get(name, {})
+    x = torch.ones(4, 3, requires_grad=True) if x is None else x
+    tensors = [x] * {"mmd": 2, "total_correlation": 3}.get(name, 1)
+    return call(getattr(uf.distributed, name), tensors, {**usual, **options, "group": group})
+
+
+def attempt(job: Callable[[], Any]) -> str:
+    try:
+        job()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "a value"
+
+
+def right(group: Any = None, step: int = 0) -> bool:
+    """Whether a call of the group finds the number of this step on all processes."""
+    every = torch.arange(1.0, dist.get_world_size() + 1) + 10 * step
+    found = uf.distributed.log_mean_exp(every[dist.get_rank()].repeat(2), dim=0, group=group)
+    return bool((found - uf.log_mean_exp(every, dim=0)).abs() < 1e-4)
+
+
+def short_group(seconds: float = 4.0) -> Any:
+    return dist.new_group(timeout=timedelta(seconds=seconds))
+
+
+def patched(name: str, replacement: Any, job: Callable[[], Any], rank: int = 1) -> str:
+    """What a job comes to where rank 1 has another function of the module."""
+    original = getattr(uf.distributed, name)
+    if dist.get_rank() == rank:
+        setattr(uf.distributed, name, replacement)
+    try:
+        return attempt(job)
+    finally:
+        setattr(uf.distributed, name, original)
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    KeyError("k"),
+    AssertionError("\ud800\0é" * 500),
+    ValueError("v"),
+]
+
+
+def one_raises() -> list[tuple[str, str, str, bool]]:
+    group, found = short_group(), []
+    for name in NAMES:
+        for error in ERRORS:
+
+            def fail(*args: Any, error: Exception = error, **options: Any) -> Any:
+                raise error
+
+            text = patched("_kind", fail, lambda name=name: call_of(name, group=group))
+            found.append((name, type(error).__name__, text, right(group, len(found))))
+    return found
+
+
+def test_whatever_one_process_raises_reaches_all(processes: Processes) -> None:
+    for rank, found in enumerate(processes.run(one_raises)):
+        assert len(found) == len(NAMES) * len(ERRORS)
+        for name, error, text, goes_on in found:
+            assert goes_on
+            if rank == 1:
+                assert text.startswith(error)
+            else:
+                assert text.startswith("ValueError" if error == "ValueError" else "RuntimeError")
+                assert f"{name}: on rank 1, {error}" in text and blamed(text) == {1}
+
+
+def one_raises_late(where: str) -> list[tuple[str, str, bool]]:
+    """Once the others have its numbers."""
+    group, found = short_group(), []
+    original = getattr(uf.distributed, where)
+
+    def fail(*args: Any) -> Any:
+        original(*args)
+        raise MemoryError("no memory")
+
+    for name in NAMES if where == "_exchange" else WITH_BACKWARD[:1]:
+
+        def job(name: str = name) -> Any:
+            value = call_of(name, group=group)
+            return value.sum().backward() if where == "_sum" else value
+
+        found.append((patched(where, fail, job), attempt(job), right(group, len(found))))
+    return found
+
+
+@pytest.mark.parametrize("where", ["_exchange", "_sum"])
+def test_what_one_process_raises_late_is_told_in_the_next_call(processes: Processes, where: str) -> None:
+    for rank, found in enumerate(processes.run(one_raises_late, where)):
+        for first, second, goes_on in found:
+            assert first == ("MemoryError: no memory" if rank == 1 else "a value")
+            assert second.startswith("RuntimeError") and "MemoryError: no memory" in second and blamed(second) == {1}
+            assert goes_on
+
+
+X = torch.ones(4, 3)
+DIFFERENCES = [
+    *((name, "requires_grad", {"x": X}) for name in NAMES),
+    *((name, "dtype", {"x": X.double().requires_grad_()}) for name in NAMES),
+    *((name, "dim", {"dim": 1}) for name in ("log_mean_exp", "importance_weights", IW)),
+    *((name, "temperature", {"temperature": 2.0}) for name in ("importance_weights", IW)),
+    ("importance_weights", "detach", {"detach": True}),
+    (IW, "detach", {"detach": False}),
+    (IW, "groups", {"dim": None, "groups": torch.arange(12)}),
+    (IW, "reduction", {"reduction": "sum"}),
+    ("total_correlation", "estimator", {"estimator": "mws"}),
+    ("total_correlation", "dataset_size", {"dataset_size": 101}),
+    ("total_correlation", "cols", {"x": torch.ones(4, 2, requires_grad=True)}),
+    ("mmd", "kernel", {"kernel": "rbf"}),
+    ("mmd", "scales", {"scales": [i / 7 for i in range(1, 17)]}),
+    ("mmd", "unbiased", {"unbiased": False}),
+]
+
+
+def one_differs() -> list[tuple[str, bool]]:
+    group, found = short_group(), []
+    for name, _, options in DIFFERENCES:
+        options = options if dist.get_rank() == 1 else {}
+        found.append((attempt(lambda: call_of(name, group=group, **options)), right(group, len(found))))  # noqa: B023
+    with torch.set_grad_enabled(dist.get_rank() != 1):
+        found.append((attempt(lambda: call_of("importance_weights", group=group)), right(group)))
+    one = 1 if dist.get_rank() == 1 else 1.0  # the same number
+    assert attempt(lambda: call_of("importance_weights", group=group, temperature=one)) == "a value"
+    other = NAMES[0] if dist.get_rank() == 1 else NAMES[1]
+    found.append((attempt(lambda: call_of(other, group=group)), right(group)))
+    return found
+
+
+def test_what_must_agree_is_compared(processes: Processes) -> None:
+    """Where most agree, they are not to blame; of two processes, either may be."""
+    options = [*(option for _, option, _ in DIFFERENCES), "requires_grad", "function"]
+    for found in processes.run(one_differs):
+        for (text, goes_on), option in zip(found, options, strict=True):
+            assert goes_on
+            assert text.startswith("RuntimeError" if option == "function" else "ValueError"), (option, text)
+            assert re.search(rf"\b{option} \S.* on rank 1", text), (option, text)
+            assert blamed(text) == ({1} if processes.count > 2 else {0, 1})
+
+
+def one_is_interrupted() -> tuple[str, bool]:
+    """It leaves one batch out, and is a call ahead of the others when they meet."""
+
+    def interrupt(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    group, batches = short_group(), iter(range(3))
     if dist.get_rank() == 1:
-        return None
-    return uf.distributed.log_mean_exp(torch.zeros(3), dim=0, group=group)
+        try:
+            patched("_kind", interrupt, lambda: call_of("log_mean_exp", group=group, x=X + next(batches)))
+        except KeyboardInterrupt:
+            pass
+    return attempt(lambda: call_of("log_mean_exp", group=group, x=X + next(batches))), right(group)
+
+
+def test_a_process_that_is_a_call_ahead_is_found_and_comes_back_in_step(processes: Processes) -> None:
+    for text, goes_on in processes.run(one_is_interrupted):
+        assert re.match(
+            "RuntimeError: log_mean_exp: expected every rank at the same call, got call .*2 on rank 1", text
+        )
+        assert blamed(text) == ({1} if processes.count > 2 else {0, 1})
+        assert goes_on
+
+
+def one_skips_backward(name: str, comes_again: bool) -> tuple[str, bool]:
+    group = short_group() if comes_again else short_group(2.0)
+    value = call_of(name, group=group)
+    if dist.get_rank() != 1:
+        text = attempt(lambda: value.sum().backward())
+    elif comes_again:
+        text = attempt(lambda: call_of(name, group=group))
+    else:
+        return "", False
+    return text, comes_again and right(group)
+
+
+@pytest.mark.parametrize("name", WITH_BACKWARD)
+def test_a_backward_that_is_skipped(processes: Processes, name: str) -> None:
+    for text, goes_on in processes.run(one_skips_backward, name, True):
+        assert text.startswith("RuntimeError") and f'"{name}" on rank 1' in text
+        assert blamed(text) == ({1} if processes.count > 2 else {0, 1})
+        assert goes_on
+
+
+def test_a_process_that_stays_away_from_backward_is_named(processes: Processes) -> None:
+    for rank, (text, _) in enumerate(processes.run(one_skips_backward, "importance_weights", False)):
+        assert rank == 1 or text.startswith("RuntimeError: importance_weights, backward: rank 1 did not take part")
+
+
+def one_stays_away() -> tuple[str, float, str]:
+    """Seconds of the call's 2; and what the next call comes to."""
+    group = short_group(2.0)
+    dist.barrier()
+    begun = time.monotonic()
+    if dist.get_rank() == 1:
+        time.sleep(2.5)
+        return "", 0.0, attempt(lambda: call_of("log_mean_exp", group=group))
+    text = attempt(lambda: call_of("log_mean_exp", group=group))
+    return text, time.monotonic() - begun, attempt(lambda: call_of("log_mean_exp", group=group))
 
 
 def test_a_process_that_does_not_come_is_named(processes: Processes) -> None:
-    for rank, (ok, text) in enumerate(processes.attempt(one_stays_away)):
-        if rank == 1:
-            assert ok
-        else:
-            assert not ok and text.startswith("RuntimeError: log_mean_exp: rank 1 did not take part")
+    for rank, (text, seconds, again) in enumerate(processes.run(one_stays_away)):
+        if rank != 1:
+            assert text.startswith("RuntimeError: log_mean_exp: rank 1 did not take part in call 1")
+            assert blamed(text) == {1} and seconds < 4
+            assert "got a group that cannot go on" in again
+        assert again.startswith("RuntimeError") and blamed(again) == {1}
+
+
+def one_has_no_memory_for_the_second_collective() -> str:
+    group = short_group(20.0)
+    return patched("F", None, lambda: uf.distributed.log_mean_exp(torch.zeros(70, 3), dim=1, group=group))
+
+
+def test_a_process_that_cannot_take_part_in_the_second_collective_is_named(processes: Processes) -> None:
+    for text in processes.run(one_has_no_memory_for_the_second_collective):
+        assert text.startswith("RuntimeError: log_mean_exp: rank 1 raised AttributeError") and blamed(text) == {1}
+
+
+def one_is_late() -> bool:
+    if dist.get_rank() == 1:
+        time.sleep(1)
+    return right()
+
+
+def test_a_process_that_is_late_is_waited_for(processes: Processes) -> None:
+    assert all(processes.run(one_is_late))
 
 
 def test_without_a_group() -> None:
@@ -410,3 +719,25 @@ def second_derivative(name: str, options: dict[str, Any]) -> Any:
 def test_second_derivatives_are_refused(processes: Processes, name: str, options: dict[str, Any]) -> None:
     for ok, text in processes.attempt(second_derivative, name, options):
         assert not ok and text.startswith("RuntimeError: unigen_fast.distributed: got create_graph=True")
+
+
+# ---- last: it ends a process ---------------------------------------------------------------------------------------
+
+
+def one_dies(victim: int) -> tuple[str, str]:
+    group = short_group(20.0)
+    assert right(group)
+    if dist.get_rank() == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if dist.get_rank() == 1:
+        time.sleep(1)
+    return tuple(attempt(lambda: call_of("log_mean_exp", group=group)) for _ in range(2))  # type: ignore[return-value]
+
+
+def test_a_process_that_dies_is_named(processes: Processes) -> None:
+    """Of two processes, the one that keeps the store; of four, one that not all wait for in a ring."""
+    victim = 0 if processes.count == 2 else 2
+    for rank, (ok, found) in enumerate(processes.attempt(one_dies, victim)):
+        assert ok != (rank == victim), found
+        for text in found if ok else ():
+            assert f"rank {victim} did not take part in call 2" in text and blamed(text) == {victim}, text

@@ -1,7 +1,7 @@
 """Losses whose samples, or whose minibatch, are spread over the processes of a `torch.distributed` group.
 
 Each process calls the function with its own shard, along `dim` or of the minibatch. Shards may differ in size, and may
-be empty; everything else, options included, is the same everywhere.
+be empty; everything else, options and `requires_grad` included, is the same everywhere.
 
 A result that one process alone would have once is the same on every process, and each calls backward from it once: the
 gradient of a shard is then what one process would find for these elements. Summed over the processes, as by
@@ -9,18 +9,23 @@ gradient of a shard is then what one process would find for these elements. Summ
 a factor of the number of processes. Where results are rows of the shard (`importance_weights`, `total_correlation`),
 each process goes backward from its own rows. First derivatives only; not for `torch.compile`.
 
-Bad input on one process raises on all of them, and names it. Who does not come is named when the group's time is up.
-The check is made on the host: on a GPU, one synchronisation a call.
+Whatever one process raises, all of them raise, and name it; so they do where processes differ in an option or in the
+call they are at. They are in step again then, and the group goes on. What a process raises when the others already have
+its numbers, they raise in their next call. Over gloo, a process that is missing is named within the group's timeout;
+that group cannot go on. The check is made on the host: on a GPU, one synchronisation a call.
 """
 
-import itertools
+import functools
 import json
 import math
-from collections import defaultdict
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -36,61 +41,55 @@ __all__ = ["importance_weighted_generator_loss", "importance_weights", "log_mean
 
 Group: TypeAlias = "dist.ProcessGroup | None"
 
-HEADER = 2048  # bytes that say what a process brings
+HEADER = 1000  # bytes that say what a process brings, or what it raised
 INLINE = 128  # numbers that go with it; more need a second collective
-_ANSWER = timedelta(seconds=5)  # for the others' word, once the group's own time is up
+_PAUSE = 0.25  # seconds between two looks at whether another process has given up
+_ANSWER = 5.0  # seconds before the group's time is up in which the processes say that they are there
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 # ---- the exchange ----------------------------------------------------------------------------------------------------
 
 
 class _Brought(NamedTuple):
-    """What a process brings: `kind` is the same everywhere, `samples` its own; `numbers` in float64."""
+    """What a process brings: `kind` is the same everywhere, `samples` its own."""
 
     kind: dict[str, Any]
     samples: int
     numbers: Tensor
 
 
-_exchanges: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+@dataclass
+class _State:
+    """Of a group, on this process."""
+
+    calls: int = 0  # exchanges begun
+    raised: str = ""  # by the call before, perhaps on this process alone
+    failure: str = ""  # of the connection: there is no next call
+
+
+_states: "WeakKeyDictionary[dist.ProcessGroup, _State]" = WeakKeyDictionary()
+
+
+def _process_group(group: Group) -> "dist.ProcessGroup":
+    found = group if group is not None else dist.group.WORLD
+    assert found is not None
+    return found
+
+
+def _state(group: Group) -> _State:
+    return _states.setdefault(_process_group(group), _State())
 
 
 def _members(group: Group) -> list[int]:
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError("unigen_fast.distributed: torch.distributed has no process group, call init_process_group")
-    members = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
+    members = dist.get_process_group_ranks(_process_group(group))
     if dist.get_rank() not in members:
         raise ValueError(f"group: got one of ranks {members}, expected one that rank {dist.get_rank()} is in")
     return members
-
-
-@contextmanager
-def _naming_who_is_missing(name: str, group: Group) -> Iterator[None]:
-    """A collective that fails here fails everywhere: each process leaves its word, and misses that of the others."""
-    members = _members(group)
-    turn = next(_exchanges[f"{members}"])
-    try:
-        yield
-    except RuntimeError as error:
-        store = dist.distributed_c10d._get_default_store()
-        key = f"unigen_fast/{members}/{turn}/"
-        store.set(f"{key}{dist.get_rank()}", "here")
-        missing = []
-        for rank in members:
-            try:
-                store.wait([f"{key}{rank}"], _ANSWER)
-            except RuntimeError:
-                missing.append(rank)
-        who = ", ".join(f"rank {rank}" for rank in missing) or "no rank, but the connection failed"
-        raise RuntimeError(f"{name}: {who} did not take part in a collective of ranks {members}: {error}") from error
-
-
-def _gather(numbers: Tensor, group: Group) -> Tensor:
-    """`[processes, …]` of a tensor of one shape everywhere."""
-    count = len(_members(group))
-    found = torch.empty((count, *numbers.shape), dtype=numbers.dtype, device=numbers.device)
-    dist.all_gather_into_tensor(found.flatten(0, 1) if numbers.dim() else found, numbers, group=group)
-    return found
 
 
 def _wire(group: Group) -> torch.device:
@@ -99,67 +98,221 @@ def _wire(group: Group) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-def _exchange(name: str, group: Group, bring: Callable[[], _Brought]) -> tuple[list[int], list[Tensor]]:
-    """Each process's samples and numbers, from `bring`; what it raises on one process is raised on all of them.
+def _text(error: Exception) -> str:
+    """As it can travel."""
+    return f"{type(error).__name__}: {error}".replace("\0", "").encode(errors="replace").decode()
 
-    One collective of a fixed size, whatever is wrong with a shape; a second one where a process has more numbers than
-    INLINE.
+
+def _missing(ranks: Sequence[int]) -> str:
+    return ", ".join(f"rank {rank}" for rank in ranks) + " did not take part" if ranks else ""
+
+
+@contextmanager
+def _told_in_the_next_call(group: Group) -> Iterator[None]:
+    """What is raised after the exchange, the other processes do not know yet."""
+    _members(group)
+    try:
+        yield
+    except Exception as error:
+        _state(group).raised = _text(error)
+        raise
+
+
+def _together(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _told_in_the_next_call(kwargs.get("group")):  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def _collective(name: str, group: Group, start: Callable[[], Any]) -> None:
+    """Waits for what `start` begins, until it is done, another process gives up, or the group's time is nearly up."""
+    state, wire, begun = _state(group), _wire(group), time.monotonic()
+    store = _process_group(group).get_group_store()
+    limit = _process_group(group)._get_backend(wire).options._timeout.total_seconds()
+    work = None
+    try:
+        work = start()
+        while wire.type == "cpu" and not work.is_completed():
+            try:
+                work.wait(timedelta(seconds=_PAUSE))
+            except RuntimeError:
+                late = time.monotonic() > begun + limit - min(_ANSWER, limit / 2)
+                if not work.is_completed() and (late or store.check(["unigen_fast/failed"])):
+                    raise
+        work.wait()
+    except Exception as error:
+        state.failure = _failure(group, begun + limit, f"call {state.calls}", "" if work is not None else _text(error))
+        raise RuntimeError(f"{name}: {state.failure}: {error}") from error
+
+
+def _failure(group: Group, end: float, call: str, own: str) -> str:
+    """Why a collective failed, the same on every process: each leaves its word, the first to have waited for those of
+    the others says who is missing."""
+    members, me = _members(group), dist.get_rank()
+    silent = [rank for rank in members if rank != me]
+    store = _process_group(group).get_group_store()
+    try:
+        store.set(f"unigen_fast/rank {me}", own or "here")
+        store.set("unigen_fast/failed", "yes")
+        while True:
+            closed = {rank: _is_closed(rank, group) for rank in silent}  # first: one leaves its word, then ends
+            silent = [rank for rank in silent if not store.check([f"unigen_fast/rank {rank}"])]
+            if all(closed[rank] for rank in silent) or time.monotonic() > end:
+                break
+            time.sleep(_PAUSE)
+        words = {rank: store.get(f"unigen_fast/rank {rank}").decode() for rank in members if rank not in silent}
+        raised = [f"rank {rank} raised {word}" for rank, word in words.items() if word != "here"]
+        why = "; ".join(raised) or _missing(silent) or "the connection failed between ranks that are all there"
+        return store.compare_set("unigen_fast/failure", "", f"{why} in {call} of ranks {members}").decode()
+    except RuntimeError:  # the store has gone with the process that keeps it
+        silent = [rank for rank in members if rank != me and _is_closed(rank, group)]
+        time.sleep(4 * _PAUSE)  # all look before one ends, which closes its connections as well
+        return f"{_missing(silent) or 'the store of torch.distributed failed'} in {call} of ranks {members}"
+
+
+def _is_closed(rank: int, group: Group) -> bool:
+    """Whether the connection is, as where a process has died; one that is only late would get these bytes."""
+    if _wire(group).type != "cpu":
+        return False
+    try:
+        dist.isend(torch.zeros(1), rank, group=group, tag=HEADER)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _gather(name: str, group: Group, numbers: Callable[[], Tensor]) -> Tensor:
+    """`[processes, …]` of a tensor of one shape everywhere."""
+    found: list[Tensor] = []
+
+    def start() -> Any:
+        own = numbers()
+        found.append(torch.empty((len(_members(group)), *own.shape), dtype=own.dtype, device=own.device))
+        return dist.all_gather(list(found[0].unbind(0)), own, group=group, async_op=True)
+
+    _collective(name, group, start)
+    return found[0]
+
+
+def _differences(members: Sequence[int], kinds: Sequence[dict[str, Any]]) -> str:
+    """Each option that is not the same everywhere, with the processes on which it is not that of most."""
+    found = []
+    for option in dict.fromkeys(option for kind in kinds for option in kind):
+        values = [json.dumps(kind.get(option, "missing")) for kind in kinds]
+        (most, count), *others = Counter(values).most_common()
+        if others and 2 * count <= len(values):
+            given = [f"{value} on rank {rank}" for rank, value in zip(members, values, strict=True)]
+            found.append(f"{option} " + ", ".join(given))
+        elif others:
+            odd = [f"{value} on rank {rank}" for rank, value in zip(members, values, strict=True) if value != most]
+            found.append(f"{option} {', '.join(odd)}, {most} on the others")
+    return "; ".join(found)
+
+
+def _handshake(name: str, group: Group, bring: Callable[[], _Brought]) -> tuple[_Brought, list[dict[str, Any]], Tensor]:
+    """What this process brings, the headers of all, and the numbers that go with them.
+
+    One collective of a fixed size, whatever is wrong on a process: a header in JSON, what it raised, and its numbers if
+    they are at most INLINE.
     """
-    members, wire = _members(group), _wire(group)
+    members, wire, state = _members(group), _wire(group), _state(group)
+    if state.failure:
+        raise RuntimeError(f"{name}: got a group that cannot go on, expected a new one: {state.failure}")
+    state.calls += 1
+    before, state.raised = state.raised, ""
     brought, own = None, None
+    step = {"call": state.calls, "function": name}
+    message = torch.zeros(HEADER + 8 * INLINE, dtype=torch.uint8)
     try:
         brought = bring()
-        header = {
-            "kind": {"function": name, **brought.kind},
-            "samples": brought.samples,
-            "size": brought.numbers.numel(),
-        }
-    except (TypeError, ValueError) as error:
-        own, header = error, {"error": f"{type(error).__name__}: {error}"[: HEADER // 5]}
-    numbers = brought.numbers.detach().flatten().to(wire, torch.float64) if brought else torch.empty(0, device=wire)
-    text = json.dumps(header, ensure_ascii=False).encode()
-    message = torch.zeros(HEADER + 8 * INLINE, dtype=torch.uint8)
-    message[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    message = message.to(wire)
-    if numbers.numel() <= INLINE:
-        message[HEADER:].view(torch.float64)[: numbers.numel()] = numbers
-    with _naming_who_is_missing(name, group):
-        received = _gather(message, group)
-    headers = [json.loads(bytes(row[row != 0].tolist())) for row in received[:, :HEADER].cpu()]
-    failed = {rank: h["error"] for rank, h in zip(members, headers, strict=True) if "error" in h}
-    if failed:
-        if own is not None:
+        size = brought.numbers.numel()
+        given = {"step": step, "kind": brought.kind, "samples": brought.samples, "size": size, "before": bool(before)}
+        header = json.dumps(given).encode()
+        if len(header) >= HEADER:
+            raise ValueError(f"{name}: got options of {len(header)} bytes, expected fewer than {HEADER}")
+        if size <= INLINE:
+            message[HEADER:].view(torch.float64)[:size] = brought.numbers.detach().flatten()
+    except Exception as error:
+        own = error
+        header, before = json.dumps({"step": step, "now": True}).encode(), _text(error)
+    text = header + b"\0" + before.encode()
+    message[:HEADER] = torch.frombuffer(bytearray(text[:HEADER].ljust(HEADER, b"\0")), dtype=torch.uint8)
+    received = _gather(name, group, lambda: message.to(wire)).cpu()
+    parts = [bytes(row.tolist()).split(b"\0") for row in received[:, :HEADER]]
+    headers = [json.loads(part[0]) for part in parts]
+    texts = {rank: part[1].decode(errors="ignore") for rank, part in zip(members, parts, strict=True)}
+    state.calls = max(header["step"]["call"] for header in headers)  # in step again, whatever is raised
+
+    now = [rank for rank, header in zip(members, headers, strict=True) if "now" in header]
+    if own is not None:
+        try:
             raise own
-        raise ValueError(f"{name}: " + "; ".join(f"on rank {rank}, {error}" for rank, error in failed.items()))
-    kinds = [h["kind"] for h in headers]
-    if any(kind != kinds[0] for kind in kinds):
-        given = "; ".join(f"rank {rank}: {kind}" for rank, kind in zip(members, kinds, strict=True))
-        raise ValueError(f"{name}: expected the same on every rank but for the size of the shard, got {given}")
-    sizes = [h["size"] for h in headers]
-    if max(sizes) <= INLINE:
-        every = received[:, HEADER:].contiguous().view(torch.float64)
-    else:
-        with _naming_who_is_missing(name, group):
-            every = _gather(F.pad(numbers, (0, max(sizes) - numbers.numel())), group)
+        finally:
+            del own  # a cycle through its traceback would keep this frame's tensors
+    if now:
+        bad_input = all(texts[rank].startswith(("TypeError", "ValueError")) for rank in now)
+        found = f"{name}: " + "; ".join(f"on rank {rank}, {texts[rank]}" for rank in now)
+        raise ValueError(found) if bad_input else RuntimeError(found)
+    failed = [rank for rank, header in zip(members, headers, strict=True) if header["before"]]
+    if 0 < len(failed) < len(members):
+        found = "; ".join(f"rank {rank} raised {texts[rank]}" for rank in failed)
+        raise RuntimeError(f"{name}: the call before gave the other ranks a value, but {found}")
+    if steps := _differences(members, [header["step"] for header in headers]):
+        raise RuntimeError(f"{name}: expected every rank at the same call, got {steps}")
+    if kinds := _differences(members, [header["kind"] for header in headers]):
+        raise ValueError(f"{name}: expected the same on every rank but for the size of the shard, got {kinds}")
     assert brought is not None
+    return brought, headers, received[:, HEADER:].contiguous().view(torch.float64)
+
+
+def _exchange(name: str, group: Group, bring: Callable[[], _Brought]) -> tuple[list[int], list[Tensor]]:
+    """Each process's samples and numbers, from `bring`, in float64; what it raises on one is raised on all of them."""
+    brought, headers, every = _handshake(name, group, bring)
+    sizes = [header["size"] for header in headers]
+    if max(sizes) > INLINE:
+
+        def padded() -> Tensor:
+            numbers = brought.numbers.detach().flatten().to(_wire(group), torch.float64)
+            return F.pad(numbers, (0, max(sizes) - numbers.numel()))
+
+        every = _gather(name, group, padded)
     device = brought.numbers.device
-    return [h["samples"] for h in headers], [x[:size].to(device) for x, size in zip(every, sizes, strict=True)]
+    return [header["samples"] for header in headers], [
+        x[:size].to(device) for x, size in zip(every, sizes, strict=True)
+    ]
 
 
-def _kind(x: Tensor, **options: Any) -> dict[str, Any]:
-    return {"dtype": str(x.dtype).removeprefix("torch."), **options}
+def _sum(name: str, group: Group, call: int, part: Callable[[], Tensor]) -> Tensor:
+    """Over the processes, in the backward of a call; of one shape everywhere."""
+
+    def bring() -> _Brought:
+        _first_derivative()
+        return _Brought({"backward of call": call}, 0, part())
+
+    brought, _, every = _handshake(f"{name}, backward", group, bring)
+    x = brought.numbers
+    if x.numel() <= INLINE:
+        return every[:, : x.numel()].sum(0).view(x.shape).to(x.device, x.dtype)
+    on_wire: list[Tensor] = []
+
+    def start() -> Any:
+        on_wire.append(x.to(_wire(group), copy=True, memory_format=torch.contiguous_format))
+        return dist.all_reduce(on_wire[0], group=group, async_op=True)
+
+    _collective(f"{name}, backward", group, start)
+    return on_wire[0].to(x.device)
+
+
+def _kind(*tensors: Tensor, **options: Any) -> dict[str, Any]:
+    gradients = [x.requires_grad and torch.is_grad_enabled() for x in tensors]
+    return {"dtype": str(tensors[0].dtype).removeprefix("torch."), "requires_grad": gradients, **options}
 
 
 def _without(shape: Sequence[int], dim: int) -> list[int]:
     return [size for d, size in enumerate(shape) if d != dim]
-
-
-def _dimension(name: str, x: Tensor, dim: int) -> int:
-    """As `_checks.sample_dimension`, but a shard may be empty."""
-    _checks.floating(name, x)
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"dim: got {dim} for {name} of shape {tuple(x.shape)}")
-    return dim % x.dim()
 
 
 # ---- what is known of all shards -------------------------------------------------------------------------------------
@@ -212,37 +365,35 @@ class _Weights(torch.autograd.Function):
     def forward(ctx: Any, shard: Tensor, weights: Tensor, dim: int, temperature: float, group: Group) -> Tensor:
         ctx.save_for_backward(weights)
         ctx.dim, ctx.temperature, ctx.group, ctx.dtype = dim, temperature, group, shard.dtype
+        ctx.call = _state(group).calls
         return weights.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        _first_derivative()
-        (weights,) = ctx.saved_tensors
-        sums = (grad * weights).double().sum(ctx.dim, keepdim=True)
-        _sum("importance_weights, backward", sums, ctx.group)
-        return (weights * (grad - sums) / ctx.temperature).to(ctx.dtype), None, None, None, None
+        with _told_in_the_next_call(ctx.group):
 
+            def part() -> Tensor:
+                return (grad * ctx.saved_tensors[0]).double().sum(ctx.dim, keepdim=True)
 
-def _sum(name: str, x: Tensor, group: Group) -> None:
-    """Over the processes, in place."""
-    on_wire = x.to(_wire(group)).contiguous()
-    with _naming_who_is_missing(name, group):
-        dist.all_reduce(on_wire, group=group)
-    x.copy_(on_wire)
+            sums = _sum("importance_weights", ctx.group, ctx.call, part)
+            return (ctx.saved_tensors[0] * (grad - sums) / ctx.temperature).to(ctx.dtype), None, None, None, None
 
 
 # ---- importance ------------------------------------------------------------------------------------------------------
 
 
-def _log_sum_exp(name: str, log_w: Tensor, dim: int, group: Group, **options: float) -> tuple[Tensor, Tensor, int, int]:
+def _log_sum_exp(
+    name: str, log_w: Tensor, dim: int, group: Group, temperature: float = 1.0, detach: bool = False
+) -> tuple[Tensor, Tensor, int, int]:
     """(the shard over the temperature, in float64; log of the sum over all, `dim` kept; samples; dim)."""
-    temperature = options.get("temperature", 1.0)
 
     def bring() -> _Brought:
-        _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
-        kept = _dimension("log_w", log_w, dim)
-        statistics = _statistics(log_w.detach() / temperature, kept)
-        kind = _kind(log_w, shape=_without(log_w.shape, kept), dim=kept, **options)
+        number = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+        _checks.floating("log_w", log_w)
+        kept = _checks.dimension("dim", log_w, dim)
+        statistics = _statistics(log_w.detach().double() / temperature, kept)
+        options = {"dim": kept, "temperature": number, "detach": bool(detach)}
+        kind = _kind(log_w, shape=_without(log_w.shape, kept), **options)
         return _Brought(kind, log_w.size(kept), torch.stack([s.flatten().cpu() for s in statistics]))
 
     counts, numbers = _exchange(name, group, bring)
@@ -255,6 +406,7 @@ def _log_sum_exp(name: str, log_w: Tensor, dim: int, group: Group, **options: fl
     return log_w.detach().double() / temperature, found.view(of_rows).to(log_w.device), sum(counts), kept
 
 
+@_together
 def log_mean_exp(log_w: Tensor, *, dim: int, group: Group = None) -> Tensor:
     """`unigen_fast.log_mean_exp` of the K samples of all processes.
 
@@ -271,8 +423,9 @@ def log_mean_exp(log_w: Tensor, *, dim: int, group: Group = None) -> Tensor:
 
     Raises:
         TypeError, ValueError: as `unigen_fast.log_mean_exp`, on all processes; no samples at all; a rank's other
-            dimensions or dtype are not those of the others.
-        RuntimeError: no process group; a rank did not come in the group's time.
+            dimensions, dtype, options or `requires_grad` are not those of the others.
+        RuntimeError: no process group; another rank raised something else, is at another call, or did not come in the
+            group's time.
 
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), Eq. 8.
     """
@@ -284,6 +437,7 @@ def log_mean_exp(log_w: Tensor, *, dim: int, group: Group = None) -> Tensor:
     return value.squeeze(dim)
 
 
+@_together
 def importance_weights(
     log_w: Tensor, *, dim: int, temperature: float = 1.0, detach: bool = True, group: Group = None
 ) -> Tensor:
@@ -301,14 +455,15 @@ def importance_weights(
 
     Source: Hu et al., "On Unifying Deep Generative Models" (2018), Eq. 16, w~_i.
     """
-    x, found, _, dim = _log_sum_exp("importance_weights", log_w, dim, group, temperature=temperature)
-    weights = torch.where(found == -math.inf, 0.0, (x - found).exp()).to(log_w.dtype)
+    x, found, _, dim = _log_sum_exp("importance_weights", log_w, dim, group, temperature, detach)
+    weights = torch.where(found == -math.inf, 0.0, (x - found).exp()).to(upcast(log_w).dtype)
     return weights if detach or not log_w.requires_grad else _Weights.apply(log_w, weights, dim, temperature, group)
 
 
 # ---- adversarial -----------------------------------------------------------------------------------------------------
 
 
+@_together
 def importance_weighted_generator_loss(
     *,
     fake: Tensor,
@@ -338,20 +493,17 @@ def importance_weighted_generator_loss(
 
     def bring() -> _Brought:
         _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-        _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+        number = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
         _checks.floating("fake", fake)
-        options = {"temperature": temperature, "detach": detach, "reduction": reduction, "groups": groups is not None}
+        options = {"temperature": number, "detach": bool(detach), "reduction": reduction, "groups": groups is not None}
         if groups is not None:
             labels = adversarial._labels_of(fake, groups, dim, reduction)
-            known = labels.unique()
-            rows = [_terms(fake.detach().reshape(-1)[labels == label], 0, temperature) for label in known]
-            terms = torch.cat(rows, 1) if rows else torch.empty(3, 0, dtype=torch.float64)
-            numbers = torch.cat([known.cpu().view(torch.float64)[None], terms])
+            numbers = _terms_of_labels(fake.detach().reshape(-1), labels, temperature)
             return _Brought(_kind(fake, **options), fake.numel(), numbers)
         if dim is None:
             terms = _terms(fake.detach().reshape(-1), 0, temperature)
             return _Brought(_kind(fake, **options), fake.numel(), terms)
-        kept = _dimension("fake", fake, dim)
+        kept = _checks.dimension("dim", fake, dim)
         kind = _kind(fake, shape=_without(fake.shape, kept), dim=kept, **options)
         return _Brought(kind, fake.size(kept), _terms(fake.detach(), kept, temperature))
 
@@ -399,11 +551,25 @@ def importance_weighted_generator_loss(
 
 def _terms(logits: Tensor, dim: int, temperature: float) -> Tensor:
     """`[3, rows]`: the shift, and sums over `dim` of e^(l / T - shift), alone and times softplus(-l)."""
-    shift, total = _statistics(logits / temperature, dim)
     wide = logits.double()
+    shift, total = _statistics(wide / temperature, dim)
     terms = (wide / temperature - torch.where(shift == -math.inf, 0.0, shift).to(logits.device)).exp()
     weighted = torch.where(terms == 0, 0.0, terms * F.softplus(-wide)).sum(dim, keepdim=True)
     return torch.stack([x.flatten().cpu() for x in (shift, total, weighted)])
+
+
+def _terms_of_labels(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """`[4, labels]`: each label, its bits those of a float64, and the terms of its samples."""
+    known, places = labels.unique(return_inverse=True)
+    wide = logits.double()
+    scaled = wide / temperature
+    shift = scaled.new_full(known.shape, -math.inf).scatter_reduce(0, places, scaled, "amax")
+    terms = (scaled - torch.where(shift == -math.inf, 0.0, shift)[places]).exp()
+    total, weighted = (
+        terms.new_zeros(known.shape).index_add(0, places, x)
+        for x in (terms, torch.where(terms == 0, 0.0, terms * F.softplus(-wide)))
+    )
+    return torch.stack([x.cpu() for x in (known.view(torch.float64), shift, total, weighted)])
 
 
 # ---- divergences over pairs ------------------------------------------------------------------------------------------
@@ -416,26 +582,31 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shard: Tensor, every: Tensor, first: int, name: str, summed: bool, group: Group) -> Tensor:
         ctx.rows, ctx.name, ctx.summed, ctx.group = (first, shard.size(0)), name, summed, group
+        ctx.call = _state(group).calls
         return every.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _first_derivative()
-        if ctx.summed:
-            grad = grad.clone()
-            _sum(f"{ctx.name}, backward", grad, ctx.group)
-        return grad.narrow(0, *ctx.rows), None, None, None, None, None
+        with _told_in_the_next_call(ctx.group):
+            if ctx.summed:
+                grad = _sum(ctx.name, ctx.group, ctx.call, lambda: grad)
+            else:
+                _first_derivative()
+            return grad.narrow(0, *ctx.rows), None, None, None, None, None
 
 
 def _gathered(
-    name: str, group: Group, check: Callable[[], Sequence[Tensor]], summed: bool, **options: Any
+    name: str, group: Group, check: Callable[[], tuple[Sequence[Tensor], dict[str, Any]]], summed: bool
 ) -> tuple[list[Tensor], int, list[int]]:
-    """Matrices of all processes' points, those of this one with gradients; its first row and the rows of each."""
+    """Matrices of all processes' points, those of this one with gradients; its first row and the rows of each.
+
+    `check` gives the matrices and the options."""
     given: list[Tensor] = []
 
     def bring() -> _Brought:
-        given.extend(check())
-        kind = _kind(given[0], cols=given[0].size(1), matrices=len(given), **options)
+        matrices, options = check()
+        given.extend(matrices)
+        kind = _kind(*given, cols=given[0].size(1), **options)
         sizes = torch.tensor([float(x.size(0)) for x in given], dtype=torch.float64)
         points = [x.detach().double().flatten().cpu() for x in given]
         return _Brought(kind, given[0].size(0), torch.cat([sizes, *points]))
@@ -452,6 +623,7 @@ def _gathered(
     return found, sum(of[0] for of in rows[:me]), [of[0] for of in rows]
 
 
+@_together
 def total_correlation(
     z: Tensor,
     mean: Tensor,
@@ -477,17 +649,17 @@ def total_correlation(
     Source: Chen et al., "Isolating Sources of Disentanglement in VAEs" (2018), Eq. 2 and App. C.
     """
 
-    def check() -> Sequence[Tensor]:
-        return divergence._check_posteriors(z, mean, logvar, dataset_size, estimator)
+    def check() -> tuple[Sequence[Tensor], dict[str, Any]]:
+        matrices = divergence._check_posteriors(z, mean, logvar, dataset_size, estimator)
+        return matrices, {"dataset_size": dataset_size, "estimator": estimator}
 
-    wanted = [x.requires_grad for x in (z, mean, logvar) if isinstance(x, Tensor)]
-    options = {"dataset_size": dataset_size, "estimator": estimator, "gradients": wanted}
-    every, first, rows = _gathered("total_correlation", group, check, True, **options)
+    every, first, rows = _gathered("total_correlation", group, check, True)
     me = _members(group).index(dist.get_rank())
     found = divergence.total_correlation(*every, dataset_size=dataset_size, estimator=estimator)
     return TotalCorrelation(*(x.narrow(0, first, rows[me]) for x in found))
 
 
+@_together
 def mmd(
     x: Tensor,
     y: Tensor,
@@ -513,9 +685,9 @@ def mmd(
     Source: Gretton et al., "A Kernel Two-Sample Test" (2012), Lemma 6.
     """
 
-    def check() -> Sequence[Tensor]:
-        return divergence._check_points(x, y, kernel, scales)[:2]
+    def check() -> tuple[Sequence[Tensor], dict[str, Any]]:
+        *matrices, numbers = divergence._check_points(x, y, kernel, scales)
+        return matrices, {"kernel": kernel, "scales": numbers, "unbiased": bool(unbiased)}
 
-    options = {"kernel": kernel, "scales": list(scales), "unbiased": unbiased}
-    (every_x, every_y), *_ = _gathered("mmd", group, check, False, **options)
+    (every_x, every_y), *_ = _gathered("mmd", group, check, False)
     return divergence.mmd(every_x, every_y, kernel=kernel, scales=scales, unbiased=unbiased)
