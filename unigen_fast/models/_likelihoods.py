@@ -70,7 +70,7 @@ def _negative_binomial(mu: Tensor, theta: Tensor, eps: float = 0.0) -> Tensor:
     """A Poisson of a rate drawn from the Gamma of shape theta and mean mu + eps, as the likelihood has it."""
     gamma = torch.distributions.Gamma(theta, torch.ones_like(theta), validate_args=False).sample()
     rate = gamma * ((mu + eps) / theta)
-    most = 2.0**30  # PyTorch's draws of larger rates overflow, or never end; beside the rate their spread is nothing
+    most = 2.0**30  # PyTorch's draws of larger rates overflow; beside the rate their spread is nothing
     return torch.where(rate > most, rate, torch.poisson(rate.clamp(max=most)))
 
 
