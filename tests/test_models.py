@@ -884,6 +884,8 @@ def test_counts_of_any_mean_are_counts():
     torch.testing.assert_close(x[:, 2:5] / mu[:, 2:5], torch.ones(50, 3), atol=0.01, rtol=0)
     half = Likelihood("negative_binomial", {}).sample((mu, torch.tensor(1e6)), like=mu.half())
     assert half.dtype == torch.float16 and half.isfinite().all()
+    byte = Likelihood("negative_binomial", {}).sample((mu, torch.tensor(1e6)), like=mu.to(torch.uint8))
+    assert byte.dtype == torch.uint8 and (byte[:, 2:] == 255).all()
 
 
 def test_channels_of_a_mixture_are_said_where_they_are_not_clear():

@@ -215,13 +215,13 @@ class Likelihood:
             raise ValueError(
                 f"decoder: got samples of shape {tuple(drawn.shape)}, expected {tuple(like.shape)}, that of the batch"
             )
-        if like.is_floating_point():
-            if drawn.is_floating_point() and torch.finfo(drawn.dtype).max > torch.finfo(like.dtype).max:
-                drawn = drawn.clamp(torch.finfo(like.dtype).min, torch.finfo(like.dtype).max)
-        elif not whole:
+        if not (whole or like.is_floating_point()):
             raise ValueError(
                 f"batch: got {like.dtype}, expected floating-point data: what {self.name!r} gives are no whole numbers"
             )
+        if like.dtype not in (drawn.dtype, torch.bool):  # counts may be larger than any of the data's kind
+            limits = torch.finfo(like.dtype) if like.is_floating_point() else torch.iinfo(like.dtype)
+            drawn = drawn.clamp(max(limits.min, -(2**62)), min(limits.max, 2**62))
         return drawn.to(like.dtype)
 
     def _channels(self, params: Tensor, like: Tensor | None) -> int:
