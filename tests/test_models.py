@@ -2,22 +2,28 @@
 
 import copy
 import gc
+import inspect
 import io
 import math
 import pickle
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from model_zoo import BATCH, CLASSES, LATENT, PIXELS, ZOO, batch_of, build
+import torch.utils._pytree as pytree
+from model_zoo import BATCH, CLASSES, LATENT, PIXELS, ZOO, Pair, batch_of, build
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import unigen_fast as uf
 from unigen_fast.__main__ import main
-from unigen_fast.models import MODELS, Model
+from unigen_fast.models import MODELS, Model, variational, wake_sleep
+from unigen_fast.models._likelihoods import Likelihood
 from unigen_fast.models._model import Prior
 from unigen_fast.models.variational import decode_samples
 
@@ -496,15 +502,16 @@ def test_more_samples_tighten_the_bound(name):
 @pytest.mark.parametrize("name", ["VAE", "ConditionalVAE", "AAVAE"])
 def test_bound_of_one_sample_is_the_loss_without_its_weight(name):
     model = build(name)
+    batch = batch_of(name, size=2)  # of one block
     torch.manual_seed(0)
-    rows = model.bound(batch_of(name))
+    rows = model.bound(batch)
     model.kl_weight = 4.0
     torch.manual_seed(0)
-    assert torch.equal(model.bound(batch_of(name)), rows)
+    assert torch.equal(model.bound(batch), rows)
     vae = build("ConditionalVAE" if "Conditional" in name else "VAE")
     vae.load_state_dict(model.state_dict(), strict=False)
     torch.manual_seed(0)
-    loss = vae.losses("autoencoder", batch_of(name))["loss"]
+    loss = vae.losses("autoencoder", batch)["loss"]
     torch.testing.assert_close(-rows.mean(), loss.detach(), rtol=1e-5, atol=1e-4)
 
 
@@ -524,6 +531,150 @@ def test_semi_supervised_bounds_sum_over_the_classes():
     of_pairs = torch.stack([model.bound((x, torch.full((5,), c)), 2000) for c in range(CLASSES)])
     torch.testing.assert_close(of_x, of_pairs.logsumexp(0), atol=0.5, rtol=0)
     assert (of_x > of_pairs).all()
+
+
+# ---- the memory of bounds --------------------------------------------------------------------------------------------
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of all operations' outputs at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for t in pytree.tree_leaves(found):
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in given:
+                self.grow(t.untyped_storage().nbytes())
+                weakref.finalize(t.untyped_storage(), self.grow, -t.untyped_storage().nbytes())
+        return found
+
+    def grow(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+class Enlarge(nn.Module):
+    """Images of 3 × 32 × 32 by way of maps that are larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Linear(LATENT, 6 * 8 * 8)
+
+    def forward(self, z: Tensor) -> Tensor:
+        maps = F.interpolate(self.small(z).unflatten(1, (6, 8, 8)), scale_factor=4).relu()
+        return maps[:, :3] - maps[:, 3:]
+
+
+@pytest.mark.parametrize("name", ["VAE", "SemiSupervisedVAE", "WakeSleep"])
+def test_bound_keeps_to_its_memory(name):
+    """2500 samples of four images, whatever else the model does; an encoder's share counts as a decoder's does."""
+    encoder = nn.Sequential(nn.Flatten(), Pair(nn.Linear(3072, 2 * LATENT)))
+    if name == "SemiSupervisedVAE":
+        encoder.forward = lambda x, labels: nn.Sequential.forward(encoder, x)
+        decoder = Enlarge()
+        decoder.forward = lambda z, labels: Enlarge.forward(decoder, z)
+        model = uf.models.SemiSupervisedVAE(encoder, decoder, nn.Identity(), latent=LATENT, num_classes=3)
+    else:
+        model = getattr(uf.models, name)(encoder, Enlarge(), latent=LATENT)
+    x = torch.rand(4, 3, 32, 32).round()
+    with Alive() as memory:
+        of_default = model.bound(x, 2500 if name == "VAE" else 500)
+    assert memory.most < 100 * 2**20
+    if name == "VAE":
+        with Alive() as memory:
+            model.bound(x, 200, max_bytes=4 * 2**20)
+        assert 1 * 2**20 < memory.most < 5 * 2**20
+        compiled = uf.models.VAE(encoder, torch.compile(model.decoder, fullgraph=True, backend="eager"), latent=LATENT)
+        torch.testing.assert_close(compiled.bound(x, 100), of_default, atol=30, rtol=0)
+    for wrong in (0, 1e9, None):
+        with pytest.raises(ValueError, match="max_bytes: got"):
+            model.bound(x, max_bytes=wrong)
+
+
+def test_bound_of_many_examples_keeps_to_its_memory():
+    """Their encoder too sees as many at a time as fit."""
+    wide = nn.Sequential(nn.Linear(2, 8192), nn.ReLU(), nn.Linear(8192, 4))
+    model = uf.models.VAE(Pair(wide), nn.Linear(2, 2), latent=2)
+    with Alive() as memory:
+        assert model.bound(torch.rand(4000, 2).round()).shape == (4000,)
+    assert memory.most < 40 * 2**20
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("num_samples", [1, 12])
+def test_chunks_change_no_bound(name, num_samples, monkeypatch):
+    """The same noise for each example and sample: the bound of chunks of a row is that of one chunk."""
+    model, noise = build(name).double(), {}
+
+    def drawn(example: Tensor, start: int, n: int) -> Tensor:
+        generator = torch.Generator().manual_seed(int(example.abs().sum() * 1e6) % 2**40)
+        return torch.rand(num_samples, LATENT, dtype=torch.float64, generator=generator)[start : start + n]
+
+    def sample(mean: Tensor, second: Tensor | None, n: int) -> Tensor:
+        starts = [noise.setdefault(tuple(row.tolist()), 0) for row in mean]
+        for row in mean:
+            noise[tuple(row.tolist())] += n
+        u = torch.stack([drawn(row, start, n) for row, start in zip(mean, starts, strict=True)])
+        if second is None:
+            return (u < mean.unsqueeze(1).sigmoid()).double()
+        return mean.unsqueeze(1) + second.unsqueeze(1).mul(0.5).exp() * torch.special.ndtri(u)
+
+    def gaussian(mean: Tensor, logvar: Tensor, num_samples: int | None = None, sample_dim: int = 0) -> Tensor:
+        z = sample(mean, logvar, num_samples or 1)
+        return z if num_samples else z.squeeze(1)
+
+    monkeypatch.setattr(variational, "sample_gaussian", gaussian)
+    monkeypatch.setattr(wake_sleep, "sample_gaussian", gaussian)
+    if name == "ReweightedWakeSleep":
+        monkeypatch.setattr(model, "draw", lambda posterior, n: sample(posterior[0], None, n))
+    batch = cast(bounded_batch(name), dtype=torch.float64)
+    batch = tuple(t[:3] for t in batch) if isinstance(batch, tuple) else batch[:3]
+    found = []
+    for max_bytes in (2**60, 10**5, 1):
+        noise.clear()
+        found.append(model.bound(batch, num_samples, max_bytes=max_bytes))
+    torch.testing.assert_close(found[1], found[0], atol=1e-9, rtol=1e-12)
+    torch.testing.assert_close(found[2], found[0], atol=1e-9, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["IWAE", "VAE", "ReweightedWakeSleep"])
+def test_classes_may_be_in_any_dimension_of_samples(kind):
+    """`class_dim` counts without the samples, which come before it."""
+    found = []
+    for dim in (1, -1):
+        torch.manual_seed(0)
+        linear = nn.Linear(2, 12)
+
+        class Classes(nn.Module):
+            def __init__(self, linear: nn.Module, dim: int) -> None:
+                super().__init__()
+                self.linear, self.dim = linear, dim
+
+            def forward(self, z: Tensor) -> Tensor:
+                return self.linear(z).unflatten(1, (3, 4)).movedim(1, self.dim)
+
+        class Codes(nn.Module):
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                return x[:, :2].float(), x[:, :2].float() - 2
+
+        options = {"num_samples": 3} if kind != "VAE" else {}
+        model = getattr(uf.models, kind)(
+            Codes(),
+            Classes(linear, dim),
+            latent=2,
+            likelihood="categorical",
+            likelihood_options={"class_dim": dim},
+            **options,
+        )
+        x = torch.randint(3, (3, 4))  # as many examples as samples and classes
+        torch.manual_seed(1)
+        phase = next(iter(model.phases))
+        found.append((model.losses(phase, x)["loss"].detach(), model.bound(x, 3), model.sample(5)))
+    torch.testing.assert_close(found[0], found[1])
 
 
 # ---- other likelihoods, shapes ---------------------------------------------------------------------------------------
@@ -580,14 +731,6 @@ def test_classes_are_drawn_by_their_probabilities():
     assert model.sample(4, mean=True).tolist() == [0, 0, 0, 0]
 
 
-def test_a_mixture_has_no_sampler_yet():
-    model = uf.models.VAE(nn.Identity(), nn.Linear(2, 100), latent=2, likelihood="discretized_logistic_mixture")
-    with pytest.raises(
-        NotImplementedError, match=r"drawing from p\(x \| z\): got likelihood 'discretized_logistic_mix"
-    ):
-        model.sample(3)
-
-
 class Images(nn.Module):
     """Latents and data of several dimensions, and a variance that all pixels share."""
 
@@ -622,6 +765,226 @@ def test_images_and_a_shared_variance(kind):
     # one example's bound does not depend on its neighbours'
     torch.manual_seed(0)
     assert model.bound(x[:1], 200).item() == pytest.approx(model.bound(x, 200)[0].item(), abs=1.5)
+
+
+# ---- samplers --------------------------------------------------------------------------------------------------------
+
+RED = [0.5, 1.0, -0.5, 0.75, -5.0, -5.5, 2.0, -1.0]  # of two components: logits; means, log-scales, coefficients
+# likelihood, the parameters of one site, of numbers that bfloat16 has, and options: every one that a likelihood has
+SAMPLED: list[tuple[str, tuple[list[float], ...], dict[str, Any]]] = [
+    ("bernoulli", ([0.5],), {}),
+    ("gaussian", ([1.5], [0.75]), {}),
+    ("gaussian", ([1.5],), {}),
+    ("gaussian", ([1.5], [2.0]), {"spread": "std", "clamp_logvar": (-1.0, 0.5)}),
+    ("laplace", ([-1.0], [0.5]), {}),
+    ("discretized_logistic", ([0.125], [-3.0]), {}),
+    ("discretized_logistic", ([0.75], [0.25]), {"bin_width": 0.5, "low": -2.0, "high": 2.0}),
+    ("negative_binomial", ([3.0], [2.0]), {}),
+    ("negative_binomial", ([300.0], [4.0]), {}),  # counts that bfloat16 does not have
+    ("negative_binomial", ([3.0], [2.0]), {"eps": 2**-9}),
+    ("zero_inflated_negative_binomial", ([3.0], [2.0], [-0.5]), {}),
+    ("zero_inflated_negative_binomial", ([3.0], [2.0], [-0.5]), {"eps": 2**-9}),
+    ("categorical", ([1.0, -1.0, 0.5],), {"class_dim": 1}),
+    ("discretized_logistic_mixture", ([0.5, 1.0, -0.5, 0.75, -3.0, -1.0],), {"channels": 1}),
+    ("discretized_logistic_mixture", ([*RED, 0.25, 0.0, -5, -5.5, 1, 0.5, 0, 0.5, -5, -5.5, -1, 2],), {"channels": 3}),
+]
+wide_and_narrow = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def test_every_likelihood_and_option_is_sampled():
+    for name in uf.objectives.LIKELIHOODS:
+        takes = inspect.signature(getattr(uf, f"{name}_log_prob")).parameters
+        options = {"channels"} if name.endswith("mixture") else set()
+        options |= {key for key in takes if key not in ("x", "event_ndims", *uf.objectives.LIKELIHOODS[name])}
+        assert options == {key for sampled, _, given in SAMPLED if sampled == name for key in given}, name
+
+
+@wide_and_narrow
+@pytest.mark.parametrize(("name", "parameters", "options"), SAMPLED)
+def test_samples_are_as_frequent_as_their_likelihood_says(name, parameters, options, dtype):
+    """The share of each value, of densities that of each cell of the width 1/8, is exp(log p) but for its error."""
+    n, width = 100_000, 1 / 8 if name in ("gaussian", "laplace") else None
+    likelihood = Likelihood(name, options)
+    given = [torch.tensor(p, dtype=dtype).expand(n, -1) for p in parameters]
+    torch.manual_seed(0)
+    x = likelihood.sample(given)
+    assert x.dtype == (torch.int64 if name == "categorical" else torch.float32)
+    if width is not None:
+        x = (x / width + 0.5).floor() * width  # the middle of its cell; a Laplace's peak is one
+    values, counts = x.unique(dim=0, return_counts=True)
+    of_values = [torch.tensor(p, dtype=torch.float64).expand(len(values), -1) for p in parameters]
+    p = likelihood.log_prob(of_values, values if name == "categorical" else values.double()).exp() * (width or 1)
+    assert p.sum().item() == pytest.approx(1, abs=0.05)  # of the colours that were seen; else all but a few
+    common = p * n > 10
+    error = (p * (1 - p) / n).sqrt()
+    excess = ((counts / n - p) / error)[common]
+    assert excess.abs().max() < 5
+    assert excess.square().mean().item() < 1 + 5 * math.sqrt(2 / len(excess))
+    assert excess.numel() > (1 if name == "bernoulli" else 2)
+
+
+@pytest.mark.parametrize(("name", "parameters", "options"), SAMPLED)
+def test_samples_of_half_precision_are_those_of_float32(name, parameters, options):
+    """As they are under autocast, and of decoders in float64 in that."""
+    likelihood = Likelihood(name, options)
+
+    def draw(dtype: torch.dtype, **how: Any) -> Tensor:
+        torch.manual_seed(0)
+        return likelihood.sample([torch.tensor(p, dtype=dtype).expand(64, -1) for p in parameters], **how)
+
+    for mean in (False, True):
+        x = draw(torch.float32, mean=mean)
+        assert torch.equal(draw(torch.bfloat16, mean=mean), x) and torch.equal(draw(torch.float16, mean=mean), x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(draw(torch.bfloat16, mean=mean), x)
+        assert draw(torch.float64, mean=mean).dtype == (torch.int64 if name == "categorical" else torch.float64)
+
+
+@wide_and_narrow
+@pytest.mark.parametrize("end", [0.0, 1.0])
+@pytest.mark.parametrize(("name", "parameters", "options"), SAMPLED)
+def test_samples_at_the_ends_of_the_random_numbers(name, parameters, options, end, dtype, monkeypatch):
+    """`rand` gives 0 once in 2^24 draws, in bfloat16 once in 256: no sample is infinite, nor of probability 0."""
+    for function in ("rand", "rand_like"):
+        drawn = getattr(torch, function)
+        monkeypatch.setattr(torch, function, lambda *a, drawn=drawn, **k: torch.full_like(drawn(*a, **k), end))
+    likelihood = Likelihood(name, options)
+    given = [torch.tensor(p, dtype=dtype).expand(4, -1) for p in parameters]
+    x = likelihood.sample(given)
+    assert x.double().isfinite().all()
+    assert likelihood.log_prob([t.float() for t in given], x).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "parameters", "options"), SAMPLED)
+def test_means_are_those_of_the_samples(name, parameters, options):
+    torch.manual_seed(0)
+    given = [torch.tensor(p).expand(100_000, -1) for p in parameters]
+    likelihood = Likelihood(name, options)
+    x, mean = likelihood.sample(given).double(), likelihood.sample(given, mean=True)[0]
+    if name == "categorical":
+        assert mean == given[0][0].argmax()
+        return
+    slack = 0.5 * options["bin_width"] ** 2 if "bin_width" in options else 1e-3  # rounding to bins is left out
+    assert ((x.mean(0) - mean).abs() < 4 * x.std(0) / math.sqrt(len(x)) + slack).all()
+
+
+def test_a_mean_of_pixels_stays_in_their_range():
+    """Whatever the scale: that of what lies beyond counts as the extreme level."""
+    mean, log_scale = torch.tensor([-7.0, -0.5, 0.3, 5.0]).repeat(6, 1), torch.linspace(-120, 40, 6).unsqueeze(1)
+    found = Likelihood("discretized_logistic", {}).sample((mean, log_scale.expand(6, 4)), mean=True)
+    torch.testing.assert_close(found[0], torch.tensor([-1.0, -0.5, 0.3, 1.0]))
+    torch.testing.assert_close(found[-1], torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_counts_of_any_mean_are_counts():
+    """PyTorch's Poisson of a rate beyond 2^63 is negative; fp16 data end at 65504."""
+    mu = torch.tensor([0.0, 1e-30, 1e8, 1e12, 1e25, math.inf]).expand(50, 6)
+    x = Likelihood("negative_binomial", {}).sample((mu, torch.tensor(1e6)))
+    assert (x >= 0).all() and not x[:, :2].any() and (x[:, 5] == math.inf).all()
+    torch.testing.assert_close(x[:, 2:5] / mu[:, 2:5], torch.ones(50, 3), atol=0.01, rtol=0)
+    half = Likelihood("negative_binomial", {}).sample((mu, torch.tensor(1e6)), like=mu.half())
+    assert half.dtype == torch.float16 and half.isfinite().all()
+    byte = Likelihood("negative_binomial", {}).sample((mu, torch.tensor(1e6)), like=mu.to(torch.uint8))
+    assert byte.dtype == torch.uint8 and (byte[:, 2:] == 255).all()
+
+
+def test_channels_of_a_mixture_are_said_where_they_are_not_clear():
+    def sample(numbers: int, channels: int | None = None, like: Tensor | None = None) -> int:
+        likelihood = Likelihood("discretized_logistic_mixture", {} if channels is None else {"channels": channels})
+        return likelihood.sample(torch.zeros(2, 4, 4, numbers), like=like).size(-1)
+
+    assert [sample(n) for n in (3, 15, 10, 50, 100)] == [1, 1, 3, 3, 3]
+    assert [sample(30, c) for c in (1, 3)] == [1, 3]
+    assert [sample(30, like=torch.zeros(2, 4, 4, c)) for c in (1, 3)] == [1, 3]
+    with pytest.raises(
+        ValueError, match=r"decoder's params: got 30 for each pixel.*likelihood_options=\{'channels': 1\}"
+    ):
+        sample(30)
+    with pytest.raises(ValueError, match=r"decoder: got samples of shape \(2, 4, 4, 3\), expected \(2, 4, 4, 1\)"):
+        sample(30, 3, torch.zeros(2, 4, 4, 1))
+
+
+def test_fakes_have_the_shape_and_kind_of_the_data():
+    vae = uf.models.AAVAE(nn.Identity(), nn.Linear(2, 5), nn.Identity(), latent=2, fakes="mean")
+    with pytest.raises(ValueError, match=r"decoder: got samples of shape \(4, 5\), expected \(4, 1, 5\)"):
+        vae.losses("discriminator", torch.zeros(4, 1, 5))
+    with pytest.raises(ValueError, match=r"batch: got torch\.uint8, expected floating-point data"):
+        vae.fake(torch.zeros(4, 5, dtype=torch.uint8))
+    vae.fakes = "sample"
+    assert vae.fake(torch.zeros(4, 5, dtype=torch.uint8))[0].dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"decoder's log_scale: got shape \(4, 3\), expected \(4, 5\) as mean"):
+        Likelihood("laplace", {}).sample((torch.zeros(4, 5), torch.zeros(4, 3)))
+
+
+SEEDS, SITES, NUMBERS = 4, 12, 4
+DATA: dict[str, Callable[..., Tensor]] = {
+    "bernoulli": lambda *shape: torch.rand(shape).round(),
+    "gaussian": torch.randn,
+    "laplace": torch.randn,
+    "discretized_logistic": lambda *shape: torch.randint(256, shape) / 127.5 - 1,
+    "negative_binomial": lambda *shape: torch.poisson(4 * torch.rand(shape)),
+    "zero_inflated_negative_binomial": lambda *shape: torch.poisson(4 * torch.rand(shape)),
+    "categorical": lambda *shape: torch.randint(NUMBERS, shape),
+    "discretized_logistic_mixture": lambda *shape: torch.randint(256, (*shape[:-1], 2, 2, 3)) / 127.5 - 1,
+}
+
+
+class Seeds(nn.Module):
+    """As many networks as seeds, each with its own parameters and examples: every fourth."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList()
+        for n, m in ((inputs, 8), (8, outputs)):
+            of_seeds = []
+            for seed in range(SEEDS):
+                torch.manual_seed(seed)
+                of_seeds.append(torch.randn(n, m) / math.sqrt(n))
+            self.layers.append(torch.stack(of_seeds))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.one_hot(x, NUMBERS).float() if not x.is_floating_point() else x
+        x = x.flatten(1).unflatten(0, (-1, SEEDS)).transpose(0, 1)
+        return ((x @ self.layers[0]).tanh() @ self.layers[1]).transpose(0, 1).flatten(0, 1)
+
+
+class Parameters(Seeds):
+    def __init__(self, likelihood: str) -> None:
+        self.numbers = {"categorical": NUMBERS, "discretized_logistic_mixture": 10}.get(likelihood)
+        self.names = uf.objectives.LIKELIHOODS[likelihood]
+        super().__init__(2, SITES * (self.numbers or len(self.names)))
+
+    def forward(self, z: Tensor) -> Any:
+        found = super().forward(z)
+        if self.numbers == 10:
+            return found[:, : 4 * 10].unflatten(1, (2, 2, 10))
+        if self.numbers:
+            return found.unflatten(1, (SITES, NUMBERS))
+        parts = dict(zip(self.names, found.chunk(len(self.names), 1), strict=True))
+        return tuple(F.softplus(t) if name in ("mu", "theta") else t for name, t in parts.items())
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("likelihood", uf.objectives.LIKELIHOODS)
+def test_aavae_of_every_likelihood_lives_500_steps(likelihood, autocast):
+    """Four seeds, side by side in one batch: parameters of all of them stay finite, and what they learn is better."""
+    inputs = SITES * NUMBERS if likelihood == "categorical" else SITES
+    model = uf.models.AAVAE(
+        Pair(Seeds(inputs, 4)), Parameters(likelihood), Seeds(inputs, 1), latent=2, likelihood=likelihood
+    )
+    torch.manual_seed(0)
+    x = DATA[likelihood](8 * SEEDS, SITES)
+    first = model.losses("autoencoder", x)
+    optimizers = {phase: torch.optim.Adam(model.parameters_of(phase), lr=3e-3, fused=True) for phase in model.phases}
+    for _ in range(500):
+        for phase, optimizer in optimizers.items():
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                last = model.losses(phase, x)
+            optimizer.zero_grad()
+            last["loss"].backward()
+            optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert last["log_likelihood"] - last["kl"] > first["log_likelihood"] - first["kl"]
 
 
 # ---- in the ways that people train -----------------------------------------------------------------------------------
@@ -886,12 +1249,198 @@ def test_bad_options(options, message):
 def test_other_bad_options():
     with pytest.raises(ValueError, match="fakes: got 'means', expected one of 'sample', 'mean'"):
         uf.models.AAVAE(nn.Identity(), nn.Identity(), nn.Identity(), latent=2, fakes="means")
-    with pytest.raises(ValueError, match="expected none below 0 and a code to infer"):
+    with pytest.raises(ValueError, match="categories, continuous: got 0 and 0, expected a code to infer"):
         uf.models.InfoGAN(nn.Identity(), nn.Identity(), nn.Identity(), latent=2)
     with pytest.raises(ValueError, match="predictors: got 1, expected one for each of at least 2 units"):
         uf.models.PredictabilityMinimization(nn.Identity(), nn.Identity(), nn.ModuleList([nn.Identity()]))
     with pytest.raises(ValueError, match="num_samples: got 0, expected an integer of at least 1"):
         uf.models.IWAE(nn.Identity(), nn.Identity(), latent=2, num_samples=0)
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def options_of(model: type[Model]) -> set[str]:
+    """The options of the constructor, those included that it hands on to its bases."""
+    found: set[str] = set()
+    for base in model.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            found |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                return found
+    raise AssertionError(model)
+
+
+def shifted(*shape: int, **kind: Any) -> Tensor:
+    return torch.randn(*shape, **kind) + 3
+
+
+# option: another value, and what it changes: losses; what `sample` gives; or, of sizes, what the networks must fit
+ANOTHER: dict[str, tuple[Any, str]] = {
+    "noise": (shifted, "losses"),
+    "kl_weight": (4.0, "losses"),
+    "info_weight": (4.0, "losses"),
+    "adversary_weight": (4.0, "losses"),
+    "predictability_weight": (4.0, "losses"),
+    "cycle_weight": (4.0, "losses"),
+    "classification_weight": (4.0, "losses"),
+    "reconstruction_weight": (4.0, "losses"),
+    "likelihood": ("gaussian", "losses"),
+    "likelihood_options": ({"spread": "std"}, "losses"),
+    "fakes": ("mean", "losses"),
+    "per_class": (False, "losses"),
+    "group": ("a group", "losses"),
+    "estimator": ("elbo", "losses"),
+    "estimator_options": ({"num_groups": 1}, "losses"),
+    "num_samples": (3, "losses"),
+    "latents": ("bernoulli", "sizes"),  # whose encoder gives logits
+    "latent": (LATENT + 1, "sizes"),
+    "categories": (CLASSES + 1, "sizes"),
+    "continuous": (3, "sizes"),
+    "num_classes": (2, "sample"),
+}
+OPTIONS = [(model.__name__, option) for model in MODELS for option in sorted(options_of(model))]
+
+
+def built(name: str, **options: Any) -> Model:
+    """The zoo's model, some of its options others; what an option needs beside it is there in both."""
+    init = getattr(uf.models, name).__init__
+
+    def construct(self: Model, *networks: Any, **given: Any) -> None:
+        if "latents" in given and "latents" in options:  # reweighted wake-sleep has logits in the zoo
+            options["latents"] = "gaussian"
+        init(self, *networks, **given | options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(getattr(uf.models, name), "__init__", construct)
+        return build(name)
+
+
+class Twice(nn.Module):
+    """A decoder of means and of spreads, which are positive."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.decoder(*inputs)
+        return found, found.square() + 0.5
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_every_option_changes_something(name, option, monkeypatch):
+    value, what = ANOTHER[option]
+    beside: dict[str, Any] = {
+        "likelihood_options": {"likelihood": "gaussian"},
+        "estimator_options": {"estimator": "miwae"},
+    }.get(option, {})
+    usual = {"likelihood_options": {}, "estimator_options": {"num_groups": 5}}.get(option)
+    models = [
+        built(name, **beside, **({} if usual is None else {option: usual})),
+        built(name, **beside, **{option: value}),
+    ]
+    if option == "likelihood_options":
+        for model in models:
+            model.decoder = Twice(model.decoder)
+    if option == "group":  # of one process; that it reaches across several is seen in test_distributed
+        loss = uf.importance_weighted_generator_loss
+
+        def of_group(*, group: Any, **given: Any) -> Tensor:
+            assert group == value
+            return 2 * loss(**given)
+
+        monkeypatch.setattr(uf.distributed, "importance_weighted_generator_loss", of_group)
+    found = []
+    for model in models:
+        torch.manual_seed(0)
+        if what == "sample" and name not in ("SemiSupervisedVAE", "AASemiSupervisedVAE"):
+            found.append([model.sample(20)])
+            continue
+        try:
+            found.append([model.losses(phase, batch_of(name))["loss"].detach() for phase in model.phases])
+        except (ValueError, RuntimeError, TypeError):
+            assert what != "losses" and model is models[1]
+            return
+    assert any(not torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@every_model
+def test_misspelt_options_are_refused(name):
+    for wrong in ("kl_wieght", "likelihood_option", "lattent"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{wrong}'"):
+            built(name, **{wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("IWAE", {"kl_weight": 50.0}, TypeError, "unexpected keyword argument 'kl_weight'"),
+        ("IWAE", {"estimator": "iwea"}, ValueError, "estimator: got 'iwea', expected one of 'iwae'"),
+        ("IWAE", {"estimator": "miwae"}, ValueError, "num_groups: got none, expected one for estimator 'miwae'"),
+        ("IWAE", {"estimator_options": {"beta": 0.5}}, ValueError, "beta: got 0.5 with estimator 'iwae'"),
+        ("IWAE", {"estimator_options": {"reduction": "sum"}}, ValueError, "estimator_options: got 'reduction'"),
+        (
+            "IWAE",
+            {"estimator": "miwae", "estimator_options": {"num_groups": 3}},
+            ValueError,
+            "num_groups: got 3, expected a divisor of the 5 samples",
+        ),
+        ("VAE", {"likelihood_options": {"spread": "std"}}, ValueError, "got 'spread', expected none for likelihood"),
+        ("VAE", {"likelihood": "gaussian", "likelihood_options": {"var": 1}}, ValueError, "got 'var', expected one of"),
+        ("WakeSleep", {"likelihood": "gaussian", "likelihood_options": {"spread": "s"}}, ValueError, "spread: got 's'"),
+        ("AAVAE", {"likelihood": "negative_binomial", "likelihood_options": {"eps": -1}}, ValueError, "eps: got -1"),
+        ("VAE", {"likelihood": "categorical", "likelihood_options": {"class_dim": 1.5}}, TypeError, "class_dim"),
+        (
+            "VAE",
+            {"likelihood": "discretized_logistic_mixture", "likelihood_options": {"channels": 2}},
+            ValueError,
+            "likelihood_options: got channels 2, expected 1 or 3",
+        ),
+        ("ConditionalGAN", {"num_classes": 0}, ValueError, "num_classes: got 0, expected an integer of at least 1"),
+        ("ConditionalVAE", {"num_classes": 2.0}, ValueError, "num_classes: got 2.0"),
+        ("GAN", {"noise": "normal"}, TypeError, r"noise: expected a function like torch\.randn, got str"),
+        ("GAN", {"latent": 2.5}, ValueError, r"latent: got 2\.5, expected the positive size of z"),
+        ("InfoGAN", {"categories": -1}, ValueError, "categories: got -1, expected an integer of at least 0"),
+    ],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused(name, options, error, message):
+    with pytest.raises(error, match=message):
+        built(name, **options)
+
+
+def test_the_kl_weight_of_an_iwae_is_not_set_in_vain():
+    model = build("IWAE")
+    model.kl_weight = 1.0
+    with pytest.raises(AttributeError, match=r"kl_weight: got 50\.0"):
+        model.kl_weight = 50.0
+
+
+def test_patches_have_their_own_importance_weights():
+    """Eq. 16 of the samples at every place, per class those of a label; the mean over places and labels."""
+    logits, labels = torch.randn(6, 1, 2, 3, dtype=torch.float64), torch.tensor([0, 2, 2, 0, 2, 2])
+    fake = (torch.zeros(6, 4), labels)
+
+    def expected(groups: Any) -> Tensor:
+        of_places = [torch.stack([(l.softmax(0) * F.softplus(-l)).sum() for l in place]) for place in groups]  # noqa: E741
+        return torch.stack(of_places).mean()
+
+    flat = logits.flatten(1).t()
+    iwgan, per_class = build("IWGAN"), build("IWConditionalGAN")
+    torch.testing.assert_close(iwgan.generator_loss(logits, fake), expected([[l] for l in flat]))  # noqa: E741
+    of_labels = [[l[labels == c] for c in (0, 2)] for l in flat]  # noqa: E741
+    torch.testing.assert_close(per_class.generator_loss(logits, fake), expected(of_labels))
+    one = logits[:1], (fake[0][:1], labels[:1])
+    for model in (iwgan, per_class):
+        torch.testing.assert_close(model.generator_loss(*one), build("GAN").generator_loss(*one))
+    for wrong in (logits[:5], logits.sum()):
+        with pytest.raises(
+            ValueError, match=r"discriminator: got logits of shape .*, expected \[6, …\], examples first"
+        ):
+            iwgan.generator_loss(wrong, fake)
+    with pytest.raises(ValueError, match=r"batch: got labels of shape \(6, 1\), expected \(6,\) with per_class=True"):
+        per_class.generator_loss(logits, (fake[0], labels.unsqueeze(1)))
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -338,6 +338,7 @@ def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Ten
                 )
             else:
                 running.add(shift, total, chunk.size(found))
+            del chunk  # before the next is made
         if running is None:
             raise ValueError("log_w_chunks: got no chunks, expected at least one")
         return running.log_mean()

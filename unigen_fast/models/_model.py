@@ -152,10 +152,12 @@ class Prior(nn.Module):
 
     def __init__(self, shape: int | tuple[int, ...], draw: Callable[..., Tensor] = torch.randn) -> None:
         super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
         self.draw = draw
-        if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
+        if not self.shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.shape):
             raise ValueError(f"latent: got {shape!r}, expected the positive size of z, or its shape")
+        if not callable(draw):
+            raise TypeError(f"noise: expected a function like torch.randn, got {type(draw).__name__}")
 
     def extra_repr(self) -> str:
         return f"{self.shape}, {getattr(self.draw, '__name__', self.draw)}"
@@ -204,7 +206,7 @@ def draw_labels(n: int, num_classes: int | None, like: nn.Module) -> Tensor:
     return torch.randint(num_classes, (n,), device=_kind(like).get("device"))
 
 
-def positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+def positive(name: str, value: int, *, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
     return value

@@ -32,6 +32,7 @@ from unigen_fast.models._model import (
     draw_labels,
     frozen,
     phase,
+    positive,
     same_length,
     tensors,
 )
@@ -152,7 +153,7 @@ class ConditionalGAN(GAN):
         **options: Any,
     ) -> None:
         super().__init__(generator, discriminator, **options)
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else positive("num_classes", num_classes)
 
     def real(self, batch: Any) -> tuple[Tensor, ...]:
         return conditioned(batch)
@@ -172,10 +173,13 @@ class IWGAN(GAN):
         generator: sum_i w~_i · -log D(x_i), w~ = w / sum w without gradient, w_i = q^r(y=0|x_i) / q(y=0|x_i) = D/(1-D)
 
     The bound is L_k = E[log (1/k) sum_i w_i]; for k = 1 it is the GAN's KL, and a batch of one gives the GAN's loss.
+    Eq. 16 weighs samples, each with one D(x_i). Where a discriminator of patches gives several logits for each, every
+    place has its own k weights, and the loss is the mean over places: this choice keeps that a batch of one gives the
+    GAN's loss.
 
     Args:
         group: of processes whose minibatches are k together, see `unigen_fast.distributed`; None: this one's is.
-        generator, discriminator, options: as in `GAN`; the discriminator gives one logit for each example.
+        generator, options: as in `GAN`. discriminator: x to logits, one for each example, or `[N, …]`.
 
     Source: Hu et al. (2018), Eq. 15 and 16; k is the minibatch as in its Sec. 3.1.
     """
@@ -198,13 +202,23 @@ class IWGAN(GAN):
         return super().generator_phase(batch)
 
     def generator_loss(self, logits: Tensor, fake: tuple[Tensor, ...]) -> Tensor:
-        return _importance_weighted(logits, None, self.group)
+        return _importance_weighted(logits, len(fake[0]), None, self.group)
 
 
-def _importance_weighted(logits: Tensor, labels: Tensor | None, group: distributed.Group) -> Tensor:
+def _importance_weighted(logits: Tensor, k: int, labels: Tensor | None, group: distributed.Group) -> Tensor:
+    """Eq. 16 for each place of the logits `[k, …]`, the mean over places: and over labels, where they are given."""
+    if logits.dim() == 0 or len(logits) != k:
+        raise ValueError(f"discriminator: got logits of shape {tuple(logits.shape)}, expected [{k}, …], examples first")
+    options: dict[str, Any] = {} if logits.numel() == k else {"dim": 0}
+    if labels is not None:
+        if labels.shape != (k,):
+            raise ValueError(f"batch: got labels of shape {tuple(labels.shape)}, expected ({k},) with per_class=True")
+        places = logits.numel() // max(1, k)
+        of_places = labels.unsqueeze(1) * places + torch.arange(places, device=labels.device)
+        options = {"groups": of_places.flatten()}  # a group for each label at each place
     if group is None:
-        return importance_weighted_generator_loss(fake=logits, groups=labels)
-    return distributed.importance_weighted_generator_loss(fake=logits, groups=labels, group=group)
+        return importance_weighted_generator_loss(fake=logits, **options)
+    return distributed.importance_weighted_generator_loss(fake=logits, group=group, **options)
 
 
 class IWConditionalGAN(ConditionalGAN):
@@ -240,7 +254,7 @@ class IWConditionalGAN(ConditionalGAN):
         return super().generator_phase(batch)
 
     def generator_loss(self, logits: Tensor, fake: tuple[Tensor, ...]) -> Tensor:
-        return _importance_weighted(logits, fake[1] if self.per_class else None, self.group)
+        return _importance_weighted(logits, len(fake[0]), fake[1] if self.per_class else None, self.group)
 
 
 class Code(NamedTuple):
@@ -287,10 +301,12 @@ class InfoGAN(GAN):
         info_weight: float = 1.0,
         noise: Callable[..., Tensor] = torch.randn,
     ) -> None:
-        if min(latent, categories, continuous) < 0 or categories + continuous == 0:
+        for name, size in (("latent", latent), ("categories", categories), ("continuous", continuous)):
+            positive(name, size, least=0)
+        if categories + continuous == 0:
             raise ValueError(
-                f"got latent {latent}, categories {categories}, continuous {continuous}, expected none below 0 and a "
-                "code to infer"
+                f"categories, continuous: got {categories} and {continuous}, expected a code to infer, at least one of "
+                "them above 0"
             )
         super().__init__(generator, discriminator, latent=latent + categories + continuous, noise=noise)
         self.inference = inference

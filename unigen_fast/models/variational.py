@@ -5,7 +5,7 @@ VAE's (Lemma 2). With a learned one, q^r_φ(y=0|x) = D(x), it is the adversary-a
 the mixture p_θ0(x), half data, half samples of the model, counts D(x).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from unigen_fast.adversarial import generator_loss, log_discriminator
 from unigen_fast.divergence import categorical_kl, sample_gaussian, sample_gaussian_with_kl
 from unigen_fast.likelihood import categorical_log_prob, gaussian_log_prob
 from unigen_fast.models._likelihoods import Likelihood
+from unigen_fast.models._memory import MAX_BYTES, Chunks, blocks
 from unigen_fast.models._model import (
     Losses,
     Model,
@@ -36,7 +37,7 @@ PERFECT = "KL(q_η(z|x,y) q^r_*(y|x) ‖ p_θ(z,y|x))"
 ACTIVATED = "KL(q_η(z|x,y) q^r_φ(y|x) ‖ p_θ(z,y|x))"
 
 _FAKES = ("sample", "mean")
-_ROWS = 10_000  # examples times samples that `bound` decodes at a time
+_ESTIMATOR_OPTIONS = ("num_groups", "beta", "alpha", "order", "partition")
 
 
 class VAE(Model):
@@ -124,29 +125,40 @@ class VAE(Model):
         return gaussian_parameters(self.encoder(x, *condition), (len(x), *self.prior.shape))
 
     @constants()
-    def bound(self, batch: Any, num_samples: int = 1) -> Tensor:
+    def bound(self, batch: Any, num_samples: int = 1, *, max_bytes: int = MAX_BYTES) -> Tensor:
         """A lower bound of log p_θ(x) for each example, in nats, without a gradient; `[N]`.
 
-        The ELBO for one sample, its KL in closed form; beyond, log (1/K) sum_k p(x, z_k) / q(z_k|x), in constant
-        memory: with 5000 samples, the field's estimate of log p(x). Other than the loss it knows no `kl_weight`.
+        The ELBO for one sample, its KL in closed form; beyond, log (1/K) sum_k p(x, z_k) / q(z_k|x): with 5000 samples,
+        the field's estimate of log p(x). Other than the loss it knows no `kl_weight`.
 
         Args:
-            batch: as of `losses`. num_samples: K >= 1.
+            batch: as of `losses`.
+            num_samples: K >= 1.
+            max_bytes: of tensors that encoder and decoder may hold at a time; examples and samples pass them in chunks
+                as large as that allows, of one row at least. Their parameters, the batch and the workspace inside of a
+                PyTorch function come on top.
         """
-        x, *condition = self.examples(batch)
-        return self._bound(positive("num_samples", num_samples), x, *condition)
+        positive("num_samples", num_samples)
+        return self._bound(num_samples, max_bytes, self.examples(batch), lambda *examples: examples)
 
-    def _bound(self, num_samples: int, x: Tensor, *condition: Tensor) -> Tensor:
-        mean, logvar = self.posterior(x, *condition)
-        if num_samples == 1:
-            decoded = self.decoder(sample_gaussian(mean, logvar), *condition)
-            return -self._bound_of(decoded, x, mean, logvar, 1.0, None, "none").loss
+    def _bound(
+        self, num_samples: int, max_bytes: int, rows: Sequence[Tensor], examples: Callable[..., Sequence[Tensor]]
+    ) -> Tensor:
+        """The bound of `examples(*rows)`, made as they are needed."""
 
-        def log_weights(n: int) -> Tensor:
+        def encode(*rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self.posterior(*examples(*rows))
+
+        def log_weights(n: int, posterior: tuple[Tensor, Tensor], *rows: Tensor) -> Tensor:
+            x, *condition = examples(*rows)
+            mean, logvar = posterior
+            if num_samples == 1:
+                decoded = self.decoder(sample_gaussian(mean, logvar), *condition)
+                return -self._bound_of(decoded, x, mean, logvar, 1.0, None, "none").loss.unsqueeze(1)
             z = sample_gaussian(mean, logvar, num_samples=n, sample_dim=1)
             return self._multi_sample(x, condition, z, mean, logvar, reduction="none").log_w
 
-        return bound_in_chunks(log_weights, len(x), num_samples)
+        return bound_in_chunks(self, encode, log_weights, rows, num_samples, max_bytes)
 
     def _multi_sample(self, x: Tensor, condition: Any, z: Tensor, mean: Tensor, logvar: Tensor, **options: Any) -> Any:
         return iwae_objective(
@@ -157,7 +169,7 @@ class VAE(Model):
             logvar,
             dim=1,
             likelihood=self.likelihood.name,
-            likelihood_options=self.likelihood.options,
+            likelihood_options=self.likelihood.of_samples().options,
             event_ndims=x.dim() - 1,
             **options,
         )
@@ -167,8 +179,8 @@ class VAE(Model):
         """n samples x ~ p_θ(x|z), z ~ p(z); or the means of p_θ(x|z), as pictures of digits are shown."""
         return self._decoded_sample(self.prior(n, self), mean=mean)
 
-    def _decoded_sample(self, z: Tensor, *condition: Tensor, mean: bool) -> Tensor:
-        return self.likelihood.sample(self.decoder(z, *condition), mean=mean)
+    def _decoded_sample(self, z: Tensor, *condition: Tensor, mean: bool, like: Tensor | None = None) -> Tensor:
+        return self.likelihood.sample(self.decoder(z, *condition), mean=mean, like=like)
 
 
 class ConditionalVAE(VAE):
@@ -192,7 +204,7 @@ class ConditionalVAE(VAE):
         self, encoder: nn.Module, decoder: nn.Module, *, num_classes: int | None = None, **options: Any
     ) -> None:
         super().__init__(encoder, decoder, **options)
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else positive("num_classes", num_classes)
 
     def examples(self, batch: Any) -> tuple[Tensor, ...]:
         return conditioned(batch)
@@ -301,27 +313,33 @@ class SemiSupervisedVAE(VAE):
         return self.classifier(x)
 
     @constants()
-    def bound(self, batch: Any, num_samples: int = 1) -> Tensor:
+    def bound(self, batch: Any, num_samples: int = 1, *, max_bytes: int = MAX_BYTES) -> Tensor:
         """A lower bound of log p_θ(x), or of log p_θ(x, c), for each example, in nats, without a gradient; `[N]`.
 
         For one sample -U(x), or -L(x, c). Beyond, the K-sample bound of log p(x|c) for every class, summed over them
         as log sum_c p(c) p(x|c).
 
         Args:
-            batch: x, or (x, labels). num_samples: K >= 1, of each class.
+            batch: x, or (x, labels).
+            num_samples: K >= 1, of each class.
+            max_bytes: as in `VAE.bound`.
         """
         positive("num_samples", num_samples)
         if not isinstance(batch, Tensor):
             x, labels = conditioned(batch)
-            rows = self._bound(num_samples, x, labels)
+            rows = self._bound(num_samples, max_bytes, (x, labels), lambda *examples: examples)
             return rows + self._log_prior(rows)
-        repeated, labels = self._of_all_classes(batch)
-        of_classes = self._bound(num_samples, repeated, labels).unflatten(0, (self.num_classes, -1))
+        (x,) = tensors(batch, "x")
+        classes = self.num_classes
+        pairs = torch.arange(len(x) * classes, device=x.device)  # each example with each class
+        of_pairs = self._bound(num_samples, max_bytes, (pairs,), lambda i: (x[i // classes], i % classes))
+        of_classes = of_pairs.unflatten(0, (-1, classes))
         if num_samples > 1:
-            return torch.logsumexp(of_classes, 0) + self._log_prior(of_classes)
-        logits = self.classifier(batch)
+            return torch.logsumexp(of_classes, 1) + self._log_prior(of_classes)
+        chunks = Chunks(max_bytes, self, (x,))
+        logits = torch.cat([chunks.run(len(part), self.classifier, part) for (part,) in blocks((x,), chunks)])
         self._check_classes(logits)
-        return (logits.softmax(-1) * of_classes.t()).sum(-1) - categorical_kl(logits, reduction="none")
+        return (logits.softmax(-1) * of_classes).sum(-1) - categorical_kl(logits, reduction="none")
 
     @constants()
     def sample(self, n: int, labels: Tensor | None = None, *, mean: bool = False) -> Tensor:
@@ -339,8 +357,11 @@ class IWAE(VAE):
     Args:
         num_samples: K.
         estimator: "iwae", "stl", "dreg", "miwae", …; estimator_options: `{"num_groups": 5}`, `{"alpha": 0.5}`, ….
-        encoder, decoder, and as options latent, likelihood, likelihood_options: as in `VAE`. The decoder is called with
-            z `[N·K, …]`.
+        encoder, decoder, latent, likelihood, likelihood_options: as in `VAE`. The decoder is called with z `[N·K, …]`.
+
+    Raises:
+        TypeError: a `kl_weight`: the bound has none, as no KL stands in it. Set later, it is an AttributeError.
+        ValueError: an estimator's option that it lacks or does not have, or of another value than it takes.
 
     Source: Burda, Grosse, Salakhutdinov (2016): what IWGAN's bound is modelled on, Hu et al. (2018), Sec. 3.1.
     """
@@ -353,13 +374,28 @@ class IWAE(VAE):
         decoder: nn.Module,
         *,
         num_samples: int,
+        latent: int | tuple[int, ...],
+        likelihood: str = "bernoulli",
+        likelihood_options: dict[str, Any] | None = None,
         estimator: str = "iwae",
         estimator_options: dict[str, Any] | None = None,
-        **options: Any,
     ) -> None:
-        super().__init__(encoder, decoder, **options)
+        super().__init__(encoder, decoder, latent=latent, likelihood=likelihood, likelihood_options=likelihood_options)
         self.num_samples = positive("num_samples", num_samples)
+        for name in estimator_options or {}:
+            _checks.choice("estimator_options", name, _ESTIMATOR_OPTIONS)
         self.estimator = {"estimator": estimator, **(estimator_options or {})}
+        z, mean = torch.zeros(1, num_samples, 1, device="cpu"), torch.zeros(1, 1, device="cpu")
+        iwae_objective(z, mean, z, mean, mean, dim=1, **self.estimator)  # says what the estimator does not take
+
+    @property
+    def kl_weight(self) -> float:
+        return 1.0
+
+    @kl_weight.setter
+    def kl_weight(self, value: float) -> None:
+        if value != 1:
+            raise AttributeError(f"kl_weight: got {value}, but the bound of an IWAE has none")
 
     @phase(updates=("encoder", "decoder"), minimises="−E log (1/K) Σₖ p_θ(x,zₖ) / q_η(zₖ|x), zₖ ~ q_η(z|x)")
     def autoencoder_phase(self, batch: Any) -> Losses:
@@ -416,7 +452,7 @@ class AAVAE(Discriminated, VAE):
     def fake(self, batch: Any) -> tuple[Tensor, ...]:
         x, *condition = self.examples(batch)
         z = self.prior(len(x), self)
-        return self._decoded_sample(z, *condition, mean=self.fakes == "mean").to(x.dtype), *condition
+        return self._decoded_sample(z, *condition, mean=self.fakes == "mean", like=x), *condition
 
     @constants()
     def q_reversed(self, *examples: Tensor) -> Tensor:
@@ -504,10 +540,9 @@ class AASemiSupervisedVAE(AAVAE, SemiSupervisedVAE):
 
     @constants()
     def fake(self, batch: Any) -> tuple[Tensor, ...]:
-        x, _, unlabelled = self.examples(batch)
-        n = len(x) + len(unlabelled)
-        labels = draw_labels(n, self.num_classes, self)
-        return (self._decoded_sample(self.prior(n, self), labels, mean=self.fakes == "mean").to(x.dtype),)
+        (x,) = self.real(batch)
+        labels = draw_labels(len(x), self.num_classes, self)
+        return (self._decoded_sample(self.prior(len(x), self), labels, mean=self.fakes == "mean", like=x),)
 
     @phase(updates=("encoder", "decoder", "classifier"), minimises="KL(q_η(z,c|x,y) q^r_φ(y|x) ‖ p_θ(z,c,y|x))")
     def autoencoder_phase(self, batch: Any) -> Losses:
@@ -630,11 +665,31 @@ def gaussian_parameters(encoded: Any, shape: tuple[int, ...]) -> tuple[Tensor, T
     return encoded[0], encoded[1]
 
 
-def bound_in_chunks(log_weights: Callable[[int], Tensor], n: int, num_samples: int) -> Tensor:
-    """log (1/K) sum_k w_k of n examples; `log_weights(k)` draws k samples of each and gives log w `[n, k]`."""
-    at_once = max(1, _ROWS // max(1, n))
-    chunks = (min(at_once, num_samples - start) for start in range(0, num_samples, at_once))
-    return streaming_log_likelihood(map(log_weights, chunks), dim=1)
+def bound_in_chunks(
+    model: Model,
+    encode: Callable[..., Any],
+    log_weights: Callable[..., Tensor],
+    examples: Sequence[Tensor],
+    num_samples: int,
+    max_bytes: int,
+) -> Tensor:
+    """log (1/K) sum_k w_k of each example `[N]`, in blocks of them and chunks of their samples.
+
+    `encode(*block)` gives the posterior of a block, `log_weights(k, posterior, *block)` k of its log w `[n, k]`.
+    """
+    positive("max_bytes", max_bytes)
+    encoding, decoding = (Chunks(max_bytes, model, examples) for _ in range(2))
+
+    def of_block(block: Sequence[Tensor]) -> Iterator[Tensor]:
+        n, left = len(block[0]), num_samples
+        posterior = encoding.run(n, encode, *block)
+        while left:
+            k = min(left, max(1, decoding.rows // max(1, n)))
+            yield decoding.run(n * k, log_weights, k, posterior, *block)
+            left -= k
+
+    found = [streaming_log_likelihood(of_block(block), dim=1) for block in blocks(examples, encoding, decoding)]
+    return torch.cat(found)
 
 
 def decode_samples(decoder: nn.Module, z: Tensor, condition: Any, ndims: int) -> Any:

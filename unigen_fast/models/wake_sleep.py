@@ -13,6 +13,7 @@ from unigen_fast.divergence import sample_gaussian
 from unigen_fast.importance import rws_losses
 from unigen_fast.likelihood import bernoulli_log_prob, gaussian_log_prob
 from unigen_fast.models._likelihoods import Likelihood
+from unigen_fast.models._memory import MAX_BYTES
 from unigen_fast.models._model import Losses, Model, Prior, constants, phase, positive, tensors
 from unigen_fast.models.variational import bound_in_chunks, decode_samples, gaussian_parameters
 
@@ -74,8 +75,9 @@ class WakeSleep(Model):
         """h ~ q_λ(h|x) `[N, K, latent…]`, constants: neither phase differentiates through h."""
         if self.latents == "gaussian":
             return sample_gaussian(*posterior, num_samples=num_samples, sample_dim=1)
-        probabilities = posterior[0].sigmoid().unsqueeze(1)
-        return torch.bernoulli(probabilities.expand(-1, num_samples, *probabilities.shape[2:]))
+        (logits,) = posterior
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid().unsqueeze(1)
+        return torch.bernoulli(wide.expand(-1, num_samples, *wide.shape[2:])).to(logits.dtype)
 
     def log_q(self, h: Tensor, posterior: tuple[Tensor, ...]) -> Tensor:
         """log q_λ(h|x) of h `[N, latent…]` or `[N, K, latent…]`, as rows."""
@@ -89,7 +91,7 @@ class WakeSleep(Model):
     def log_p(self, x: Tensor, h: Tensor) -> Tensor:
         """log p_θ(x|h) + log p(h) `[N, K]` of h `[N, K, latent…]`."""
         decoded = decode_samples(self.decoder, h, (), x.dim())
-        of_x = self.likelihood.log_prob(decoded, x.unsqueeze(1), event_ndims=x.dim() - 1)
+        of_x = self.likelihood.of_samples().log_prob(decoded, x.unsqueeze(1), event_ndims=x.dim() - 1)
         zero, event = h.new_zeros(()), len(self.prior.shape)
         if self.latents == "gaussian":
             return of_x + gaussian_log_prob(h, zero, zero, event_ndims=event)
@@ -107,24 +109,25 @@ class WakeSleep(Model):
         (x,) = tensors(batch, "x")  # says how many to dream
         with constants():
             h = self.prior(len(x), self)
-            dreamt = self.likelihood.sample(self.decoder(h)).to(x.dtype)
+            dreamt = self.likelihood.sample(self.decoder(h), like=x)
         return {"loss": -self.log_q(h, self.posterior(dreamt)).mean()}
 
     @constants()
-    def bound(self, batch: Any, num_samples: int = 1) -> Tensor:
+    def bound(self, batch: Any, num_samples: int = 1, *, max_bytes: int = MAX_BYTES) -> Tensor:
         """log (1/K) sum_k p(x, h_k) / q(h_k|x) for each example, in nats, without a gradient; `[N]`.
 
         Args:
-            batch: as of `losses`. num_samples: K >= 1.
+            batch: as of `losses`.
+            num_samples: K >= 1.
+            max_bytes: as in `VAE.bound`.
         """
-        (x,) = tensors(batch, "x")
-        posterior = self.posterior(x)
 
-        def log_weights(n: int) -> Tensor:
+        def log_weights(n: int, posterior: tuple[Tensor, ...], x: Tensor) -> Tensor:
             h = self.draw(posterior, n)
             return self.log_p(x, h) - self.log_q(h, posterior)
 
-        return bound_in_chunks(log_weights, len(x), positive("num_samples", num_samples))
+        positive("num_samples", num_samples)
+        return bound_in_chunks(self, self.posterior, log_weights, tensors(batch, "x"), num_samples, max_bytes)
 
     @constants()
     def sample(self, n: int, *, mean: bool = False) -> Tensor:
