@@ -1,0 +1,630 @@
+"""Kernel, reference and float64 compared on extreme inputs, for every function and option of `tests/cases/`.
+
+    python tests/comparison.py --seconds 3600 --seed 7 [--only gaussian_kl] [--isa avx2] [--explained]
+
+A *draw* is a case of the table, a dtype, small shapes with odd tails, and a pattern of inputs: huge, subnormal, equal,
+far from 0 with small differences, certain, impossible, with a NaN or an infinity in one place, or excluded. The kernel
+and the reference compute it in the draw's dtype, and the reference in float64 on the same (rounded) numbers, which
+counts as the truth. A *disagreement* is one of these:
+
+* The truth is finite and in the dtype's range, and the result is NaN or infinite, or the other way round.
+* Both are finite, and the error exceeds `ULPS` units in the last place and `CONDITION` times what the truth changes by
+  when every input changes by one unit in the last place of the arithmetic.
+* The truth is NaN though every input is finite.
+* The incoming gradient is 0, and a gradient is not.
+
+Disagreements of one *kind* have the same function, culprit, output and symptom; each kind is shown with its count and
+the smallest draw found, its numbers replaced by 1 as far as it stays of its kind. `EXPLAINED` has the kinds that are
+right as they are, each with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+if __name__ == "__main__":  # read when the kernels are loaded
+    _parser = argparse.ArgumentParser(description="Compare kernel, reference and float64 on extreme inputs.")
+    _parser.add_argument("--seconds", type=float, default=60.0, help="how long to draw")
+    _parser.add_argument("--seed", type=int, default=0)
+    _parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
+    _parser.add_argument("--isa", choices=["default", "avx2", "avx512"], help="the CPU unit, the best one if not given")
+    _parser.add_argument("--explained", action="store_true", help="show explained kinds too")
+    _arguments = _parser.parse_args()
+    if _arguments.isa:
+        os.environ["UNIGEN_FAST_ISA"] = _arguments.isa
+
+import torch
+from cases import CASES, Case
+from cases.base import Spec, draw, gaussian, last
+from cases.objectives import samples
+from helpers import LAYOUTS, as_tuple, cotangents_like, leaves, pull_back, reference_path, seed_generators, upcast
+from torch import Tensor
+
+import unigen_fast as uf
+from unigen_fast.adversarial import _DISCRIMINATOR, _GENERATOR
+
+DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SIZES = ((1, 1), (2, 3), (3, 7), (1, 17), (2, 33), (5, 2), (17, 1), (4, 16))
+LAYOUT_NAMES = ("contiguous", "contiguous", "transposed", "sliced")
+ULPS = 16.0
+CONDITION = 16.0
+
+# ---- cases beyond the table: options that change the arithmetic, of which the table has but some ---------------------
+
+
+def _no_oracle(*tensors: Tensor) -> Any:
+    raise NotImplementedError("the truth is the reference in float64")
+
+
+def _more_cases() -> Iterator[Case]:
+    def case(name: str, call: Callable[..., Any], specs: Any, **options: Any) -> Case:
+        return Case(name, call, specs, _no_oracle, **options)
+
+    for kind in _DISCRIMINATOR:
+        yield case(
+            f"discriminator_loss[{kind}]",
+            lambda r, f, kind=kind: uf.discriminator_loss(real=r, fake=f, kind=kind),
+            last("logits", count=2),
+        )
+    for kind in _GENERATOR:
+        relative = kind.startswith("relativistic")
+        yield case(
+            f"generator_loss[{kind}]",
+            lambda f, r=None, kind=kind: uf.generator_loss(fake=f, real=r, kind=kind),
+            last("logits", count=2 if relative else 1),
+        )
+    yield case("log_discriminator[soft]", uf.log_discriminator, lambda rows, n: [
+        Spec((rows, n), "logits"), Spec((rows, n), "unit")
+    ])  # fmt: skip
+    yield case(
+        "log_discriminator[soft,reversed]",
+        lambda x, y: uf.log_discriminator(x, y, reversed=True),
+        lambda rows, n: [Spec((rows, n), "logits"), Spec((rows, n), "unit", differentiable=False)],
+    )
+    for name, order in (("order 3", 3.0), ("order 1.5", 1.5)):
+        yield case(f"cubo_loss[{name}]", lambda x, o=order: uf.cubo_loss(x, dim=-1, order=o), last("log_w"))
+    for alpha in (-math.inf, -3.0, 0.0, 0.99, 1.01, math.inf):
+        yield case(
+            f"renyi_loss[alpha {alpha}]",
+            lambda x, a=alpha: uf.renyi_loss(x, dim=-1, alpha=a, reduction="none"),
+            last("log_w"),
+        )
+    yield case(
+        "gaussian_kl[free bits of the row,none]",
+        lambda m, v: uf.gaussian_kl(m, v, free_bits=1.0, reduction="none"),
+        gaussian(),
+    )
+    yield case(
+        "gaussian_kl[none]",
+        lambda m, v, pm, pv: uf.gaussian_kl(m, v, pm, pv, reduction="none"),
+        gaussian(prior=True),
+    )
+    kinds = {
+        "bernoulli": (["logits"], "binary"),
+        "gaussian": (["normal", "normal"], "normal"),
+        "laplace": (["normal", "normal"], "normal"),
+        "discretized_logistic": (["normal", "normal"], "data"),
+        "negative_binomial": (["std", "std"], "counts"),
+        "zero_inflated_negative_binomial": (["std", "std", "logits"], "counts"),
+    }
+    for likelihood, (decoder, x) in kinds.items():
+        count = len(decoder)
+        for reduction in ("mean", "none"):
+
+            def elbo(*t: Tensor, count: int = count, likelihood: str = likelihood, reduction: str = reduction) -> Any:
+                options = {"likelihood": likelihood, "reduction": reduction}
+                return tuple(uf.elbo_loss(t[:count], *t[count : count + 3], weights=t[count + 3], **options))
+
+            yield case(
+                f"elbo_loss[{likelihood},weights,{reduction}]",
+                elbo,
+                lambda rows, n, decoder=decoder, x=x: [
+                    *(Spec((rows, n), kind) for kind in decoder),
+                    Spec((rows, n), x, differentiable=False),
+                    *gaussian()(rows, n),
+                    Spec((rows,), "weights", differentiable=False),
+                ],
+                made=reduction != "none",
+            )
+
+        def objective(*t: Tensor, count: int = count, likelihood: str = likelihood) -> Any:
+            found = uf.iwae_objective(t[:count], *t[count : count + 4], dim=1, likelihood=likelihood)
+            return found.loss, found.log_w
+
+        yield case(
+            f"iwae_objective[{likelihood}]", objective, samples(decoder[0], x, *decoder[1:], count=3), made=True
+        )
+
+
+def every_case(pattern: str = "") -> list[Case]:
+    found = {c.name: c for c in (*CASES, *_more_cases())}
+    return [c for c in found.values() if re.search(pattern, c.name)]
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------------
+
+SPECIALS = (0.0, 1e-42, 1e-30, 1e-10, 1e-3, 1.0, 16.0, 20.0, 30.0, 88.0, 89.0, 100.0, 104.0, 200.0, 300.0, 1e4)
+HUGE = 1e30  # whose square is beyond fp32
+POSITIVE = (1e-42, 1e-38, 1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e4, 1e7, 1e30)
+COUNTS = (0.0, 1.0, 5.0, 1e4, 1e7, 1e30, 1e-42, 0.5)
+FRACTIONS = (0.0, 1.0, 0.5, 1e-42, 1e-8, 0.999)
+OFFSETS = (1e2, 1e3, 1e4, 1e5)
+PATTERNS = (
+    "ordinary", "specials", "scales", "constants", "equal", "equal", "offset", "offset", "one-hot", "impossible",
+    "strange", "excluded", "zero gradient", "huge",
+)  # fmt: skip
+
+
+def role(case: Case, spec: Spec) -> str:
+    """What a tensor's numbers may be: "real", "positive", "count", "fraction", "weight", or "fixed" as drawn."""
+    if spec.kind == "weights":
+        if "weights" in case.name:
+            return "weight"
+        return "count" if "negative_binomial" in case.name else "real"
+    if spec.kind == "unit" and case.function in ("elbo_loss", "iwae_objective", "total_correlation"):
+        return "real"  # log-variances
+    roles = {"std": "positive", "counts": "count", "unit": "fraction", "data": "fraction"}
+    fixed = ("labels", "binary", "pixels", "mask")
+    return roles.get(spec.kind, "fixed" if spec.kind in fixed else "real")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One comparison. `plain`: the tensors of the truth, which differ from `tensors` in excluded numbers alone;
+    `noise`: by what each may be off, relative to the arithmetic's epsilon, or None."""
+
+    case: Case
+    pattern: str
+    dtype: torch.dtype
+    tensors: list[Tensor]
+    plain: list[Tensor]
+    noise: list[Tensor | None]
+    silent: bool = False  # the incoming gradients are 0
+    correlated: bool = False  # equal numbers stay equal when they are perturbed
+
+    @property
+    def size(self) -> int:
+        return sum(x.numel() for x in self.tensors)
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(x.isfinite().all()) for x in self.plain)
+
+
+def pick(choices: Sequence[Any]) -> Any:
+    return choices[int(torch.randint(len(choices), ()))]
+
+
+def chance(p: float) -> bool:
+    return bool(torch.rand(()) < p)
+
+
+def signs(shape: Sequence[int]) -> Tensor:
+    return torch.randint(0, 2, tuple(shape)).double() * 2 - 1
+
+
+def among(choices: Sequence[float], shape: Sequence[int]) -> Tensor:
+    return torch.tensor(choices, dtype=torch.float64)[torch.randint(len(choices), tuple(shape))]
+
+
+def specials(role: str, x: Tensor, share: float) -> Tensor:
+    """Some of the numbers of `x` replaced by special ones of its role."""
+    if role in ("fixed", "weight"):
+        return x
+    choices = {"real": SPECIALS, "positive": POSITIVE, "count": COUNTS, "fraction": FRACTIONS}[role]
+    found = among(choices, x.shape) * (signs(x.shape) if role == "real" else 1.0)
+    return torch.where(torch.rand(x.shape) < share, found, x)
+
+
+def strange(x: Tensor) -> Tensor:
+    """One NaN or infinity."""
+    if x.numel() == 0:
+        return x
+    x = x.clone()
+    x.reshape(-1)[int(torch.randint(x.numel(), ()))] = pick((math.nan, math.inf, -math.inf))
+    return x
+
+
+def values(case: Case, pattern: str, specs: Sequence[Spec], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """The numbers of a pattern in float64, and by what each may be off, relative to an epsilon."""
+    roles = [role(case, s) for s in specs]
+    tensors = [draw(replace(s, kind="unit") if s.kind == "data" else s, torch.float64) for s in specs]
+    if pattern == "specials":
+        share = pick((0.1, 0.5, 1.0))
+        tensors = [specials(r, x, share) for r, x in zip(roles, tensors, strict=True)]
+    elif pattern == "huge":
+        tensors = [
+            torch.where(torch.rand(x.shape) < 0.2, HUGE * signs(x.shape), specials(r, x, 0.2)) if r == "real" else x
+            for r, x in zip(roles, tensors, strict=True)
+        ]
+    elif pattern == "scales":
+        tensors = [x * pick(SPECIALS) if r == "real" and chance(0.7) else x for r, x in zip(roles, tensors, strict=True)]
+    elif pattern == "constants":
+        tensors = [
+            specials(r, x, 1.0).reshape(-1)[:1].expand(x.shape).clone() if chance(0.7) and r != "fixed" else x
+            for r, x in zip(roles, tensors, strict=True)
+        ]
+    elif pattern == "equal":
+        # two sets of numbers between the tensors: what is of one set and of one shape, or constant, is equal
+        constant, kept = chance(0.5), {}
+        for i, (r, x) in enumerate(zip(roles, tensors, strict=True)):
+            if r == "real":
+                which = int(torch.randint(2, ()))
+                key = which if constant else (which, x.shape)
+                if key not in kept:
+                    width = pick((1.0, 1.0, 30.0, 200.0))
+                    kept[key] = width * (2 * torch.rand(() if constant else x.shape, dtype=torch.float64) - 1)
+                tensors[i] = kept[key].expand(x.shape).clone()
+            elif r in ("positive", "count") and chance(0.3):
+                tensors[i] = specials(r, x, 0.5)
+    elif pattern == "one-hot":
+        for i, (r, x) in enumerate(zip(roles, tensors, strict=True)):
+            if r == "real" and x.numel() and x.dim():
+                hot = torch.zeros_like(x).scatter_(-1, torch.randint(x.size(-1), (*x.shape[:-1], 1)), 1.0)
+                tensors[i] = hot * pick((20.0, 100.0, 300.0, 1e4, -20.0, -300.0, math.inf)) if chance(0.9) else x
+                tensors[i] = torch.where(hot == 0, 0.0, tensors[i]) if chance(0.9) else x
+    elif pattern == "impossible":
+        for i, (r, x) in enumerate(zip(roles, tensors, strict=True)):
+            if r == "real" and chance(0.7):
+                mask = torch.rand(x.shape) < 0.3
+                if chance(0.5) and x.dim():
+                    along = pick(range(x.dim()))
+                    mask = mask | (torch.rand([n if d != along else 1 for d, n in enumerate(x.shape)]) < 0.4)
+                tensors[i] = torch.where(mask, -math.inf, x)
+    elif pattern == "strange":
+        eligible = [i for i, r in enumerate(roles) if r != "fixed"]
+        if eligible:
+            i = pick(eligible)
+            tensors[i] = strange(tensors[i])
+    rounded = [x.to(dtype).double() if x.is_floating_point() else x for x in tensors]
+    noise = [x.abs() if x.is_floating_point() else x for x in rounded]
+    if pattern == "offset":  # as far as the sum has no rounding: a number keeps the digits that it had
+        offset, grid = pick(OFFSETS), 2.0 ** -(6 if dtype == torch.float32 else 20)
+        if dtype in (torch.float32, torch.float64):
+            for i, r in enumerate(roles):
+                if r == "real":
+                    x = (rounded[i] / grid).round() * grid
+                    noise[i], rounded[i] = x.abs(), x + offset
+    return rounded, noise
+
+
+def excluded(case: Case, specs: Sequence[Spec], tensors: list[Tensor]) -> list[Tensor] | None:
+    """`tensors` in float64 with NaN and infinities where their weights are 0; None where no weight is."""
+    place = [i for i, s in enumerate(specs) if role(case, s) == "weight"]
+    if len(place) != 1 or specs[place[0]].differentiable or any(s.differentiable is None for s in specs):
+        return None
+    at = place[0]
+    tensors[at] = torch.where(torch.rand(tensors[at].shape) < 0.5, 0.0, tensors[at])
+
+    def gradients(weights: Tensor) -> list[Tensor]:
+        given = [
+            (weights if i == at else x).detach().requires_grad_(i != at and x.is_floating_point())
+            for i, x in enumerate(tensors)
+        ]
+        with reference_path():
+            outputs = as_tuple(case(*given))[:1]
+            return pull_back(outputs, leaves(given), cotangents_like(outputs), materialize_grads=True)
+
+    silent, heard = gradients(tensors[at]), gradients(torch.ones_like(tensors[at]))
+    found, pairs = list(tensors), iter(zip(silent, heard, strict=True))
+    for i, x in enumerate(tensors):
+        if i != at and x.is_floating_point():
+            s, h = next(pairs)
+            hidden = (s == 0) & (h != 0) & (torch.rand(x.shape) < 0.7)
+            if role(case, specs[i]) != "fixed":
+                found[i] = torch.where(hidden, among((math.nan, math.inf, -math.inf), x.shape), x)
+    return found
+
+
+def make_draw(case: Case, pattern: str, dtype: torch.dtype, size: tuple[int, int], layout: str) -> Draw | None:
+    """From PyTorch's generator as it stands; None where the pattern has no meaning for the case."""
+    specs = case.specs(*size)
+    silent = pattern == "zero gradient"
+    if silent and not case.differentiable:
+        return None
+    inner = pick(("specials", "constants", "strange", "impossible")) if silent else pattern
+    numbers, noise = values(case, "ordinary" if inner == "excluded" else inner, specs, dtype)
+    plain = numbers
+    if inner == "excluded":
+        if (hidden := excluded(case, specs, numbers)) is None:
+            return None
+        numbers, plain = hidden, numbers
+
+    def tensors(given: Sequence[Tensor]) -> list[Tensor]:
+        found = []
+        for spec, x in zip(specs, given, strict=True):
+            if x.is_floating_point():
+                x = x.to(dtype)
+                x = LAYOUTS[layout](x) if x.dim() else x
+            found.append(x.detach().requires_grad_(spec.differentiable and x.is_floating_point()))
+        return found
+
+    perturbed = [n if role(case, s) in ("real", "positive") else None for s, n in zip(specs, noise, strict=True)]
+    return Draw(case, pattern, dtype, tensors(numbers), tensors(plain), perturbed, silent, pattern == "equal")
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+Result = list[Tensor]  # values, then gradients
+
+
+def evaluate(draw: Draw, tensors: Sequence[Tensor], cotangents: list[Tensor | None] | None = None) -> Any:
+    """(values and gradients, the cotangents): gradients follow the values."""
+    given = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
+    outputs = as_tuple(draw.case(*given))
+    if cotangents is None:
+        cotangents = cotangents_like(outputs)
+        if draw.silent:
+            cotangents = [None if c is None else torch.zeros_like(c) for c in cotangents]
+    cotangents = [None if c is None else c.to(o.dtype) for c, o in zip(cotangents, outputs, strict=True)]
+    found = pull_back(outputs, leaves(given), cotangents, materialize_grads=True) if draw.case.differentiable else []
+    return [o.detach() for o in outputs], list(found), cotangents
+
+
+def sensitivity(draw: Draw, cotangents: list[Tensor | None], truth: Result) -> Result:
+    """The most that the truth changes by, over a few perturbations of the inputs by one unit in the last place."""
+    wide, arithmetic = draw.dtype, draw.dtype if draw.case.composed or draw.case.broadcast else None
+    if arithmetic is None:
+        arithmetic = torch.float64 if wide == torch.float64 else torch.float32
+    eps = torch.finfo(arithmetic).eps
+    most = [torch.zeros_like(t) for t in truth]
+    for trial in range(5):
+        generator = torch.Generator().manual_seed(trial)
+        given = []
+        for x, noise in zip(upcast(draw.plain), draw.noise, strict=True):
+            if noise is not None:
+                if draw.correlated:
+                    generator.manual_seed(trial)
+                delta = torch.rand(x.shape, generator=generator, dtype=torch.float64).round() * 2 - 1
+                step = torch.where(noise.isfinite(), noise, 0.0) * eps * (delta if trial else 1.0)
+                x = (x.detach() + step).requires_grad_(x.requires_grad)
+            given.append(x)
+        with reference_path():
+            outputs, gradients, _ = evaluate(draw, given, cotangents)
+        for m, t, p in zip(most, truth, [*outputs, *gradients], strict=True):
+            m.copy_(torch.maximum(m, (p - t).abs().nan_to_num(nan=math.inf, posinf=math.inf)))
+    return most
+
+
+CLASSES = ("a number", "inf", "-inf", "NaN")
+
+
+def class_of(x: Tensor) -> Tensor:
+    found = torch.zeros(x.shape, dtype=torch.int64)
+    found[x == math.inf], found[x == -math.inf], found[x.isnan()] = 1, 2, 3
+    return found
+
+
+def symptoms(got: Tensor, truth: Tensor, finite_inputs: bool, change: Callable[[], Tensor]) -> set[str]:
+    """What is wrong with `got`; `change` is called for the sensitivity where it matters."""
+    info = torch.finfo(got.dtype)
+    if got.shape != truth.shape:
+        return {"another shape"}
+    got = got.double()
+    beyond = truth.abs() > info.max
+    close = (truth.abs() > info.max / 4) & truth.isfinite()  # the last rounding, or a sum's, decides
+    expected = torch.where(beyond & truth.isfinite(), truth.sign() * math.inf, truth)
+    judged = ~close | beyond
+    if finite_inputs:  # the truth has failed, which is said of it alone
+        judged = judged & ~truth.isnan()
+    wanted, found = class_of(expected), class_of(got)
+    wrong = (wanted != found) & judged
+    kinds = {
+        f"{CLASSES[f]} for {'overflow' if b else CLASSES[w]}"
+        for f, w, b in zip(found[wrong].tolist(), wanted[wrong].tolist(), beyond[wrong].tolist(), strict=True)
+    }
+    both = (wanted == 0) & (found == 0)
+    error = torch.where(both, (got - truth).abs(), 0.0)
+    allowed = ULPS * info.eps * truth.abs() + 2 * info.smallest_normal * (1 if info.bits > 16 else info.eps)
+    if bool((error > allowed).any()) and bool((both & (error > allowed + CONDITION * change())).any()):
+        kinds.add("inexact")
+    return kinds
+
+
+def compare(draw: Draw) -> set[tuple[str, str, str]]:
+    """(culprit, "value" or "gradient", symptom) of every disagreement."""
+    outputs, gradients, cotangents = evaluate(draw, draw.tensors)
+    with reference_path():
+        reference = evaluate(draw, draw.tensors, cotangents)
+        truth = evaluate(draw, upcast(draw.plain), cotangents)
+    whole: Result = [*truth[0], *truth[1]]
+    cache: list[Result] = []
+
+    def change(i: int) -> Tensor:
+        if not cache:
+            cache.append(sensitivity(draw, cotangents, whole))
+        return cache[0][i]
+
+    found: dict[str, set[tuple[str, str]]] = {"kernel": set(), "reference": set(), "float64": set(), "each other": set()}
+    count = len(outputs)
+    parts = zip([*outputs, *gradients], [*reference[0], *reference[1]], whole, strict=True)
+    for i, (kernel, plain, true) in enumerate(parts):
+        part = "value" if i < count else "gradient"
+        if draw.silent:
+            if part == "gradient":
+                for who, x in (("kernel", kernel), ("reference", plain)):
+                    if bool((x != 0).any()):
+                        found[who].add((part, "not 0 of an incoming 0"))
+            continue
+        for who, x in (("kernel", kernel), ("reference", plain)):
+            found[who] |= {(part, s) for s in symptoms(x, true, draw.finite, lambda i=i: change(i))}
+        if draw.finite and bool(true.isnan().any()):
+            found["float64"].add((part, "NaN of finite inputs"))
+            unlike = true.isnan() & (class_of(kernel) != class_of(plain))
+            if bool(unlike.any()):
+                k, r = int(class_of(kernel)[unlike][0]), int(class_of(plain)[unlike][0])
+                found["each other"].add((part, f"kernel {CLASSES[k]}, reference {CLASSES[r]}"))
+    both = found["kernel"] & found["reference"]
+    found["both"], found["kernel"], found["reference"] = both, found["kernel"] - both, found["reference"] - both
+    return {(who, *what) for who, all_of in found.items() for what in all_of}
+
+
+# ---- kinds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kind:
+    """Disagreements alike: how many, by which patterns, dtypes and cases, and the smallest draw."""
+
+    name: str
+    count: int = 0
+    patterns: Counter[str] = field(default_factory=Counter)
+    dtypes: Counter[str] = field(default_factory=Counter)
+    cases: Counter[str] = field(default_factory=Counter)
+    smallest: Draw | None = None
+
+    def add(self, draw: Draw) -> None:
+        self.count += 1
+        self.patterns[draw.pattern] += 1
+        self.dtypes[str(draw.dtype).removeprefix("torch.")] += 1
+        self.cases[draw.case.name] += 1
+        # fp32 before the others: what is wrong there is the most serious
+        if self.smallest is None or rank(draw) < rank(self.smallest):
+            self.smallest = draw
+
+
+def rank(draw: Draw) -> tuple[int, int]:
+    return 0 if draw.dtype == torch.float32 else 1, draw.size
+
+
+def kind_of(draw: Draw, found: tuple[str, str, str]) -> str:
+    return f"{draw.case.function} | " + " | ".join(found) + f" | {draw.pattern}"
+
+
+def shrink(draw: Draw, found: tuple[str, str, str]) -> Draw:
+    """The draw with as many numbers as possible replaced by 1."""
+    if draw.pattern == "excluded":
+        return draw
+    tensors = [x.detach().clone(memory_format=torch.contiguous_format) for x in draw.tensors]
+
+    def rebuilt() -> Draw:
+        new = [x.clone().requires_grad_(o.requires_grad) for x, o in zip(tensors, draw.tensors, strict=True)]
+        noise = [None if n is None else x.detach().double().abs() for n, x in zip(draw.noise, new, strict=True)]
+        noise = draw.noise if draw.pattern == "offset" else noise
+        return replace(draw, tensors=new, plain=new, noise=noise)
+
+    if draw.pattern != "offset" and draw.size <= 300:
+        for x in tensors:
+            if not x.is_floating_point():
+                continue
+            flat = x.view(-1)
+            for i in range(flat.numel()):
+                old = flat[i].clone()
+                if old == 1:
+                    continue
+                flat[i] = 1
+                if found not in compare(rebuilt()):
+                    flat[i] = old
+    return rebuilt()
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Kinds that match `pattern`, a regular expression, and why they are as they are."""
+
+    pattern: str
+    reason: str
+    # only on some machines: nothing is said about staleness
+    occasional: bool = False
+
+    def matches(self, kind: str) -> bool:
+        return re.fullmatch(self.pattern, kind) is not None
+
+
+EXPLAINED: tuple[Explained, ...] = ()
+NOT_YET_MENDED: tuple[Explained, ...] = ()
+
+
+@dataclass
+class Report:
+    cases: Counter[str] = field(default_factory=Counter)
+    disagreements: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, Kind] = field(default_factory=dict)
+
+    def add(self, draw: Draw) -> None:
+        function = draw.case.function
+        self.cases[function] += 1
+        found = compare(draw)
+        self.disagreements[function] += bool(found)
+        for what in found:
+            name = kind_of(draw, what)
+            self.kinds.setdefault(name, Kind(name)).add(draw)
+
+    def unexplained(self) -> list[Kind]:
+        known = (*EXPLAINED, *NOT_YET_MENDED)
+        return [k for name, k in sorted(self.kinds.items()) if not any(e.matches(name) for e in known)]
+
+    def stale(self) -> list[Explained]:
+        known = (*EXPLAINED, *NOT_YET_MENDED)
+        return [e for e in known if not e.occasional and not any(e.matches(name) for name in self.kinds)]
+
+    def __str__(self) -> str:
+        lines = [f"{'function':44}{'cases':>8}{'disagreements':>15}"]
+        for function in sorted(self.cases):
+            lines.append(f"{function:44}{self.cases[function]:8}{self.disagreements[function]:15}")
+        lines.append(f"{'all':44}{self.cases.total():8}{self.disagreements.total():15}")
+        return "\n".join(lines)
+
+
+def run(seed: int, *, only: str = "", draws: int | None = None, seconds: float = math.inf) -> Report:
+    """`draws` of each case, or as many as `seconds` allow: each pattern in turn, everything else at random."""
+    report, until, cases, turn = Report(), time.monotonic() + seconds, every_case(only), 0
+    while draws is None or turn < draws:
+        for number, case in enumerate(cases):
+            if time.monotonic() > until:
+                return report
+            seed_generators(seed * 1_000_003 + turn * 1009 + number)
+            pattern = PATTERNS[(turn + number) % len(PATTERNS)]
+            made = make_draw(case, pattern, pick(DTYPES), pick(SIZES), pick(LAYOUT_NAMES))
+            if made is not None:
+                report.add(made)
+        turn += 1
+    return report
+
+
+def show(kind: Kind) -> str:
+    """A kind, and its smallest draw."""
+    lines = [f"{kind.name}: {kind.count} ({dict(kind.dtypes)}; {dict(kind.cases.most_common(4))})"]
+    if kind.smallest is not None:
+        what = tuple(kind.name.split(" | ")[1:4])
+        small = shrink(kind.smallest, what)  # type: ignore[arg-type]
+        outputs, gradients, cotangents = evaluate(small, small.tensors)
+        with reference_path():
+            reference = evaluate(small, small.tensors, cotangents)
+            truth = evaluate(small, upcast(small.plain), cotangents)
+        lines.append(f"    {small.case.name}, {small.dtype}")
+        lines += [f"    input {i}: {brief(x)}" for i, x in enumerate(small.tensors)]
+        at = 1 if what[1] == "gradient" else 0
+        for name, result in (("kernel", (outputs, gradients)), ("reference", reference), ("float64", truth)):
+            lines.append(f"    {name}: {'; '.join(brief(x) for x in result[at])}")
+    return "\n".join(lines)
+
+
+def brief(x: Tensor) -> str:
+    flat = [f"{v:.7g}" for v in x.detach().double().reshape(-1).tolist()]
+    text = " ".join(flat[:24]) + (" …" if len(flat) > 24 else "")
+    return f"{list(x.shape)} {text}"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    print(uf.info(), flush=True)
+    report = run(arguments.seed, only=arguments.only, seconds=arguments.seconds)
+    print(report)
+    left = report.unexplained()
+    for kind in sorted(report.kinds.values(), key=lambda k: k.name) if arguments.explained else left:
+        print(show(kind), flush=True)
+    print(f"{len(report.kinds)} kinds, {len(left)} of them not explained")
+    return bool(left)
+
+
+if __name__ == "__main__":
+    sys.exit(main(_arguments))
