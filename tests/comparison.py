@@ -771,7 +771,7 @@ def brief(x: Tensor) -> str:
 def main(arguments: argparse.Namespace) -> int:
     print(uf.info(), flush=True)
     report = run(arguments.seed, only=arguments.only, seconds=arguments.seconds)
-    print(report)
+    print(report, flush=True)
     left = report.unexplained()
     for kind in sorted(report.kinds.values(), key=lambda k: k.name) if arguments.explained else left:
         print(show(kind), flush=True)
