@@ -45,7 +45,7 @@ TERMS: dict[str, Term] = {
     "kl_fake": Term(lambda logits: (logits - 1).exp(), False, 1.0),
     "reverse_kl_real": Term(lambda logits: logits.exp(), False),
     "reverse_kl_fake": Term(lambda logits: -1 - logits, True),
-    "pearson_fake": Term(lambda logits: 0.25 * logits.square() + logits, False),
+    "pearson_fake": Term(lambda logits: logits * (0.25 * logits + 1), False),
     "expm1_real": Term(_expm1, False),  # Neyman's and Hellinger's
     "neyman_fake": Term(lambda logits: -2 * _expm1(0.5 * logits), True),
     "hellinger_fake": Term(lambda logits: _expm1(-logits), True),

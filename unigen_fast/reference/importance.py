@@ -85,12 +85,13 @@ def power_bound_loss(
     infinite one).
     """
     x = upcast(log_w)
+    # added, so that the gradients of the row are NaN as well
+    x = x + torch.where(x == math.inf, torch.full_like(x, math.nan), torch.zeros_like(x))
     count = max(x.size(dim), 1)
     extreme = x.detach().amin(dim, keepdim=True) if power < 0 else x.detach().amax(dim, keepdim=True)
     empty = extreme == -math.inf
     base = torch.where(empty, torch.zeros_like(extreme), extreme)
     x = torch.where(empty, torch.zeros_like(x), x)  # takes no gradient, and turns no other into NaN
-    x = torch.where(x == math.inf, torch.full_like(x, math.nan), x)
     distance = x - base
     if power == 0:
         total = torch.full_like(base, count) + (base - base)
