@@ -121,6 +121,9 @@ class Library:
     def exchanges(self, found: "list[Found]", patch: "Patch") -> "list[Exchange]":
         return [Exchange(each.holder, each.name, each.theirs, wrapped(each, patch)) for each in found]
 
+    def forget(self) -> None:
+        """Where the library keeps what it has looked up: another thread may have put a function there meanwhile."""
+
     def stand_in(self, theirs: FunctionType, patch: "Patch") -> FunctionType:
         """Ours, in place from now on, for a function that its module is about to have while the patch is in place."""
         with _PATCHING:
@@ -207,6 +210,7 @@ class Patch:
         for path in self.paths:
             _CALLS[path] = 0
         substitute(self.exchanges)
+        Library.every[self.library].forget()
 
     def add(self, replacement: Replacement, one: "Exchange") -> None:
         """One more, while it is in place."""
@@ -217,6 +221,7 @@ class Patch:
 
     def take_away(self) -> None:
         exchange([each.back for each in self.exchanges])
+        Library.every[self.library].forget()
         self._in_place = False
         del Patch.active[self.library]
 
@@ -456,7 +461,7 @@ def calls(library: str | None = None) -> dict[str, int]:
     """
     known = Library.every.values() if library is None else [Library.every[_known(library)]]
     paths = {replacement.path for one in known for replacement in one.replacements}
-    return {path: count for path, count in _CALLS.items() if path in paths}
+    return {path: count for path, count in list(_CALLS.items()) if path in paths}
 
 
 def _known(library: str) -> str:

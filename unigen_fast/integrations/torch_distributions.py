@@ -25,6 +25,9 @@ class _Entries(_patching.Library):
 
         return [*super().exchanges(found, patch), Exchange(kl, "register_kl", theirs, register_kl)]
 
+    def forget(self) -> None:
+        kl._KL_MEMOIZE.clear()
+
 
 _DISTRIBUTIONS = _Entries("torch_distributions", "torch")
 _MODULE = "torch.distributions.kl"
@@ -77,9 +80,10 @@ def _kl_independent_independent(p: Any, q: Any) -> Any:
 def _entry(p: Any, q: Any) -> Any:
     """The function that `kl_divergence` calls: a subclass of Normal may have one of its own."""
     pair = type(p), type(q)
-    if pair not in kl._KL_MEMOIZE:
-        kl._KL_MEMOIZE[pair] = kl._dispatch_kl(*pair)
-    return kl._KL_MEMOIZE[pair]
+    entry = kl._KL_MEMOIZE.get(pair)
+    if entry is None:
+        entry = kl._KL_MEMOIZE[pair] = kl._dispatch_kl(*pair)
+    return entry
 
 
 def _of_logits(*distributions: Any) -> bool:
