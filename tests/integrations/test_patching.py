@@ -339,7 +339,7 @@ def test_what_is_kept_from_a_block_is_theirs_afterwards(made_up: ModuleType) -> 
     assert patch.calls()["made_up.penalty"] == 2
 
 
-def test_threads_leave_nothing_behind(made_up: ModuleType, seconds: float = 1.5) -> None:
+def test_threads_leave_nothing_behind(made_up: ModuleType, seconds: float = 1.0) -> None:
     from torch import distributions
     from torch.distributions import kl
 

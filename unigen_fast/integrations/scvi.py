@@ -46,7 +46,12 @@ def _log_nb_positive(
     return as_theirs(log_prob, mu, theta)
 
 
-@_SCVI.replaces(_MODULE, "log_zinb_positive", accepted={"39ad29e09f54a34a": "1.2.2 to 1.5.1"}, corrects=_EXACT)
+@_SCVI.replaces(
+    _MODULE,
+    "log_zinb_positive",
+    accepted={"39ad29e09f54a34a": "1.2.2 to 1.5.1", "b87010b2f5ae9726": "0.16.4 to 1.2.1"},
+    corrects=_EXACT,
+)
 def _log_zinb_positive(
     x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor, eps: float = 1e-8, log_fn: Any = torch.log,
     lgamma_fn: Any = torch.lgamma, *, correct: bool = False,
