@@ -293,12 +293,13 @@ def test_a_release_that_has_drifted_is_told(monkeypatch: pytest.MonkeyPatch, tmp
 # ---- threads ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_block_in_another_thread_keeps_the_patch(made_up: ModuleType) -> None:
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_block_in_another_thread_keeps_the_patch(made_up: ModuleType, correct: bool) -> None:
     theirs = made_up.penalty
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with uf.integrations.patched("made_up", correct=True):
+        with uf.integrations.patched("made_up", correct=correct):
             entered.set()
             leave.wait(10)
 
@@ -306,8 +307,8 @@ def test_a_block_in_another_thread_keeps_the_patch(made_up: ModuleType) -> None:
     with uf.integrations.patched("made_up"):
         thread.start()
         assert entered.wait(10)
-        assert made_up.penalty(X) == 30  # the block entered last decides
-    assert made_up.penalty(X) == 30 and uf.integrations.is_patched("made_up")
+        assert made_up.penalty(X) == (30 if correct else 10)  # the block entered last decides
+    assert made_up.penalty(X) == (30 if correct else 10) and uf.integrations.is_patched("made_up")
     leave.set()
     thread.join()
     assert made_up.penalty is theirs and not uf.integrations.is_patched("made_up")
@@ -350,7 +351,7 @@ def test_threads_leave_nothing_behind(made_up: ModuleType, seconds: float = 1.0)
 
     def work(i: int) -> None:
         try:
-            while time.monotonic() < end:
+            while rounds[i] < 2 or time.monotonic() < end:
                 correct = (i + rounds[i]) % 2 == 1
                 libraries = ("made_up", "torch_distributions")[:: 1 if i % 2 else -1]
                 with uf.integrations.patched(*libraries, correct=correct):
@@ -367,7 +368,7 @@ def test_threads_leave_nothing_behind(made_up: ModuleType, seconds: float = 1.0)
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors and min(rounds) > 0, (errors, rounds)
+    assert not errors
     assert not _patching.Patch.active and not any(_patching.Patch.wanted.values())
     assert made_up.penalty is penalty and made_up.Model.loss is loss
     assert {name: getattr(kl, name) for name in theirs} == theirs and dict(kl._KL_REGISTRY) == registry
@@ -407,6 +408,7 @@ def late_entry(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     uf.integrations.unpatch()
     library.replacements[:] = before
     sys.modules.pop("late_entry", None)
+    _patching._CALLS.pop("late_entry._kl_independent_independent", None)  # counts outlive the patch
     kl._KL_REGISTRY.update(registry)
     kl._KL_MEMOIZE.clear()
 
@@ -456,7 +458,7 @@ def test_an_entry_for_a_subclass_of_normal_is_called_for_independent_ones() -> N
 
     with uf.integrations.patched("torch_distributions"):
         assert independent() == 6
-        assert uf.integrations.calls("torch_distributions")["torch.distributions.kl._kl_independent_independent"] == 1
+        assert sum(uf.integrations.calls("torch_distributions").values()) == 1
         kl.register_kl(Own, Own)(lambda p, q: p.loc * 0 + 5)
         try:
             assert independent() == 15
