@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test framework test-integrations test-theirs demo paper bench lint kernels compat clean
+.PHONY: test framework test-integrations test-theirs fingerprints demo paper bench lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -45,6 +45,10 @@ test-theirs: $(INTEGRATIONS)/ready
 	cd $(SOURCES)/multivae-*/ && $(THEIRS) --patch multivae tests/test_mmvae_model.py tests/test_cvae.py
 	cd $(SOURCES)/scvi_tools-*/ && $(THEIRS) -p rich.pretty --patch scvi tests/distributions tests/module/test_vae.py \
 		tests/model/test_scvi.py
+
+# the functions of the libraries' newest releases, read out of their wheels: are they those that ours was compared with
+fingerprints: $(VENV)/ready
+	$(BIN)/python tests/integrations/fingerprints.py
 
 demo: $(VENV)/ready
 	$(BIN)/python -m unigen_fast demo --output demo-output

@@ -1,5 +1,6 @@
 """pyro's RenyiELBO: loss, and gradients of model and guide, from the same random numbers, in float64 to 1e-10."""
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,3 +93,21 @@ def test_nothing_sampled_and_nothing_to_train() -> None:
         pyro.set_rng_seed(0)
         with uf.integrations.patched("pyro"):
             assert getattr(elbo, method)(function, function) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("when", ["imported before", "imported while patched"])
+def test_the_divergence_of_independent_normals(when: str) -> None:
+    """pyro registers an entry of its own for Independent when it is imported."""
+    entries = importlib.import_module("pyro.distributions.kl")
+    p, q = (dist.Normal(torch.full((B, D), mean), 0.7).to_event(1) for mean in (0.1, 0.5))
+    plain = [torch.distributions.Independent(torch.distributions.Normal(x.mean, x.stddev), 1) for x in (p, q)]
+    expected = torch.distributions.kl_divergence(p, q)
+    path = "pyro.distributions.kl._kl_independent_independent"
+    with uf.integrations.patched("torch_distributions"):
+        if when == "imported while patched":
+            importlib.reload(entries)
+        assert (torch.distributions.kl_divergence(p, q) - expected).abs().max() < 1e-12
+        assert (torch.distributions.kl_divergence(*plain) - expected).abs().max() < 1e-12
+        assert uf.integrations.calls("torch_distributions")[path] == 2
+    torch.distributions.kl_divergence(p, q)
+    assert uf.integrations.calls("torch_distributions")[path] == 2

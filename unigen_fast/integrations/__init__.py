@@ -9,12 +9,13 @@
 
 Each `apply_to_<library>` takes
 
-    check_version: whether to refuse, with a RuntimeError, a function whose code is not that which ours was compared
-        with (whatever the version's number; layout, comments and docstrings do not count).
+    check_version: whether to leave a function as it is, with a warning, where its code is none of those that ours was
+        compared with (whatever the version's number; layout, comments, docstrings and annotations do not count).
     correct: False: the library's own number to rounding, value and every gradient, mistakes included. True: what is
         known to be wrong in it is right; each docstring says what that changes.
 
-and returns a `Patch`, with `unpatch()`, `is_patched()`, `calls()`, itself a context manager. Patched is the function in
+and returns a `Patch`, with `unpatch()`, `is_patched()`, `calls()` and `skipped`, which names the functions left as they
+are; a RuntimeError says that nothing could be patched. It is itself a context manager. Patched is the function in
 its module or class, and wherever it has been imported to: other modules, tables, attributes of objects made before.
 Arguments for which ours is not made (another backend's arrays, a custom function in place of a logarithm) go to the
 library's own function, and are not counted. Under `torch.compile` a call counts once for each compilation. An

@@ -9,7 +9,7 @@ from unigen_fast.divergence import gaussian_kl
 from unigen_fast.integrations import _patching
 from unigen_fast.integrations._patching import as_theirs
 
-_DIFFUSERS = _patching.Library("diffusers", "diffusers", "0.42.1")
+_DIFFUSERS = _patching.Library("diffusers", "diffusers")
 _MODULE = "diffusers.models.autoencoders.vae"
 
 
@@ -29,7 +29,7 @@ def apply_to_diffusers(*, check_version: bool = True, correct: bool = False) -> 
 @_DIFFUSERS.replaces(
     _MODULE,
     "DiagonalGaussianDistribution.kl",
-    code="577969ae58c3f9e8",
+    accepted={"6508774a3ccdd2be": "0.25.0 to 0.42.1"},
     corrects="sums over all dimensions but the first, not the next three; float32 for fp16 and bf16",
 )
 def _kl(self: Any, other: Any = None, *, correct: bool = False) -> Any:
@@ -45,7 +45,7 @@ def _kl(self: Any, other: Any = None, *, correct: bool = False) -> Any:
     return rows if correct else as_theirs(rows, *tensors)
 
 
-@_DIFFUSERS.replaces(_MODULE, "DiagonalGaussianDistribution.sample", code="1537e5b18d5469dd")
+@_DIFFUSERS.replaces(_MODULE, "DiagonalGaussianDistribution.sample", accepted={"f3b382f54317feb6": "0.25.0 to 0.42.1"})
 def _sample(self: Any, generator: torch.Generator | None = None) -> Tensor:
     from diffusers.utils.torch_utils import randn_tensor
 

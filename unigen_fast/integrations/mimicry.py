@@ -8,7 +8,7 @@ from unigen_fast.adversarial import discriminator_loss, generator_loss
 from unigen_fast.integrations import _patching
 from unigen_fast.integrations._patching import as_theirs
 
-_MIMICRY = _patching.Library("mimicry", "torch-mimicry", "0.1.16")
+_MIMICRY = _patching.Library("mimicry", "torch-mimicry")
 _MODULE = "torch_mimicry.modules.losses"
 
 
@@ -36,7 +36,7 @@ def _columns(*logits: Tensor) -> bool:
     return all(x.dim() == 2 and x.size(1) == 1 for x in logits)
 
 
-@_MIMICRY.replaces(_MODULE, "minimax_loss_gen", code="f8113fdbe74ef23e")
+@_MIMICRY.replaces(_MODULE, "minimax_loss_gen", accepted={"1d107d09f4514792": "0.1.11 to 0.1.16"})
 def _minimax_loss_gen(output_fake: Tensor, real_label_val: float = 1.0, **kwargs: Any) -> Any:
     if kwargs or not _columns(output_fake):
         return NotImplemented
@@ -44,7 +44,7 @@ def _minimax_loss_gen(output_fake: Tensor, real_label_val: float = 1.0, **kwargs
     return loss if real_label_val == 1 else loss + (1 - real_label_val) * output_fake.mean()
 
 
-@_MIMICRY.replaces(_MODULE, "minimax_loss_dis", code="795e07a4c7ac6890")
+@_MIMICRY.replaces(_MODULE, "minimax_loss_dis", accepted={"b60ce27c97ec217d": "0.1.11 to 0.1.16"})
 def _minimax_loss_dis(
     output_fake: Tensor, output_real: Tensor, real_label_val: float = 1.0, fake_label_val: float = 0.0, **kwargs: Any
 ) -> Any:
@@ -57,27 +57,30 @@ def _minimax_loss_dis(
 
 
 @_MIMICRY.replaces(
-    _MODULE, "ns_loss_gen", code="6c4714246803cc3c", corrects="softplus(-l), without 1e-8 inside the logarithm"
+    _MODULE,
+    "ns_loss_gen",
+    accepted={"1f3b21ec4d581bb0": "0.1.11 to 0.1.16"},
+    corrects="softplus(-l), without 1e-8 inside the logarithm",
 )
 def _ns_loss_gen(output_fake: Tensor, *, correct: bool = False) -> Any:
     return _generator(output_fake, "non_saturating") if correct else NotImplemented
 
 
-@_MIMICRY.replaces(_MODULE, "wasserstein_loss_dis", code="210ef644b2449161")
+@_MIMICRY.replaces(_MODULE, "wasserstein_loss_dis", accepted={"602c5278e419e0c6": "0.1.11 to 0.1.16"})
 def _wasserstein_loss_dis(output_real: Tensor, output_fake: Tensor) -> Tensor:
     return _discriminator(output_real, output_fake, "wasserstein")
 
 
-@_MIMICRY.replaces(_MODULE, "wasserstein_loss_gen", code="256ad15f05848d4c")
+@_MIMICRY.replaces(_MODULE, "wasserstein_loss_gen", accepted={"92b3de6b74fdc973": "0.1.11 to 0.1.16"})
 def _wasserstein_loss_gen(output_fake: Tensor) -> Tensor:
     return _generator(output_fake, "wasserstein")
 
 
-@_MIMICRY.replaces(_MODULE, "hinge_loss_dis", code="65ee62d1b8aef079")
+@_MIMICRY.replaces(_MODULE, "hinge_loss_dis", accepted={"34e8fc99461d85cb": "0.1.11 to 0.1.16"})
 def _hinge_loss_dis(output_fake: Tensor, output_real: Tensor) -> Tensor:
     return _discriminator(output_real, output_fake, "hinge")
 
 
-@_MIMICRY.replaces(_MODULE, "hinge_loss_gen", code="fa64c6103974bdbb")
+@_MIMICRY.replaces(_MODULE, "hinge_loss_gen", accepted={"507777cbddcb4ed6": "0.1.11 to 0.1.16"})
 def _hinge_loss_gen(output_fake: Tensor) -> Tensor:
     return _generator(output_fake, "hinge")

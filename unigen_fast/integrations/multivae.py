@@ -10,7 +10,7 @@ from unigen_fast.importance import iwae_loss, weigh_gradient
 from unigen_fast.integrations import _patching
 from unigen_fast.integrations._patching import as_theirs
 
-_MULTIVAE = _patching.Library("multivae", "multivae", "1.0.3")
+_MULTIVAE = _patching.Library("multivae", "multivae")
 _MMVAE = "multivae.models.mmvae.mmvae_model"
 _BOUND = "reports the bound, not its surrogate sum_k w~_k log w_k; same gradient"
 
@@ -36,7 +36,7 @@ def _over_modalities(losses: Tensor, modalities: Any) -> Any:
     return _output((losses.sum(0) / modalities).sum())
 
 
-@_MULTIVAE.replaces(_MMVAE, "MMVAE.dreg_looser", code="7369b4caef77385a", corrects=_BOUND)
+@_MULTIVAE.replaces(_MMVAE, "MMVAE.dreg_looser", accepted={"fe5682b77edcb5a7": "1.0.0 to 1.0.3"}, corrects=_BOUND)
 def _dreg_looser(
     self: Any, qz_xs: Any, embeddings: Any, reconstructions: Any, inputs: Any, *, correct: bool = False
 ) -> Any:
@@ -48,13 +48,13 @@ def _dreg_looser(
     return _over_modalities(iwae_loss(log_w, dim=1, reduction="none", value=value), modalities)
 
 
-@_MULTIVAE.replaces(_MMVAE, "MMVAE.iwae_looser", code="7b173541bac6f23a")
+@_MULTIVAE.replaces(_MMVAE, "MMVAE.iwae_looser", accepted={"930c226be08d017f": "1.0.0 to 1.0.3"})
 def _iwae_looser(self: Any, qz_xs: Any, embeddings: Any, reconstructions: Any, inputs: Any) -> Any:
     lws, modalities = self.compute_k_lws(qz_xs, embeddings, reconstructions, inputs)
     return _over_modalities(iwae_loss(torch.stack(list(lws.values())), dim=1, reduction="none"), modalities)
 
 
-@_MULTIVAE.replaces("multivae.models.base.base_utils", "kl_divergence", code="ecd79ec0ba128bda")
+@_MULTIVAE.replaces("multivae.models.base.base_utils", "kl_divergence", accepted={"f2fdfab4dfe01f56": "1.0.0 to 1.0.3"})
 def _kl_divergence(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor) -> Tensor:
     rows = gaussian_kl(mean, log_var, prior_mean, prior_log_var, reduction="none")
     return as_theirs(rows, mean, log_var, prior_mean, prior_log_var)

@@ -8,7 +8,7 @@ from torch import Tensor
 from unigen_fast.importance import importance_weights, renyi_loss
 from unigen_fast.integrations import _patching
 
-_PYRO = _patching.Library("pyro", "pyro-ppl", "1.9.2")
+_PYRO = _patching.Library("pyro", "pyro-ppl")
 _MODULE = "pyro.infer.renyi_elbo"
 
 
@@ -61,7 +61,7 @@ def _joined(self: Any, particles: list[Any]) -> Tensor:
     return particles[0] if self.vectorize_particles and self.num_particles > 1 else torch.stack(particles)
 
 
-@_PYRO.replaces(_MODULE, "RenyiELBO.loss", code="60310a51f401394f")
+@_PYRO.replaces(_MODULE, "RenyiELBO.loss", accepted={"d0fbb7b2a0cca485": "1.3.0 to 1.9.2"})
 @torch.no_grad()
 def _loss(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
     particles, _, _ = _particles(self, model, guide, args, kwargs)
@@ -70,7 +70,7 @@ def _loss(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float
     return _reported(renyi_loss(_joined(self, particles), dim=0, alpha=self.alpha, reduction="sum"))
 
 
-@_PYRO.replaces(_MODULE, "RenyiELBO.loss_and_grads", code="21b899ab8e4ac353")
+@_PYRO.replaces(_MODULE, "RenyiELBO.loss_and_grads", accepted={"91f8817cb152cf9b": "1.3.0 to 1.9.2"})
 def _loss_and_grads(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
     particles, surrogates, trainable = _particles(self, model, guide, args, kwargs)
     if not isinstance(particles[0], Tensor):

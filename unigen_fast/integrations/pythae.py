@@ -9,7 +9,7 @@ from unigen_fast.divergence import gaussian_kl, gaussian_kl_monte_carlo, total_c
 from unigen_fast.importance import ciwae_loss, iwae_loss
 from unigen_fast.integrations import _patching
 
-_PYTHAE = _patching.Library("pythae", "pythae", "0.1.2")
+_PYTHAE = _patching.Library("pythae", "pythae")
 _BOUND = "reports the bound, not its surrogate sum_k w~_k log w_k; same gradient"
 _GROUPS = "weights normalised over the K samples of a group, not over the M groups; reports the bound"
 
@@ -48,7 +48,7 @@ def _rows(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z:
     return _reconstruction(self, recon_x, x), kl
 
 
-@_PYTHAE.replaces("pythae.models.vae.vae_model", "VAE.loss_function", code="96fd90f40becb2f0")
+@_PYTHAE.replaces("pythae.models.vae.vae_model", "VAE.loss_function", accepted={"2a8ab432648efb6e": "0.1.2"})
 def _vae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Any:
     if not _known(self):
         return NotImplemented
@@ -58,7 +58,9 @@ def _vae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: 
     return recon_loss + kl, recon_loss, kl
 
 
-@_PYTHAE.replaces("pythae.models.iwae.iwae_model", "IWAE.loss_function", code="385d955afbb0bde1", corrects=_BOUND)
+@_PYTHAE.replaces(
+    "pythae.models.iwae.iwae_model", "IWAE.loss_function", accepted={"e8bf8086f81db4de": "0.1.2"}, corrects=_BOUND
+)
 def _iwae(
     self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, *, correct: bool = False
 ) -> Any:
@@ -69,7 +71,9 @@ def _iwae(
     return loss, recon_loss.mean(), kl.mean()
 
 
-@_PYTHAE.replaces("pythae.models.ciwae.ciwae_model", "CIWAE.loss_function", code="75c02f6f00286c9b", corrects=_BOUND)
+@_PYTHAE.replaces(
+    "pythae.models.ciwae.ciwae_model", "CIWAE.loss_function", accepted={"c16e5038eb638ed9": "0.1.2"}, corrects=_BOUND
+)
 def _ciwae(
     self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, *, correct: bool = False
 ) -> Any:
@@ -84,7 +88,9 @@ def _ciwae(
     return loss, recon_loss.mean(0), kl.mean(0)
 
 
-@_PYTHAE.replaces("pythae.models.miwae.miwae_model", "MIWAE.loss_function", code="54e33ca667950a34", corrects=_GROUPS)
+@_PYTHAE.replaces(
+    "pythae.models.miwae.miwae_model", "MIWAE.loss_function", accepted={"e97bf63522436b09": "0.1.2"}, corrects=_GROUPS
+)
 def _miwae(
     self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, *, correct: bool = False
 ) -> Any:
@@ -94,7 +100,9 @@ def _miwae(
     return _grouped(-(recon_loss + kl), correct), recon_loss.mean(0), kl.mean(0)
 
 
-@_PYTHAE.replaces("pythae.models.piwae.piwae_model", "PIWAE.loss_function", code="279dfbf998a4d804", corrects=_GROUPS)
+@_PYTHAE.replaces(
+    "pythae.models.piwae.piwae_model", "PIWAE.loss_function", accepted={"ac64b2d6c00c91c1": "0.1.2"}, corrects=_GROUPS
+)
 def _piwae(
     self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, *, correct: bool = False
 ) -> Any:
@@ -114,7 +122,7 @@ def _grouped(log_w: Tensor, correct: bool) -> Tensor:
 @_PYTHAE.replaces(
     "pythae.models.beta_tc_vae.beta_tc_vae_model",
     "BetaTCVAE.loss_function",
-    code="b8c0e12b5926dd7e",
+    accepted={"834eaa17044c6869": "0.1.2"},
     corrects="stratified weights on the diagonals, where the published code fills columns",
 )
 def _beta_tc_vae(

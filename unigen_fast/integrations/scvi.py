@@ -10,7 +10,7 @@ from unigen_fast.integrations import _patching
 from unigen_fast.integrations._patching import as_theirs
 from unigen_fast.likelihood import negative_binomial_log_prob, zero_inflated_negative_binomial_log_prob
 
-_SCVI = _patching.Library("scvi", "scvi-tools", "1.4.2")
+_SCVI = _patching.Library("scvi", "scvi-tools")
 _MODULE = "scvi.distributions._negative_binomial"
 
 
@@ -35,7 +35,7 @@ def _usual(log_fn: Callable[..., Any], lgamma_fn: Callable[..., Any], *tensors: 
     return log_fn is torch.log and lgamma_fn is torch.lgamma and all(isinstance(t, Tensor) for t in tensors)
 
 
-@_SCVI.replaces(_MODULE, "log_nb_positive", code="97394c47a0bab899", corrects=_EXACT)
+@_SCVI.replaces(_MODULE, "log_nb_positive", accepted={"855a753b3361a3f8": "0.16.4 to 1.5.1"}, corrects=_EXACT)
 def _log_nb_positive(
     x: Tensor, mu: Tensor, theta: Tensor, eps: float = 1e-8, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma,
     *, correct: bool = False,
@@ -46,7 +46,12 @@ def _log_nb_positive(
     return as_theirs(log_prob, mu, theta)
 
 
-@_SCVI.replaces(_MODULE, "log_zinb_positive", code="fcffa2bee12db674", corrects=_EXACT)
+@_SCVI.replaces(
+    _MODULE,
+    "log_zinb_positive",
+    accepted={"39ad29e09f54a34a": "1.2.2 to 1.5.1", "b87010b2f5ae9726": "0.16.4 to 1.2.1"},
+    corrects=_EXACT,
+)
 def _log_zinb_positive(
     x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor, eps: float = 1e-8, log_fn: Any = torch.log,
     lgamma_fn: Any = torch.lgamma, *, correct: bool = False,

@@ -6,7 +6,7 @@ from unigen_fast.adversarial import discriminator_loss
 from unigen_fast.integrations import _patching
 from unigen_fast.integrations._patching import as_theirs
 
-_TAMING = _patching.Library("taming", "taming-transformers", "0.0.1")
+_TAMING = _patching.Library("taming", "taming-transformers")
 _MODULE = "taming.modules.losses.vqperceptual"
 
 
@@ -26,11 +26,11 @@ def _half(logits_real: Tensor, logits_fake: Tensor, kind: str) -> Tensor:
     return as_theirs(loss, logits_real, logits_fake)
 
 
-@_TAMING.replaces(_MODULE, "hinge_d_loss", code="4b717cd5730fab67")
+@_TAMING.replaces(_MODULE, "hinge_d_loss", accepted={"3cacc921c89d7891": "0.0.1"})
 def _hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return _half(logits_real, logits_fake, "hinge")
 
 
-@_TAMING.replaces(_MODULE, "vanilla_d_loss", code="86102822e12616a4")
+@_TAMING.replaces(_MODULE, "vanilla_d_loss", accepted={"d62fbf27fe1b8bae": "0.0.1"})
 def _vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return _half(logits_real, logits_fake, "logistic")

@@ -8,7 +8,7 @@ from unigen_fast.divergence import balanced_categorical_kl
 from unigen_fast.integrations import _patching
 from unigen_fast.integrations._patching import as_theirs
 
-_TORCHRL = _patching.Library("torchrl", "torchrl", "0.14.1")
+_TORCHRL = _patching.Library("torchrl", "torchrl")
 
 
 def apply_to_torchrl(*, check_version: bool = True, correct: bool = False) -> _patching.Patch:
@@ -27,7 +27,7 @@ def apply_to_torchrl(*, check_version: bool = True, correct: bool = False) -> _p
 _MODULE = "torchrl.objectives.dreamer_v3"
 
 
-@_TORCHRL.replaces(_MODULE, "categorical_kl_terms", code="a2aeec95c6dfe648")
+@_TORCHRL.replaces(_MODULE, "categorical_kl_terms", accepted={"575007c9a038bc59": "0.14.0 to 0.14.1"})
 def _categorical_kl_terms(
     posterior_logits: Tensor, prior_logits: Tensor, free_nats: float = 1.0, unimix: float = 0.01
 ) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,10 @@ def _categorical_kl_terms(
 
 
 @_TORCHRL.replaces(
-    _MODULE, "categorical_kl_balanced", code="99b5ccfee85fe3ee", corrects="no floor of 1e-8 under the probabilities"
+    _MODULE,
+    "categorical_kl_balanced",
+    accepted={"e4df5e3acdc440ae": "0.13.1 to 0.14.1"},
+    corrects="no floor of 1e-8 under the probabilities",
 )
 def _categorical_kl_balanced(
     posterior_logits: Tensor, prior_logits: Tensor, alpha: float = 0.8, free_bits: float = 1.0, *, correct: bool = False
