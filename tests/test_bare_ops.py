@@ -51,7 +51,9 @@ def call_of(case: Case) -> tuple[Callable[..., Tensor], list[Tensor], int]:
 
 
 def loss_of(outputs: Any) -> Tensor:
-    return sum(o.sum() for o in as_tuple(outputs) if o.requires_grad)
+    """Weighted: a plain sum of weights that sum to 1 has no gradient. The weights are all that it saves."""
+    weighted = [o * torch.linspace(0.5, 1.5, o.numel()).reshape(o.shape) for o in as_tuple(outputs) if o.requires_grad]
+    return sum(o.sum() for o in weighted)
 
 
 def softmax_case() -> tuple[Callable[..., Tensor], list[Tensor], int]:
@@ -134,8 +136,8 @@ def test_no_result_outlives_its_graph(made: Callable[..., Any]) -> None:
 @trained_cases
 def test_a_change_behind_a_compiled_loss_is_noticed(case: Case, n: tuple[int, int]) -> None:
     """As in eager mode: on both sides of the size from which a graph holds the op itself."""
-    if n[0] > 1000 and ("groups" in case.name or case.function in ("total_correlation", "mmd")):
-        n = (700, 50)  # pairs of rows
+    if n[0] > 1000 and case.function in ("total_correlation", "mmd"):
+        n = (120, 60)  # of pairs of rows; a graph holds the op at any size
     tensors = make(case, *n, dtype=torch.float32, layout="contiguous")
 
     def step(*xs: Tensor) -> Tensor:
@@ -176,7 +178,7 @@ def random_layout(x: Tensor, rng: random.Random) -> Tensor:
     steps = [rng.choice((1, 1, 2)) for _ in order]
     large = torch.full([x.size(d) * s + rng.choice((0, 1)) for d, s in zip(order, steps, strict=True)], math.nan)
     large = large.to(x.dtype)[tuple(slice(0, x.size(d) * s, s) for d, s in zip(order, steps, strict=True))]
-    view = large.permute(*[order.index(d) for d in range(x.dim())])
+    view = large.permute([order.index(d) for d in range(x.dim())])
     view.copy_(x)
     if x.dim() and rng.random() < 0.3:  # broadcast along one dimension
         d = rng.randrange(x.dim())
@@ -194,7 +196,10 @@ def of_any_rank(rng: random.Random) -> dict[str, tuple[Callable[..., Any], list[
     shape = ranked(ndim, rng)
     event = rng.randrange(0, ndim + 1)
     dim = rng.randrange(ndim)
-    normal = lambda *s: torch.randn(*s, dtype=torch.float64)  # noqa: E731
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, dtype=torch.float64)
+
     a, b, c, d = (normal(*shape) for _ in range(4))
     rows = normal(*shape[: ndim - event]).square()
     positive = [t.abs() + 0.3 for t in (a, b, c)]

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../kernels.h"
 #include "tensor.h"
@@ -254,7 +255,7 @@ class GridBuilder {
   struct Source {
     Operand* operand;
     int64_t stride[kMaxTensorDims];
-    const Tensor* tensor = nullptr;  // null: has to stay where it is
+    int held = -1;  // which of those that may have to be copied
     void (GridBuilder::*place)(Source&, const Tensor&) const;
     int64_t* skipped_stride;
     int skipped;
@@ -281,8 +282,8 @@ class GridBuilder {
   void make_contiguous() {
     for (int s = 0; s < count_; ++s) {
       Source& source = sources_[s];
-      if (!source.tensor || source.tensor->is_contiguous()) continue;
-      const Tensor& copy = Copies::of_this_thread().add(*source.tensor, source.result);
+      if (source.held < 0 || held_[source.held].is_contiguous()) continue;
+      const Tensor& copy = Copies::of_this_thread().add(held_[source.held], source.result);
       source.operand->data = copy.data_ptr();
       std::fill_n(source.stride, ndim_, int64_t(0));
       (this->*source.place)(source, copy);
@@ -308,7 +309,10 @@ class GridBuilder {
     check_dtype(tensor, dtype);
     STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
     Source& source = add(operand, tensor.data_ptr());
-    source.tensor = &tensor;
+    if (ndim_ > kMaxDims) {  // else its strides are few enough, whatever they are
+      source.held = int(held_.size());
+      held_.push_back(tensor);
+    }
     source.place = &GridBuilder::place<form>;
     source.skipped = skipped;
     source.skipped_stride = skipped_stride;
@@ -407,6 +411,7 @@ class GridBuilder {
   ScalarType dtype_;
   int count_ = 0;
   bool result_ = false;
+  std::vector<Tensor> held_;
   bool is_column_[kMaxTensorDims];
   Source sources_[kMaxOperands];
 };
