@@ -2,8 +2,8 @@
 
     python tests/sanitize.py -m pytest -q tests/test_likelihood.py
 
-Without optimisation and forced inlining a unit compiles in seconds. What is run imports the package from a folder of links
-to it, in which the module is the one built here; the first report ends it. UNIGEN_FAST_ISA chooses the instruction set.
+Without optimisation and forced inlining a unit compiles in seconds. What is run imports the package from a folder of
+links to it, in which the module is the one built here; the first report ends it. UNIGEN_FAST_ISA chooses the unit.
 """
 
 import os
@@ -52,7 +52,8 @@ def main() -> int:
         "PYTHONPATH": str(folder),
     }
     arguments = [str(Path(word).resolve()) if Path(word).exists() else word for word in sys.argv[1:]]
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env={**os.environ, **chosen}, check=False).returncode
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env={**os.environ, **chosen}, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -229,7 +229,8 @@ struct NegativeBinomialLogProb : FormulaBase {
       N of_zero = out[2];
       if constexpr (!kEps)
         of_zero = select(share < constant<N>(1e-9), log(given_theta) - log(given_theta + given_mu) + one, of_zero);
-      out[2] = select(tiny, select(none, of_zero, (one - x + x * (mu * inverse)) / given_theta), out[2]);
+      const N left = select(share < constant<N>(0.5), one - x * share, one - x + x * (mu * inverse));  // 1 - x share
+      out[2] = select(tiny, select(none, of_zero, left / given_theta), out[2]);
     }
     out[0] = zero;
     if (data_slope) {

@@ -34,8 +34,8 @@ def _root_of_rate(log_scale: Tensor) -> Tensor:
 
 def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int) -> Tensor:
     log_scale = upcast(log_scale)
-    distance, root = (upcast(x) - upcast(mean)).abs(), _root_of_rate(log_scale)
-    return sum_event(-(distance * root * root + log_scale + math.log(2)), event_ndims)
+    difference, root = upcast(x) - upcast(mean), _root_of_rate(log_scale)
+    return sum_event(-((difference * root * root).abs() + log_scale + math.log(2)), event_ndims)
 
 
 def discretized_logistic_log_prob(

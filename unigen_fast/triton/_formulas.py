@@ -237,7 +237,8 @@ def _negative_binomial_slopes(x, given_mu, given_theta, eps, DATA: tl.constexpr)
         if eps is None:
             alone = none & (share_of_theta < 1e-9)
             of_theta = tl.where(tiny & alone, tl.log(given_theta) - tl.log(given_theta + mean) + 1, of_theta)
-        of_theta = tl.where(tiny & ~none, (1 - x + x * (mu * inverse)) / given_theta, of_theta)
+        left = tl.where(share_of_theta < 0.5, 1 - x * share_of_theta, 1 - x + x * (mu * inverse))
+        of_theta = tl.where(tiny & ~none, left / given_theta, of_theta)
     of_x = tl.zeros(x.shape, x.dtype)
     if DATA:
         next = x + 1
