@@ -3,7 +3,8 @@
     python tests/sanitize.py -m pytest -q tests/test_likelihood.py
 
 Without optimisation and forced inlining a unit compiles in seconds. What is run imports the package from a folder of
-links to it, in which the module is the one built here; the first report ends it. UNIGEN_FAST_ISA chooses the unit.
+links to it, in which the module is the one built here, for one instruction set: UNIGEN_FAST_ISA, or avx2. The first
+report ends it.
 """
 
 import os
@@ -19,19 +20,20 @@ from setup import CXX_FLAGS, ISA_FLAGS, STABLE_ABI, BuildKernels, Ninja  # noqa:
 FLAGS = "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, isa: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ninja, source = Ninja(folder), ROOT / "csrc" / "cpu"
     bindings = source / "bindings.cpp"
     objects = [ninja.compile(bindings, "", BuildKernels.binding(f"{STABLE_ABI} {FLAGS}"))]
-    for isa, flags in ISA_FLAGS.items():
-        command = f"{BuildKernels.cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {flags} {FLAGS}"
-        objects += [ninja.compile(unit, f".{isa}", command) for unit in sorted({*source.glob("*.cpp")} - {bindings})]
+    command = f"{BuildKernels.cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {ISA_FLAGS[isa]} {FLAGS}"
+    objects += [ninja.compile(unit, f".{isa}", command) for unit in sorted({*source.glob("*.cpp")} - {bindings})]
     package = folder / "unigen_fast"
     package.mkdir(exist_ok=True)
     target = package / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     target.unlink(missing_ok=target.is_symlink())
-    ninja.link(objects, target, f"{BuildKernels.cxx()} -shared {FLAGS}", BuildKernels.torch_libraries())
+    # the tables of the others are this one's
+    others = " ".join(f"-Wl,--defsym={table(other)}={table(isa)}" for other in ISA_FLAGS if other != isa)
+    ninja.link(objects, target, f"{BuildKernels.cxx()} -shared {FLAGS} {others}", BuildKernels.torch_libraries())
     ninja.run(target)
     for path in (ROOT / "unigen_fast").iterdir():
         link = package / path.name
@@ -39,9 +41,15 @@ def build(folder: Path) -> None:
             link.symlink_to(path)
 
 
+def table(isa: str) -> str:
+    """The symbol of its kernels, csrc/cpu/kernels.h."""
+    return f"_ZN6unigen3cpu{len('kernels_' + isa)}kernels_{isa}Ev"
+
+
 def main() -> int:
-    folder = ROOT / "build" / "sanitized"
-    build(folder)
+    isa = os.environ.get("UNIGEN_FAST_ISA", "avx2")
+    folder = ROOT / "build" / "sanitized" / isa
+    build(folder, isa)
     runtime = subprocess.run(
         [BuildKernels.cxx(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()

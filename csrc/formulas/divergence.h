@@ -199,7 +199,7 @@ struct BernoulliKl : FormulaBase {
     const ExpTerms<N> e(u);
     const N near = p * e.minus_1_minus_x + log1p_minus(p * e.minus_1);
     // softplus(b) - p u, without the difference of two infinities
-    const N linear = select(p == zero, maximum(b, zero), select(zero < b, one - p, -p) * b + p * a);
+    const N linear = select(p == zero, maximum(b, zero), select(zero < b, (one - p) * b + p * a, -p * u));
     const N far = linear + log1p_unit(exp_of_minus_abs(b)) - log1p_unit(tail);
     return select(abs(u) < one, near, far);
   }

@@ -306,7 +306,7 @@ def formula_value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DT
         small = tl.where(tl.abs(u) < 1, u, 0.0)
         near = p * exp_minus_1_minus(small) + log1p_minus(p * expm1(small))
         # softplus(b) - p u, without the difference of two infinities
-        linear = tl.where(p == 0, tl.maximum(b, 0.0), tl.where(b > 0, 1 - p, -p) * b + p * a)
+        linear = tl.where(p == 0, tl.maximum(b, 0.0), tl.where(b > 0, (1 - p) * b + p * a, -p * u))
         far = linear + log1p_unit(tl.exp(-tl.abs(b))) - log1p_unit(tail)
         return tl.where(tl.abs(u) < 1, near, far)
 
