@@ -5,7 +5,7 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test framework test-integrations test-theirs fingerprints demo paper bench lint kernels compat clean
+.PHONY: test framework test-integrations test-theirs fingerprints demo paper bench sanitize lint kernels compat clean
 
 # torch first and pinned: the build must find it, and no other
 $(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
@@ -64,6 +64,11 @@ paper: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m unigen_fast bench --all --passes 3 --json benches/results/cpu.json --plot benches/results/cpu.png
 	$(BIN)/python -m unigen_fast bench --readme
+
+# the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer; ARGS: what Python is to run on them
+ARGS ?= -m pytest -q -x tests/test_likelihood.py tests/test_divergence.py tests/test_categorical.py tests/test_importance.py
+sanitize: $(VENV)/ready
+	$(BIN)/python tests/sanitize.py $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -152,20 +152,21 @@ class BuildKernels(build_ext):
         directory.mkdir(parents=True, exist_ok=True)
         return Ninja(directory)
 
-    def _binding(self, flags: str) -> str:
+    @classmethod
+    def binding(cls, flags: str) -> str:
         import pybind11
         import torch
 
         # pybind11 first: torch brings a copy of its own, which some versions bar from the stable ABI
         includes = [pybind11.get_include(), str(Path(torch.__file__).parent / "include"), sysconfig.get_path("include")]
-        return f"{self._cxx()} {CXX_FLAGS} {flags} " + " ".join(f"-isystem {path}" for path in includes)
+        return f"{cls.cxx()} {CXX_FLAGS} {flags} " + " ".join(f"-isystem {path}" for path in includes)
 
     @staticmethod
-    def _cxx() -> str:
+    def cxx() -> str:
         return os.environ.get("CXX", "g++")
 
     @staticmethod
-    def _torch_libraries() -> str:
+    def torch_libraries() -> str:
         import torch
 
         library = Path(torch.__file__).parent / "lib"
@@ -177,13 +178,13 @@ class BuildKernels(build_ext):
         ninja = self._ninja("cpu")
         x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
         bindings = source / "bindings.cpp"
-        objects = [ninja.compile(bindings, "", self._binding(STABLE_ABI))]
+        objects = [ninja.compile(bindings, "", self.binding(STABLE_ABI))]
         for isa, flags in ISA_FLAGS.items() if x86 else [("default", "")]:
-            command = f"{self._cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {flags}"
+            command = f"{self.cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {flags}"
             units = sorted(set(source.glob("*.cpp")) - {bindings})
             objects += [ninja.compile(unit, f".{isa}", command) for unit in units]
         target.parent.mkdir(parents=True, exist_ok=True)
-        ninja.link(objects, target, f"{self._cxx()} -shared", self._torch_libraries())
+        ninja.link(objects, target, f"{self.cxx()} -shared", self.torch_libraries())
         ninja.run(target)
 
     def build_autograd(self, target: Path) -> None:
@@ -192,11 +193,11 @@ class BuildKernels(build_ext):
         ninja = self._ninja("autograd")
         api = Path(torch.__file__).parent / "include/torch/csrc/api/include"
         abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-        command = self._binding(f"-std=c++20 -O2 {abi} -isystem {api}")
+        command = self.binding(f"-std=c++20 -O2 {abi} -isystem {api}")
         source = ROOT.resolve() / "csrc" / "bindings" / "autograd.cpp"
         target.parent.mkdir(parents=True, exist_ok=True)
-        libraries = f"{self._torch_libraries()} -ltorch_python"
-        ninja.link([ninja.compile(source, "", command)], target, f"{self._cxx()} -shared", libraries)
+        libraries = f"{self.torch_libraries()} -ltorch_python"
+        ninja.link([ninja.compile(source, "", command)], target, f"{self.cxx()} -shared", libraries)
         ninja.run(target)
 
     def build_cuda(self, target: Path) -> None:
@@ -204,12 +205,12 @@ class BuildKernels(build_ext):
         source = ROOT.resolve() / "csrc" / "cuda"
         nvcc = f"{home}/bin/nvcc {NVCC_FLAGS}"
         ninja = self._ninja("cuda")
-        objects = [ninja.compile(source / "bindings.cpp", "", self._binding(f"{STABLE_ABI} -isystem {home}/include"))]
+        objects = [ninja.compile(source / "bindings.cpp", "", self.binding(f"{STABLE_ABI} -isystem {home}/include"))]
         units = sorted(source.glob("*.cu"))
         objects += [ninja.compile(unit, "", f"{nvcc} {architectures(unit)}") for unit in units]
         target.parent.mkdir(parents=True, exist_ok=True)
         cudart = f"-L{home}/lib64 -L{home}/lib -lcudart_static -ldl -lrt -lpthread"
-        ninja.link(objects, target, f"{self._cxx()} -shared", f"{self._torch_libraries()} {cudart}")
+        ninja.link(objects, target, f"{self.cxx()} -shared", f"{self.torch_libraries()} {cudart}")
         ninja.run(target)
 
 

@@ -58,6 +58,22 @@ def test_kl_near_the_prior_does_not_cancel(distance: float, dtype: torch.dtype, 
     assert_same_bits(uf.categorical_kl(p, p, reduction="none"), torch.zeros(6, dtype=dtype, device=device))
 
 
+@pytest.mark.parametrize("offsets", [(1e4, 0.0), (0.0, -1e4), (1e4, 1e4), (-1e4, 1e5)], ids=str)
+@pytest.mark.parametrize("prior", ["none", "other", "balanced"])
+def test_offsets_of_the_logits_cost_no_digits(prior: str, offsets: tuple[float, float], device: torch.device) -> None:
+    q, p = (torch.randn(50, 1, 8, device=device) * 2 + offset for offset in offsets)
+    leaves = [(t.clone().requires_grad_(), t.double().requires_grad_()) for t in (q, p)][: 1 if prior == "none" else 2]
+    found = []
+    for given in zip(*leaves, strict=True):
+        if prior == "balanced":
+            loss = uf.balanced_categorical_kl(*given, free_nats=0.0).loss
+        else:
+            loss = uf.categorical_kl(*given, reduction="none")
+        found.append((loss, *torch.autograd.grad(loss.sum(), given)))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=3e-6)
+
+
 @pytest.mark.parametrize("unimix", UNIMIX)
 def test_kl_of_one_class_is_zero(unimix: float, device: torch.device) -> None:
     q, p = pair(4, 1, device=device, dtype=torch.float32)

@@ -1037,6 +1037,19 @@ sites = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("prior", [None, 0.0, 1e4])
+def test_offsets_of_the_logits_cost_no_digits(emulated: ctypes.CDLL, prior: float | None) -> None:
+    q = normal((5, 3, 8), torch.float32) * 2 + 1e4
+    p = None if prior is None else normal((5, 3, 8), torch.float32, 1) * 2 + prior
+    options = {"classes": 8, "unimix": Unimix(1, 0), "site_floor": -INF, "row_floor": -INF}
+    value = torch.full((5,), 77.0)
+    a = CategoricalKl(reduction=Reduction(False, 1.0, 1.0), **options)
+    describe_sites(a, [1], 2, {"logits_q": q, "logits_p": p}, {"value": value})
+    call(emulated, "categorical_kl", a, 1)
+    wide = None if p is None else p.double()
+    close(value, categorical.categorical_kl(q.double(), wide, None, 2, 1, 0.0, 1.0, "none"), torch.float32)
+
+
 @sites
 @pytest.mark.parametrize("unimix", [0.0, 0.1])
 @pytest.mark.parametrize("prior", [False, True])
@@ -1331,6 +1344,58 @@ def test_formulas(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout:
             wanted = torch.autograd.grad(expected, leaves, grad.double(), retain_graph=True)
             for got, want in zip(results.values(), wanted, strict=True):
                 close(got, want, dtype)
+
+
+_AT, _SURE = [1.5, -2.0, 0.0], [-90.0, -170.0, -300.0]  # means, and log-variances or log-scales
+_TINY = [(x, mu, theta) for x in (1.0, 5.0, 300.0) for mu in (1e-44, 1e-30, 0.5) for theta in (1e-43, 1e-25, 2.0)]
+# number of a formula, columns of numbers, the reference; whether float64 has the slopes
+EXTREMES: list[tuple[int, list[Any], Callable[..., Tensor], bool]] = [
+    (0, [_AT, _AT, _SURE], lambda t: likelihood.gaussian_log_prob(*t, 1, "logvar", -INF, INF), True),
+    (1, [_AT, _AT, _SURE], lambda t: likelihood.laplace_log_prob(*t, 1), True),
+    (
+        2,
+        [[0.5, -1.0, 0.5], [0.5] * 3, [100.0, 100.0, -100.0]],
+        lambda t: likelihood.discretized_logistic_log_prob(*t, 1, *BINS),
+        True,
+    ),
+    (3, list(zip(*_TINY, strict=True)), lambda t: likelihood.negative_binomial_log_prob(*t, 1), False),
+    (
+        4,
+        [*zip(*_TINY, strict=True), [-1.0] * len(_TINY)],
+        lambda t: likelihood.zero_inflated_negative_binomial_log_prob(*t, 1),
+        False,
+    ),
+    (
+        5,
+        [_AT, _AT, _SURE, _AT, _SURE],
+        lambda t: divergence.gaussian_kl_monte_carlo(*t, None, 1, "logvar", -INF, INF, 1.0, "none"),
+        True,
+    ),
+    (7, [[0.0, 3.0, -3.0], [INF, -INF, INF]], lambda t: divergence.bernoulli_kl(*t, None, 1, 1.0, "none"), True),
+]
+
+
+@pytest.mark.parametrize("number,columns,reference,comparable", EXTREMES, ids=lambda x: str(x)[:1])
+def test_extremes(emulated: ctypes.CDLL, number: int, columns: Any, reference: Any, comparable: bool) -> None:
+    """What fp32 has no reciprocal, or no exponential, of."""
+    given = [torch.tensor([column]) for column in columns]
+    leaves = [t.double().requires_grad_() for t in given]
+    expected = reference(leaves)
+    value, grad = torch.full((1,), 77.0), torch.ones(1)
+    options = FormulaOptions(number, _PLAIN, (DOUBLE * 3)(*BINS), 0, True)
+    a = RowFormula(options=options, reduction=Reduction(False, 1.0, 1.0))
+    tensors = dict(zip(_INS, given, strict=False))
+    describe(a, [1], tensors, {"value": value})
+    call(emulated, "row_formula", a, 1)
+    torch.testing.assert_close(value.double(), expected.float().double(), rtol=1e-5, atol=1e-6)
+    results = {name: empty_like(x) for name, x in zip(_GRADS, given, strict=False)}
+    b = RowFormulaBackward(options=options, reduction=Reduction(False, 1.0, 1.0))
+    describe(b, [1], tensors | results, {"grad": grad})
+    call(emulated, "row_formula_backward", b, 1)
+    assert not any(t.isnan().any() for t in results.values())
+    for got, want in zip(results.values(), torch.autograd.grad(expected.sum(), leaves), strict=True):
+        if comparable:
+            torch.testing.assert_close(got.double(), want.float().double(), rtol=1e-5, atol=3e-6)
 
 
 # ---- objectives ------------------------------------------------------------------------------------------------------
@@ -1631,6 +1696,23 @@ class Bound(Objective):
 
     def grads(self, value: Tensor) -> list[Tensor]:
         return [normal(value.shape, self.wide, 20), normal(self.rows, self.wide, 21)]
+
+
+def make_certain(objective: Objective) -> None:
+    """Means at the data and in z, of spreads that fp32 has no reciprocal of."""
+    for name, t in objective.tensors.items():
+        t.fill_(-90.0 if name in ("decoder1", "logvar", "prior_logvar") else 0.25)
+    objective.x.fill_(0.25)
+
+
+@pytest.mark.parametrize("which", [2, 3])
+def test_certain_decoders_and_latents(emulated: ctypes.CDLL, which: int) -> None:
+    for objective in (
+        Elbo(which, (6, 12), torch.float32, _contiguous),
+        Bound(which, (4, 3, 12), torch.float32, _contiguous),
+    ):
+        make_certain(objective)
+        objective.check(emulated, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,12 +1,14 @@
 """KL divergences of Gaussians and reparameterised samples: what is particular to them."""
 
 import math
+from contextlib import nullcontext
 
 import mpmath
 import pytest
 import torch
+import torch.nn.functional as F
 from cases.divergence import kl
-from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits
+from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, reference_path
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -643,6 +645,62 @@ def bernoulli_exactly(a: float, b: float) -> tuple[mpmath.mpf, ...]:
         p, q = 1 / (1 + mpmath.exp(-a)), 1 / (1 + mpmath.exp(-b))
         value = p * (a - b) + mpmath.log1p(mpmath.exp(b)) - mpmath.log1p(mpmath.exp(a))
         return value, p * (1 - p) * (a - b), q - p
+
+
+@pytest.mark.parametrize("on_reference", [False, True])
+@pytest.mark.parametrize("logvar", [-80.0, -90.0, -170.0, -300.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", ["kl", "monte_carlo", "entropy"])
+def test_certain_gaussians(
+    function: str, dtype: torch.dtype, logvar: float, on_reference: bool, device: torch.device
+) -> None:  # fmt: skip
+    """e^-logvar is infinite in fp32: at the mean nothing comes of that, neither in the value nor in a gradient."""
+    mean, far = torch.tensor([[1.5, -2.0], [1e-3, 0.0]], dtype=dtype, device=device), torch.full((2, 2), logvar)
+    leaves = [t.clone().to(device, dtype).requires_grad_() for t in (mean, mean, far, mean, far + 0.5)]
+    z, m, v, pm, pv = leaves
+    with reference_path() if on_reference else nullcontext():
+        if function == "kl":
+            rows = uf.gaussian_kl(m, v, pm, pv, reduction="none")
+        else:
+            rows = uf.gaussian_kl_monte_carlo(z, m if function == "monte_carlo" else None, v, pm, pv, reduction="none")
+        found = [rows.detach(), *torch.autograd.grad(rows.sum(), leaves, materialize_grads=True)]
+    d = (v - pv).detach().double()
+    value, of_v, of_pv = {
+        "kl": (d.expm1() - d, d.expm1() / 2, -d.expm1() / 2),
+        "monte_carlo": (-d, torch.full_like(d, -0.5), torch.full_like(d, 0.5)),
+        "entropy": (-d - 1, torch.full_like(d, -0.5), torch.full_like(d, 0.5)),
+    }[function]
+    none = torch.zeros_like(d)
+    for got, expected in zip(found, (value.sum(1) / 2, none, none, of_v, none, of_pv), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_reference", [False, True])
+@pytest.mark.parametrize("function", ["kl", "monte_carlo", "log_prob", "sample"])
+def test_nan_outside_the_clamp(function: str, on_reference: bool, device: torch.device) -> None:
+    """A NaN stays one; as of torch.clamp there is no gradient in what the network gave."""
+    m, v = torch.ones(1, 1, device=device), torch.full((1, 1), math.nan, device=device, requires_grad=True)
+    options = {"clamp_logvar": (-30.0, 20.0)}
+    with reference_path() if on_reference else nullcontext():
+        value = {
+            "kl": lambda: uf.gaussian_kl(m, v, **options),
+            "monte_carlo": lambda: uf.gaussian_kl_monte_carlo(m, m, v, m, m, **options),
+            "log_prob": lambda: uf.gaussian_log_prob(m, m, v, **options),
+            "sample": lambda: uf.sample_gaussian(m, v, **options),
+        }[function]()
+        assert value.isnan().all() and gradients(value, v)[0] == 0
+
+
+@pytest.mark.parametrize("on_reference", [False, True])
+def test_bernoulli_kl_to_certainty(on_reference: bool, device: torch.device) -> None:
+    points = [(0.0, INF), (0.0, -INF), (3.0, -INF), (-3.0, INF), (-INF, INF), (INF, INF), (-INF, -INF), (INF, 1.0)]
+    a, b = torch.tensor(points, device=device).unbind(1)
+    b.requires_grad_()
+    with reference_path() if on_reference else nullcontext():
+        rows = uf.bernoulli_kl(a, b, event_ndims=0, reduction="none")
+        assert_close(rows, a.new_tensor([INF, INF, INF, INF, INF, 0, 0, F.softplus(torch.tensor(-1.0))]), 1e-6)
+        (slopes,) = gradients(rows, b)
+    assert_close(slopes, b.detach().sigmoid() - a.sigmoid(), 1e-6)
 
 
 @pytest.mark.parametrize("on_reference", [False, True])

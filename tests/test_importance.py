@@ -2,10 +2,11 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits
+from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, reference_path
 from torch import Tensor
 
 import unigen_fast as uf
@@ -268,6 +269,16 @@ def test_surrogate_value(log_w: Tensor) -> None:
     assert_close(surrogate, -(torch.softmax(log_w, 1) * log_w).sum(1), 1e-13)
     bound = uf.iwae_loss(log_w, dim=1, reduction="none")
     assert not torch.allclose(surrogate, bound)
+
+
+@pytest.mark.parametrize("on_reference", [False, True])
+def test_surrogate_of_impossible_samples_is_their_bound(on_reference: bool, device: torch.device) -> None:
+    """A row of -inf: a loss of +inf, without gradient."""
+    x = torch.tensor([[-INF] * 3, [0.0, -INF, 0.0]], device=device, requires_grad=True)
+    with reference_path() if on_reference else nullcontext():
+        loss = uf.iwae_loss(x, dim=1, reduction="none", value="surrogate")
+        assert loss.tolist() == [INF, 0.0]
+        assert gradient(loss.sum(), x).tolist() == [[0.0] * 3, [-0.5, 0.0, -0.5]]
 
 
 def test_surrogate_silences_zero_weights(device: torch.device) -> None:

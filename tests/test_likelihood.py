@@ -276,6 +276,22 @@ def test_negative_binomial_over_all_magnitudes(path: str, device: torch.device) 
     assert ((got[2] - of_theta).abs() <= 2e-6 * scale + rounding).all()
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e-3])
+def test_negative_binomial_of_tiny_parameters(eps: float, path: str, device: torch.device) -> None:
+    """fp32, as softplus(-100) gives them: what has no reciprocal has a logarithm, and a slope if that is a number."""
+    eps = torch.tensor(eps).item()
+    tiny = (1.4e-45, 1e-42, 3e-39, 1e-35, 1e-30, 1e-20, 1e-6, 1.0, 40.0)
+    points = torch.tensor([(x, mu, theta) for x in (0, 1, 5, 1000) for mu in tiny for theta in tiny]).tolist()
+    got = counts_with_gradients(points, torch.float32, device, eps)
+    exact = torch.tensor([[float(n) for n in counts_exactly(*p, eps)] for p in points], dtype=torch.float64).T
+    value, of_mu, of_theta, scale = (n.float().double() for n in exact)  # infinite where fp32 has no such number
+    assert ((got[0] - value).abs() <= 2e-6 * value.abs() + 1e-20).all()
+    if path == "reference":  # float64 loses the slopes in the difference of infinities
+        return
+    assert ((got[1] == of_mu) | ((got[1] - of_mu).abs() <= 1e-5 * of_mu.abs() + 1e-7)).all()
+    assert ((got[2] == of_theta) | ((got[2] - of_theta).abs() <= 1e-5 * scale.clamp(max=3e38))).all()
+
+
 @pytest.mark.parametrize("eps", [1e-8, 1e-3, 3.0])
 def test_eps_over_all_magnitudes(eps: float, path: str, device: torch.device) -> None:
     """As without: it is not lost in mu or theta, nor they in it. A zero keeps its digits where its two parts cancel."""
@@ -430,6 +446,49 @@ def test_masses_of_256_levels_sum_to_one(log_scale: float, device: torch.device)
         m, s = levels.new_full((256,), mean), levels.new_full((256,), log_scale)
         total = uf.discretized_logistic_log_prob(levels, m, s, event_ndims=0).double().exp().sum()
         assert abs(total - 1) < 1e-4  # the bins' edges are rounded to fp32
+
+
+@both_paths
+@pytest.mark.parametrize("log_scale", [-300.0, -100.0, 100.0])
+def test_discretized_logistic_of_scales_without_reciprocal(log_scale: float, device: torch.device) -> None:
+    """In the bin of the mean, on its edge, and beyond: fp32 need not have 1 / scale, nor the bin's width."""
+    x, m, half = torch.tensor([0.5, 0.625, -1.0, 1.0, 0.5], device=device), 0.5, 0.125
+    m, s = torch.full_like(x, m).requires_grad_(), torch.full_like(x, log_scale).requires_grad_()
+    rows = uf.discretized_logistic_log_prob(x, m, s, event_ndims=0, bin_width=2 * half)
+    of_mean, of_scale = gradient(rows, m, s)
+    if log_scale < 0:
+        assert_close(rows, x.new_tensor([0, -math.log(2), -INF, -INF, 0]), 1e-6)
+        assert of_mean[0] == 0 and abs(of_scale[0]) < 1e-30 and not (of_mean.isnan() | of_scale.isnan()).any()
+    else:
+        inside = math.log(2 * half / 4) - log_scale  # the density of a logistic at its middle, times the width
+        assert_close(rows, x.new_tensor([inside, inside, -math.log(2), -math.log(2), inside]), 1e-6)
+        assert_close(of_scale, x.new_tensor([-1, -1, 0, 0, -1]), 1e-6)
+        assert of_mean.abs().max() < 1e-40
+
+
+@both_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spread", [-80.0, -90.0, -170.0, -300.0])
+@pytest.mark.parametrize("density", ["gaussian", "laplace"])
+def test_certain_densities_at_their_mean(density: str, spread: float, dtype: torch.dtype, device: torch.device) -> None:
+    """e^-logvar, or e^-log_scale, is infinite in fp32: at the mean nothing comes of that."""
+    x, m = (torch.tensor([1.5, 1e-3, 0.0], dtype=dtype, device=device).requires_grad_() for _ in range(2))
+    s = torch.full_like(x, spread).requires_grad_()
+    rows = getattr(uf, f"{density}_log_prob")(x, m, s, event_ndims=0)
+    found = gradient(rows, x, m, s)
+    scale = s.detach().float()
+    log_peak = -scale - math.log(2) if density == "laplace" else -0.5 * (scale + math.log(2 * math.pi))
+    assert_close(rows, log_peak, 1e-6)
+    assert (found[0] == 0).all() and (found[1] == 0).all()
+    assert (found[2] == (-1 if density == "laplace" else -0.5)).all()
+
+
+def test_laplace_far_from_its_mean_in_scales_without_reciprocal(path: str, device: torch.device) -> None:
+    """1 / b is infinite; |x - m| / b is not."""
+    x, m, s = (torch.tensor([t], device=device, requires_grad=True) for t in (1e-10, 0.0, -90.0))
+    rows = uf.laplace_log_prob(x, m, s, event_ndims=0)
+    expected = 1e-10 * math.exp(90)
+    assert_close(torch.stack([-rows.detach()[0], gradient(rows, s)[0][0]]), x.new_tensor([expected, expected]), 1e-5)
 
 
 @both_paths

@@ -38,6 +38,32 @@ def by_hand(given: list[Tensor]) -> Tensor:
     return log_weights(bernoulli, (logits,), x, z, (mean, logvar))
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])
+@pytest.mark.parametrize("spread", [-90.0, -170.0, -300.0])
+@pytest.mark.parametrize("bound", ["elbo", "iwae"])
+def test_certain_decoders_and_latents(bound: str, spread: float, likelihood: str, device: torch.device) -> None:
+    """fp32, in which e^-spread is infinite, against float64: at the means nothing comes of that."""
+    x = torch.tensor([[0.5, -3.0, 1e-3]])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        at = {"device": device, "dtype": dtype}
+        data, scales = x.to(**at), torch.full_like(x, spread, **at)
+        lead = (2, 1, 1) if bound == "iwae" else (1, 1)
+        given = [data.repeat(lead), scales.repeat(lead), data, scales, data, scales + 0.5]
+        given = [t.clone().requires_grad_() for t in given]
+        decoder, (mean, logvar, prior_mean, prior_logvar) = tuple(given[:2]), given[2:]
+        options = {"prior_mean": prior_mean, "prior_logvar": prior_logvar, "likelihood": likelihood}
+        if bound == "elbo":
+            loss = uf.elbo_loss(decoder, data, mean, logvar, **options).loss
+        else:
+            z = data.repeat(2, 1, 1).requires_grad_()
+            given.append(z)
+            loss = uf.iwae_objective(decoder, data, z, mean, logvar, dim=0, **options).loss
+        found.append([loss, *torch.autograd.grad(loss, given)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 # ---- the gradient that is made with the loss -------------------------------------------------------------------------
 
 

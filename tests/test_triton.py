@@ -552,6 +552,45 @@ def test_values_and_gradients(case: Case, device: torch.device, launches: list[s
     assert len(launches) >= 1 + bool(case.op.differentiable_outputs)
 
 
+_CERTAIN = [[1.5, -2.0, 0.0], [-90.0, -170.0, -300.0]]  # means, log-variances or log-scales
+_TINY = list(itertools.product((1.0, 5.0, 300.0), (1e-44, 1e-30, 0.5), (1e-43, 1e-25, 2.0)))
+_COUNTS = [list(column) for column in zip(*_TINY, strict=True)]
+_PLAIN = ("logvar", -INF, INF)
+# op, columns of numbers (one event), options
+EXTREMES: list[tuple[FusedOp, list[list[float] | None], tuple[Any, ...]]] = [
+    (_ops.gaussian_log_prob, [_CERTAIN[0], *_CERTAIN], (1, *_PLAIN)),
+    (_ops.laplace_log_prob, [_CERTAIN[0], *_CERTAIN], (1,)),
+    (_ops.gaussian_kl, [*_CERTAIN, *_CERTAIN, None], (1, "logvar", 0.0, "sum", -INF, INF, 1.0, "none")),
+    (_ops.gaussian_kl_monte_carlo, [_CERTAIN[0], *_CERTAIN, *_CERTAIN, None], (1, *_PLAIN, 1.0, "none")),
+    (_ops.discretized_logistic_log_prob, [[0.5, -1.0, 0.5], [0.5] * 3, [100.0, 100.0, -100.0]], (1, 0.125, -1.0, 1.0)),
+    (_ops.negative_binomial_log_prob, _COUNTS, (1, 0.0)),
+    (_ops.negative_binomial_log_prob, _COUNTS, (1, 1e-8)),
+    (_ops.zero_inflated_negative_binomial_log_prob, [*_COUNTS, [-1.0] * len(_TINY)], (1, 0.0)),
+    (_ops.bernoulli_kl, [[0.0, 3.0, -3.0], [INF, -INF, INF], None], (0, 1.0, "none")),
+    (_ops.categorical_kl, [[1e4, 1e4 + 3, 1e4 - 2], [0.5, -1.0, 2.0], None], (1, 0, 0.0, 1.0, "none")),
+    (_ops.categorical_kl, [[1e4, 1e4 + 3, 1e4 - 2], None, None], (1, 0, 0.0, 1.0, "none")),
+    (_ops.iwae_loss, [[-INF, -INF, -INF]], (1, "none", "surrogate")),
+]
+
+
+@kernels
+@pytest.mark.parametrize("op,columns,options", EXTREMES, ids=lambda x: x.name if isinstance(x, FusedOp) else "")
+def test_extremes(op: FusedOp, columns: Any, options: tuple[Any, ...], device: torch.device) -> None:
+    """What fp32 has no reciprocal, or no exponential, of."""
+    tensors = [None if c is None else torch.tensor([c], device=device) for c in columns]
+    exact = [t if t is None else t.double().requires_grad_() for t in tensors]
+    expected = as_tuple(op.reference(*op._pack(exact), *options))[0]
+    outputs, found, _ = run(op, tensors, options, [torch.ones_like(expected, dtype=torch.float32)])
+    torch.testing.assert_close(outputs[0].double(), expected.float().double(), rtol=1e-5, atol=1e-6)
+    leaves = differentiated(op, exact)
+    wanted = torch.autograd.grad(expected.sum(), leaves)
+    if op is _ops.negative_binomial_log_prob or op is _ops.zero_inflated_negative_binomial_log_prob:
+        assert not any(t.isnan().any() for t in found)  # float64 has lost them, too
+        return
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.double(), want.float().double(), rtol=1e-5, atol=3e-6)
+
+
 @kernels
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", HALF, ids=str)

@@ -76,6 +76,7 @@ class KlTile {
       logits_p_.read(first, n, exp_p);
       max_p = tile_maximum(exp_p, classes);
     }
+    const LogitBases<V> base(max_q, max_p);
     sum_numbers<T>(classes, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
       const V a = load(log_ratio + i), e = exponential(a - max_q);
       store(exp_q + i, e);
@@ -84,7 +85,7 @@ class KlTile {
         const V b = load(exp_p + i), f = exponential(b - max_p);
         store(exp_p + i, f);
         sum[1] = sum[1] + f;
-        if constexpr (!kMixed) store(log_ratio + i, a - b);
+        if constexpr (!kMixed) store(log_ratio + i, (a - base.q) - (b - base.p));
       }
     });
     const V one = constant<V>(1);
@@ -93,8 +94,9 @@ class KlTile {
     const V keep = constant<V>(unimix.keep), keep_q = inverse_q * keep, keep_p = inverse_p * keep;
     const V floor = constant<V>(unimix.floor);
     const V uniform = constant<V>(1.0 / double(classes));
-    V shift = (max_q - max_p) + log(sums[0]);
-    if constexpr (!kMixed) shift = shift - (kPrior ? log(sums[1]) : constant<V>(::log(double(classes))));
+    // log(q / p) = logit of q (less that of p) - shift
+    V shift = log(sums[0]) - (kPrior ? log(sums[1]) : constant<V>(::log(double(classes))));
+    if constexpr (kPrior) shift = ((max_q - base.q) - (max_p - base.p)) + shift;
 
     V terms[3] = {zero, zero, zero};
     sum_numbers<T>(classes, terms, [&](int64_t i, V* sum) UNIGEN_FORCED {
@@ -106,7 +108,7 @@ class KlTile {
         r = terms.ratio;
         sum[0] = sum[0] + terms.kl;
       } else {
-        d = load(log_ratio + i) - shift;
+        d = (kPrior ? load(log_ratio + i) : load(log_ratio + i) - max_q) - shift;
         sum[0] = sum[0] + kl_term(e * inverse_q, kPrior ? f * inverse_p : uniform, d);
       }
       if constexpr (kKeep) {

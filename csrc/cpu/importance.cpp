@@ -60,11 +60,6 @@ void weight_rows_as(const WeightRows& a, const Parallel& parallel, const RowForm
 template <class T>
 void weight_rows_in(const WeightRows& a, const Parallel& parallel) {
   const double count = double(a.grid.cols);
-  const auto weighted_mean = [](double sign) {
-    return [sign](int n, const T*, const T*, const double* sum, const double* extra, T* values) {
-      for (int i = 0; i < n; ++i) values[i] = T(sign * extra[i] * inverse_sum(sum[i]));
-    };
-  };
   switch (a.kind) {
     case RowValue::log_mean_exp:
     case RowValue::minus_log_mean_exp: {
@@ -78,9 +73,15 @@ void weight_rows_in(const WeightRows& a, const Parallel& parallel) {
           });
     }
     case RowValue::minus_surrogate:
-      return weight_rows_as<T, WeightedPayload<Payload::identity>>(a, parallel, weighted_mean(-1));
+      return weight_rows_as<T, WeightedPayload<Payload::identity>>(
+          a, parallel, [](int n, const T*, const T*, const double* sum, const double* extra, T* values) {
+            for (int i = 0; i < n; ++i) values[i] = T(minus_surrogate(sum[i], extra[i]));
+          });
     case RowValue::iwgan:
-      return weight_rows_as<T, WeightedPayload<Payload::softplus_of_minus>>(a, parallel, weighted_mean(1));
+      return weight_rows_as<T, WeightedPayload<Payload::softplus_of_minus>>(
+          a, parallel, [](int n, const T*, const T*, const double* sum, const double* extra, T* values) {
+            for (int i = 0; i < n; ++i) values[i] = T(extra[i] * inverse_sum(sum[i]));
+          });
     case RowValue::effective_sample_size:
       return weight_rows_as<T, Squares>(
           a, parallel, [](int n, const T*, const T*, const double* sum, const double* squares, T* values) {

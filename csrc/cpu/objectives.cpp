@@ -115,21 +115,21 @@ class Latent {
   static constexpr int kTogether = 8;  // samples for each of which what they share is not read again
 
   struct Room {
-    alignas(kVectorBytes) T z[kTogether][kChunk<T>], mean[kChunk<T>], precision[kChunk<T>], prior_mean[kChunk<T>],
-        prior_precision[kChunk<T>];
+    alignas(kVectorBytes) T z[kTogether][kChunk<T>], mean[kChunk<T>], rate[kChunk<T>], prior_mean[kChunk<T>],
+        prior_rate[kChunk<T>];
   };
 
   // of an element of the latent
   struct OfExample {
-    V mean, precision, prior_mean, prior_precision;
+    V mean, rate, prior_mean, prior_rate;
 
     UNIGEN_INLINE OfExample(const Room& room, int i)
         : mean(load(room.mean + i)),
-          precision(load(room.precision + i)),
+          rate(load(room.rate + i)),
           prior_mean(load(room.prior_mean + i)),
-          prior_precision(load(room.prior_precision + i)) {}
+          prior_rate(load(room.prior_rate + i)) {}
 
-    UNIGEN_INLINE LatentTerms<V> terms(V z) const { return {z, mean, precision, prior_mean, prior_precision}; }
+    UNIGEN_INLINE LatentTerms<V> terms(V z) const { return {z, mean, rate, prior_mean, prior_rate}; }
   };
 
   // What the samples share; returns the sum of half (v_q - v_p). Lanes beyond the last element are there, as zeros.
@@ -143,9 +143,9 @@ class Latent {
     for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
       const V logvar = load(source[kLogvar] + i, l), prior_logvar = load(source[kPriorLogvar] + i, l);
       store(room.mean + i, load(source[kMean] + i, l));
-      store(room.precision + i, exp(-logvar));
+      store(room.rate + i, Standardized<V>::rate_of(logvar));
       store(room.prior_mean + i, load(source[kPriorMean] + i, l));
-      store(room.prior_precision + i, exp(-prior_logvar));
+      store(room.prior_rate + i, Standardized<V>::rate_of(prior_logvar));
       sum = keep(l, sum + constant<V>(0.5) * (logvar - prior_logvar), sum);
     });
     return lane_sum(sum);

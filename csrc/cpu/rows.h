@@ -18,7 +18,11 @@ UNIGEN_KERNELS(UNIGEN_DECLARE)
 #undef UNIGEN_DECLARE
 
 // a lambda that is always inlined: its captured vectors stay in registers
+#if defined(__OPTIMIZE__)
 #define UNIGEN_FORCED __attribute__((always_inline))
+#else
+#define UNIGEN_FORCED
+#endif
 // a function that exists once: code that runs once per call or per row is not worth copying
 #define UNIGEN_NOINLINE __attribute__((noinline))
 

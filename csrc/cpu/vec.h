@@ -163,6 +163,16 @@ UNIGEN_INLINE Vec<T> sqrt(Vec<T> x) {
 }
 #endif
 
+// the formulas' maximum and minimum, in one instruction: NaN in `x` stays
+template <class T>
+UNIGEN_INLINE Vec<T> maximum(Vec<T> x, Vec<T> bound) {
+  return max(bound, x);
+}
+template <class T>
+UNIGEN_INLINE Vec<T> minimum(Vec<T> x, Vec<T> bound) {
+  return min(bound, x);
+}
+
 // ---- memory --------------------------------------------------------------------------------------------------------
 
 // Lanes to load or store: all of them, or the first few. Lanes that are not loaded are 0.
@@ -427,10 +437,17 @@ struct ReducedExp {
 };
 
 template <class T>
-UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
-  constexpr bool wide = sizeof(T) == 8;
-  const ReducedExp<T> e(x, wide ? -746 : -105, wide ? 710 : 89);
+UNIGEN_INLINE Vec<T> exp_up_to(double high, Vec<T> x) {
+  const ReducedExp<T> e(x, sizeof(T) == 8 ? -746 : -105, high);
   return scale_by_power(e.minus_1 + constant<Vec<T>>(1), e.n, e.rounded);
+}
+template <class T>
+UNIGEN_INLINE Vec<T> exp(Vec<T> x) {
+  return exp_up_to(sizeof(T) == 8 ? 710 : 89, x);
+}
+template <class T>
+UNIGEN_INLINE Vec<T> finite_exp(Vec<T> x) {
+  return exp_up_to(sizeof(T) == 8 ? 709.7 : 88.7, x);
 }
 
 // 2^f for |f| <= 1/2: a minimax polynomial for float (relative error 2e-9), 1 at 0; Taylor's for double.
@@ -505,7 +522,8 @@ UNIGEN_INLINE Vec<float> exp_by_table(Vec<float> x) {
   const Bits entry = (Bits)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)bits_of(rounded));
   const V slope = horner(f, constant<V>(5.5496222874e-02), 2.4025762982e-01, 6.9314721426e-01);  // to 3e-8
 #endif
-  const V power = from_bits<float>(entry + (bits_of(rounded) << shift));
+  using UBits = RawVec<float>::ubits;  // of which sums wrap
+  const V power = from_bits<float>((Bits)((UBits)entry + ((UBits)bits_of(rounded) << shift)));
   return power * f * slope + power;
 }
 #endif
@@ -606,7 +624,7 @@ struct LogParts {
   UNIGEN_INLINE explicit LogParts(Vec<T> x) {
     using Bits = typename RawVec<T>::bits;
     using UBits = typename RawVec<T>::ubits;
-    const Bits shifted = bits_of(x) + (Format<T>::one - Format<T>::root_half);
+    const Bits shifted = (Bits)((UBits)bits_of(x) + (Format<T>::one - Format<T>::root_half));  // of NaN it wraps
     const Bits exponent = (Bits)((UBits)shifted >> Format<T>::mantissa_bits);
     const Vec<T> shifter = constant<Vec<T>>(Format<T>::shifter);
     n = from_bits<T>(exponent + bits_of(shifter)) - (shifter + constant<Vec<T>>(Format<T>::bias));

@@ -43,7 +43,7 @@ struct Softmax {
 template <class T>
 struct KlSite {
   Softmax<T> q, p;
-  T shift, kl;
+  T base_q, base_p, shift, kl;  // log(q / p) = (logit of q - base_q) - (logit of p - base_p) - shift
 };
 
 template <class T>
@@ -72,7 +72,7 @@ struct KlOp : Arguments, SiteOp {
       k.ratio = q / p;
       k.log_ratio = log(k.ratio);
     } else {
-      k.log_ratio = (a - b) - s.shift;
+      k.log_ratio = (kPrior ? (a - s.base_q) - (b - s.base_p) : a - s.q.maximum) - s.shift;
     }
     k.term = kl_term(q, p, k.log_ratio);
     return k;
@@ -82,11 +82,12 @@ struct KlOp : Arguments, SiteOp {
     Site s;
     s.q = Softmax<T>::template of<E>(at, group, this->logits_q, this->classes);
     if constexpr (kPrior) s.p = Softmax<T>::template of<E>(at, group, this->logits_p, this->classes);
-    s.shift = s.q.maximum + log(s.q.sum);
+    s.shift = log(s.q.sum) - log(kPrior ? s.p.sum : T(this->classes));
     if constexpr (kPrior) {
-      s.shift = (s.q.maximum - s.p.maximum) + log(s.q.sum) - log(s.p.sum);
-    } else {
-      s.shift -= log(T(this->classes));
+      const LogitBases<T> base(s.q.maximum, s.p.maximum);
+      s.base_q = base.q;
+      s.base_p = base.p;
+      s.shift = ((s.q.maximum - base.q) - (s.p.maximum - base.p)) + s.shift;
     }
     T kl = 0;
     for_numbers<T>(this->classes, group, [&](int64_t c) { kl += at_class(at, s, c).term; });

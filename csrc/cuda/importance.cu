@@ -120,7 +120,7 @@ struct WeightRowsOp : WeightRows, OpBase {
       case RowValue::log_mean_exp: result = log_mean_given(shift, s.sum, log_count); break;
       case RowValue::minus_log_mean_exp: result = -log_mean_given(shift, s.sum, log_count); break;
       case RowValue::effective_sample_size: result = effective_samples(s.sum, s.extra); break;
-      case RowValue::minus_surrogate: result = -s.extra * inverse_sum(s.sum); break;
+      case RowValue::minus_surrogate: result = minus_surrogate(s.sum, s.extra); break;
       default: result = s.extra * inverse_sum(s.sum);
     }
     if (!reduction.reduce) rows.at<T>(value, r) = result;

@@ -63,18 +63,18 @@ struct BoundOp : BoundArguments, ObjectiveOp<BoundOp<Element, Density>, Element,
 
   // what the samples of an example have in common, of an element of the latent
   struct Gaussians {
-    T mean, precision, prior_mean, prior_precision;
+    T mean, rate, prior_mean, prior_rate;
     T half_log_ratio;  // of the variances
 
     UNIGEN_DEVICE Gaussians(const BoundOp& op, const Place<1, 1>& at) {
       const T logvar = op.number(op.logvar, at), prior_logvar = op.number(op.prior_logvar, at);
       mean = op.number(op.mean, at);
       prior_mean = op.number(op.prior_mean, at);
-      precision = exp(-logvar);
-      prior_precision = exp(-prior_logvar);
+      rate = Standardized<T>::rate_of(logvar);
+      prior_rate = Standardized<T>::rate_of(prior_logvar);
       half_log_ratio = T(0.5) * (logvar - prior_logvar);
     }
-    UNIGEN_DEVICE LatentTerms<T> terms(T z) const { return {z, mean, precision, prior_mean, prior_precision}; }
+    UNIGEN_DEVICE LatentTerms<T> terms(T z) const { return {z, mean, rate, prior_mean, prior_rate}; }
   };
 
   UNIGEN_DEVICE T latent_log_ratio(const Place<1, 1>& at) const {

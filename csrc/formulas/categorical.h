@@ -31,6 +31,20 @@ UNIGEN_INLINE N kl_term(N q, N p, N log_ratio) {
   return select(q == zero, p, select(abs(log_ratio) < constant<N>(0.5), near, far));
 }
 
+// What to take from the logits of q and p before their differences: 0, or their maxima where those are far apart and the
+// differences would lose digits. (Else the difference of logits that are almost equal is the more accurate as it is.)
+template <class N>
+struct LogitBases {
+  N q, p;
+
+  UNIGEN_INLINE LogitBases(N max_q, N max_p) {
+    const N zero = constant<N>(0);
+    const auto near = abs(max_q - max_p) < constant<N>(8);
+    q = select(near, zero, max_q);
+    p = select(near, zero, max_p);
+  }
+};
+
 // ---- the discretized logistic mixture ----------------------------------------------------------------------------------
 
 constexpr double kMinLogScale = -7, kHalfBin = 1.0 / 255, kEdge = 0.999;

@@ -18,9 +18,10 @@ struct SpreadOptions {
 template <class N>
 struct LogVariance {
   N value;
-  N slope;  // d value / d output; 0 outside the clamp
+  N slope;  // d value / d output; 0 outside the clamp, where NaN is too
+  bool clamped;
 
-  UNIGEN_INLINE LogVariance(N x, const SpreadOptions& options) {
+  UNIGEN_INLINE LogVariance(N x, const SpreadOptions& options) : clamped(options.clamped()) {
     const N two = constant<N>(2);
     if (options.spread == Spread::std) {
       value = two * log(x);
@@ -32,11 +33,16 @@ struct LogVariance {
       value = x;
       slope = constant<N>(1);
     }
-    if (options.clamped()) {
+    if (clamped) {
       const N free = value;
       value = minimum(maximum(free, constant<N>(options.clamp_min)), constant<N>(options.clamp_max));
       slope = select(value == free, slope, constant<N>(0));
     }
+  }
+
+  // d / d output, given d / d value
+  UNIGEN_INLINE N pull_back(N of_value) const {
+    return clamped ? weighted(slope, of_value) : of_value * slope;
   }
 };
 
@@ -52,9 +58,23 @@ struct StandardDeviation {
     } else {
       const LogVariance<N> logvar(x, options);
       value = exp(constant<N>(0.5) * logvar.value);
-      slope = constant<N>(0.5) * value * logvar.slope;
+      slope = logvar.pull_back(constant<N>(0.5) * value);
     }
   }
+};
+
+// A difference d in units of sigma = e^{v / 2}. Of a Gaussian that has become certain e^{-v} is infinite, and d² e^{-v} not a
+// number at d = 0: the square of d / sigma is, and 1 / sigma, kept finite, times d.
+template <class N>
+struct Standardized {
+  N rate, value;  // 1 / sigma, d / sigma
+
+  UNIGEN_INLINE Standardized(N difference, N rate) : rate(rate), value(difference * rate) {}
+
+  static UNIGEN_INLINE N rate_of(N logvar) { return finite_exp(constant<N>(-0.5) * logvar); }
+
+  UNIGEN_INLINE N square() const { return value * value; }
+  UNIGEN_INLINE N slope() const { return value * rate; }  // d e^{-v}
 };
 
 // ½ (e^v - 1 - v + m²): one dimension of KL(N(m, e^v) || N(0, 1))
@@ -68,7 +88,7 @@ struct StandardKl {
     const N half = constant<N>(0.5);
     value = half * (e.minus_1_minus_x + mean * mean);
     d_mean = mean;
-    d_spread = half * e.minus_1 * logvar.slope;
+    d_spread = logvar.pull_back(half * e.minus_1);
   }
 };
 
@@ -80,20 +100,19 @@ struct PriorKl {
   UNIGEN_INLINE PriorKl(N mean, N spread, N prior_mean, N prior_spread, bool has_prior_spread, const SpreadOptions& options) {
     const N half = constant<N>(0.5);
     const LogVariance<N> logvar(spread, options);
-    N prior_logvar = constant<N>(0), prior_slope = constant<N>(0);
+    LogVariance<N> prior(constant<N>(0), {Spread::logvar, -HUGE_VAL, HUGE_VAL});
+    N rate = constant<N>(1);
     if (has_prior_spread) {
-      const LogVariance<N> prior(prior_spread, options);
-      prior_logvar = prior.value;
-      prior_slope = prior.slope;
+      prior = LogVariance<N>(prior_spread, options);
+      rate = Standardized<N>::rate_of(prior.value);
     }
-    const ExpTerms<N> e(logvar.value - prior_logvar);
-    const N difference = mean - prior_mean;
-    const N scaled = difference * exp(-prior_logvar);
-    value = half * (e.minus_1_minus_x + difference * scaled);
-    d_mean = scaled;
-    d_spread = half * e.minus_1 * logvar.slope;
-    d_prior_mean = -scaled;
-    d_prior_spread = -half * (e.minus_1 + difference * scaled) * prior_slope;
+    const ExpTerms<N> e(logvar.value - prior.value);
+    const Standardized<N> difference(mean - prior_mean, rate);
+    value = half * (e.minus_1_minus_x + difference.square());
+    d_mean = difference.slope();
+    d_spread = logvar.pull_back(half * e.minus_1);
+    d_prior_mean = -d_mean;
+    d_prior_spread = prior.pull_back(-half * (e.minus_1 + difference.square()));
   }
 };
 
@@ -121,41 +140,40 @@ struct MonteCarloKl : FormulaBase {
   template <class N>
   struct Terms {
     LogVariance<N> logvar, prior;
-    N difference, scaled;              // z - m_p; e^{-v_p} times that
-    N own_difference, own_scaled;      // z - m
+    Standardized<N> of_prior, own;  // z - m_p; z - m, or 1
 
     UNIGEN_INLINE Terms(const N* in, const SpreadOptions& options)
-        : logvar(in[kSpread], options), prior(in[kSpread + 2], options), difference(in[0] - in[kSpread + 1]) {
-      scaled = difference * exp(-prior.value);
-      if constexpr (kMean) {
-        own_difference = in[0] - in[1];
-        own_scaled = own_difference * exp(-logvar.value);
-      } else {
-        own_difference = own_scaled = constant<N>(1);
-      }
+        : logvar(in[kSpread], options),
+          prior(in[kSpread + 2], options),
+          of_prior(in[0] - in[kSpread + 1], Standardized<N>::rate_of(prior.value)),
+          own(own_of(in, logvar.value)) {}
+
+    static UNIGEN_INLINE Standardized<N> own_of(const N* in, N logvar) {
+      if constexpr (kMean) return {in[0] - in[1], Standardized<N>::rate_of(logvar)};
+      else return {constant<N>(1), constant<N>(1)};
     }
   };
 
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
     const Terms<N> t(in, options);
-    return constant<N>(0.5) *
-           (t.prior.value - t.logvar.value + t.difference * t.scaled - t.own_difference * t.own_scaled);
+    return constant<N>(0.5) * (t.prior.value - t.logvar.value + t.of_prior.square() - t.own.square());
   }
   template <class N>
   UNIGEN_INLINE void slopes(const N* in, N* out) const {
     const Terms<N> t(in, options);
     const N half = constant<N>(0.5), one = constant<N>(1);
-    out[0] = t.scaled;
+    const N by_prior = t.of_prior.slope();
+    out[0] = by_prior;
     N of_logvar = -half;
     if constexpr (kMean) {
-      out[0] = t.scaled - t.own_scaled;
-      out[1] = t.own_scaled;
-      of_logvar = half * (t.own_difference * t.own_scaled - one);
+      out[1] = t.own.slope();
+      out[0] = by_prior - out[1];
+      of_logvar = half * (t.own.square() - one);
     }
-    out[kSpread] = of_logvar * t.logvar.slope;
-    out[kSpread + 1] = -t.scaled;
-    out[kSpread + 2] = half * (one - t.difference * t.scaled) * t.prior.slope;
+    out[kSpread] = t.logvar.pull_back(of_logvar);
+    out[kSpread + 1] = -by_prior;
+    out[kSpread + 2] = t.prior.pull_back(half * (one - t.of_prior.square()));
   }
 };
 
@@ -180,7 +198,9 @@ struct BernoulliKl : FormulaBase {
     const N tail = exp_of_distance(a), p = tail / (one + tail);
     const ExpTerms<N> e(u);
     const N near = p * e.minus_1_minus_x + log1p_minus(p * e.minus_1);
-    const N far = softplus(b) - log1p_unit(tail) - select(p == zero, zero, p * u);
+    // softplus(b) - p u, without the difference of two infinities
+    const N linear = select(p == zero, maximum(b, zero), select(zero < b, (one - p) * b + p * a, -p * u));
+    const N far = linear + log1p_unit(exp_of_minus_abs(b)) - log1p_unit(tail);
     return select(abs(u) < one, near, far);
   }
   template <class N>

@@ -28,6 +28,12 @@ UNIGEN_INLINE T inverse_sum(T sum) {
   return select(sum == constant<T>(0), constant<T>(0), constant<T>(1) / sum);
 }
 
+// -sum of w · log-weight, given the sum of the exponentials times it: of a row of -inf as its bound, -(-inf)
+template <class T>
+UNIGEN_INLINE T minus_surrogate(T sum, T extra) {
+  return select(sum == constant<T>(0), constant<T>(HUGE_VAL), -extra * inverse_sum(sum));
+}
+
 // (sum w)² / sum w²
 template <class T>
 UNIGEN_INLINE T effective_samples(T sum, T squares) {
@@ -42,12 +48,6 @@ UNIGEN_INLINE N payload(N x) {
   if constexpr (P == Payload::identity) return x;
   if constexpr (P == Payload::softplus_of_minus) return softplus(-x);
   return constant<N>(0);
-}
-
-// weight · payload, in which a weight of 0 silences an infinite payload
-template <class N>
-UNIGEN_INLINE N weighted(N weight, N payload) {
-  return select(weight == constant<N>(0), constant<N>(0), weight * payload);
 }
 
 // d loss / d l of IWGAN's row loss L = sum w~ softplus(-l): -w~ sigma(-l), and with live weights w~ (softplus(-l) - L) / T

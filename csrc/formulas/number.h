@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define UNIGEN_INLINE __host__ __device__ __forceinline__
-#else
+#elif defined(__OPTIMIZE__)
 #define UNIGEN_INLINE inline __attribute__((always_inline))
+#else
+#define UNIGEN_INLINE inline  // a build for debugging: what is inlined by force takes minutes to compile
 #endif
 
 namespace unigen {
@@ -20,6 +22,9 @@ UNIGEN_INLINE double exp(double x) { return ::exp(x); }
 // for x <= 0; may be 0 where the result is denormal
 UNIGEN_INLINE float exp_of_distance(float x) { return ::expf(x); }
 UNIGEN_INLINE double exp_of_distance(double x) { return ::exp(x); }
+// e^x as it is, and where it would be infinite the largest power of e that is not: 0 times it is 0
+UNIGEN_INLINE float finite_exp(float x) { return ::expf(88.7f < x ? 88.7f : x); }
+UNIGEN_INLINE double finite_exp(double x) { return ::exp(709.7 < x ? 709.7 : x); }
 UNIGEN_INLINE float exp_of_minus_abs(float x) { return ::expf(-::fabsf(x)); }
 UNIGEN_INLINE double exp_of_minus_abs(double x) { return ::exp(-::fabs(x)); }
 UNIGEN_INLINE float reciprocal(float x) { return 1 / x; }
@@ -67,6 +72,16 @@ UNIGEN_INLINE N constant(double x) {
   return N(Scalar<N>(x));
 }
 
+// the largest and the smallest that have all their digits
+template <class N>
+UNIGEN_INLINE N largest() {
+  return constant<N>(sizeof(Scalar<N>) == 8 ? 0x1.fffffffffffffp1023 : 0x1.fffffep127);
+}
+template <class N>
+UNIGEN_INLINE N smallest_normal() {
+  return constant<N>(sizeof(Scalar<N>) == 8 ? 0x1p-1022 : 0x1p-126);
+}
+
 // A formula of a few numbers, for the kernels `row_formula`, has kInputs and
 //   value(in)         one element's share of the row
 //   slopes(in, out)   the derivatives of that in each of the numbers, whichever are wanted
@@ -87,6 +102,12 @@ UNIGEN_INLINE N maximum(N x, N bound) {
 template <class N>
 UNIGEN_INLINE N minimum(N x, N bound) {
   return select(bound < x, bound, x);
+}
+
+// weight · x, in which a weight of 0 silences an infinite x
+template <class N>
+UNIGEN_INLINE N weighted(N weight, N x) {
+  return select(weight == constant<N>(0), constant<N>(0), weight * x);
 }
 
 // e^{-|x|} and what follows from it: everything logistic, with one exponential

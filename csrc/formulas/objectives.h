@@ -72,21 +72,21 @@ inline auto with_likelihood(const LikelihoodOptions& o, const Body& body) {
 
 // A number z of the sample's latent: its log p(z) - log q(z), and the slopes of that.
 //   half (v_q - v_p) + half ((z - m_q)² e^{-v_q} - (z - m_p)² e^{-v_p})
-// with e^{-v_q} and e^{-v_p}, the same for all samples of an example, given.
+// with 1 / sigma_q and 1 / sigma_p, the same for all samples of an example, given.
 template <class N>
 struct LatentTerms {
-  N own, own_scaled, prior, prior_scaled;  // z - m_q, that times e^{-v_q}; the same of p
+  Standardized<N> own, prior;  // z - m_q, z - m_p
 
-  UNIGEN_INLINE LatentTerms(N z, N mean, N own_precision, N prior_mean, N prior_precision)
-      : own(z - mean), own_scaled(own * own_precision), prior(z - prior_mean), prior_scaled(prior * prior_precision) {}
+  UNIGEN_INLINE LatentTerms(N z, N mean, N own_rate, N prior_mean, N prior_rate)
+      : own(z - mean, own_rate), prior(z - prior_mean, prior_rate) {}
 
   // less the half (v_q - v_p)
-  UNIGEN_INLINE N value() const { return constant<N>(0.5) * (own * own_scaled - prior * prior_scaled); }
-  UNIGEN_INLINE N of_z() const { return own_scaled - prior_scaled; }
-  UNIGEN_INLINE N of_mean() const { return -own_scaled; }
-  UNIGEN_INLINE N of_logvar() const { return constant<N>(0.5) * (constant<N>(1) - own * own_scaled); }
-  UNIGEN_INLINE N of_prior_mean() const { return prior_scaled; }
-  UNIGEN_INLINE N of_prior_logvar() const { return constant<N>(0.5) * (prior * prior_scaled - constant<N>(1)); }
+  UNIGEN_INLINE N value() const { return constant<N>(0.5) * (own.square() - prior.square()); }
+  UNIGEN_INLINE N of_z() const { return own.slope() - prior.slope(); }
+  UNIGEN_INLINE N of_mean() const { return -own.slope(); }
+  UNIGEN_INLINE N of_logvar() const { return constant<N>(0.5) * (constant<N>(1) - own.square()); }
+  UNIGEN_INLINE N of_prior_mean() const { return prior.slope(); }
+  UNIGEN_INLINE N of_prior_logvar() const { return constant<N>(0.5) * (prior.square() - constant<N>(1)); }
 };
 
 }  // namespace unigen

@@ -20,7 +20,7 @@ struct ScaledGaussian {
   N rate, peak;
 
   UNIGEN_INLINE explicit ScaledGaussian(N logvar)
-      : rate(exp(constant<N>(-0.5) * logvar) * constant<N>(kRootHalfLog2e)),
+      : rate(finite_exp(constant<N>(-0.5) * logvar) * constant<N>(kRootHalfLog2e)),
         peak(constant<N>(-kHalfLog2e) * (logvar + constant<N>(kLog2Pi))) {}
 };
 

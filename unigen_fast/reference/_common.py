@@ -27,6 +27,12 @@ def softplus(x: Tensor) -> Tensor:
     return -torch.nn.functional.logsigmoid(-x)
 
 
+def finite_exp(x: Tensor) -> Tensor:
+    """e^x as it is, and where it would be infinite the largest power of e that is not: 0 times it is 0."""
+    high = 709.7 if x.dtype == torch.float64 else 88.7
+    return torch.where(x > high, high, x).exp()
+
+
 def log1p_minus(x: Tensor) -> Tensor:
     """log(1 + x) - x for x > -1, to full relative accuracy."""
     # the difference cancels near 0: log(1 + x) = 2 artanh(s), s = x / (2 + x)

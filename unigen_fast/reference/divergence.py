@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unigen_fast.reference._common import (
     accumulate_dtype,
+    finite_exp,
     log1p_minus,
     reduce_rows,
     reduce_weighted,
@@ -38,6 +39,11 @@ def to_std(spread_value: Tensor, spread: str, clamp_min: float, clamp_max: float
     if spread == "std" and clamp_min == -math.inf and clamp_max == math.inf:
         return spread_value
     return (0.5 * to_logvar(spread_value, spread, clamp_min, clamp_max)).exp()
+
+
+def standardized_square(difference: Tensor, logvar: Tensor) -> Tensor:
+    """d² e^{-v}. Of a Gaussian that has become certain e^{-v} is infinite; (d e^{-v/2})² is a number at d = 0."""
+    return (difference * finite_exp(-0.5 * logvar)).square()
 
 
 def exp_minus_1_minus(x: Tensor) -> Tensor:
@@ -77,7 +83,7 @@ def gaussian_kl(
         terms = 0.5 * (exp_minus_1_minus(logvar) + difference.square())
     else:
         prior_logvar = to_logvar(upcast(prior_logvar), spread, clamp_min, clamp_max)
-        terms = 0.5 * (exp_minus_1_minus(logvar - prior_logvar) + difference.square() * (-prior_logvar).exp())
+        terms = 0.5 * (exp_minus_1_minus(logvar - prior_logvar) + standardized_square(difference, prior_logvar))
     if free_bits > 0 and free_bits_mode == "per_dim":
         terms = clamp(terms, free_bits)
     rows = sum_event(terms, event_ndims)
@@ -149,8 +155,8 @@ def gaussian_kl_monte_carlo(
     """log q(z) - log p(z); without a mean of q, the expectation of log q(z) in place of the first."""
     z, logvar = upcast(z), to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
     prior_logvar = to_logvar(upcast(prior_logvar), spread, clamp_min, clamp_max)
-    own = torch.ones_like(z) if mean is None else (z - upcast(mean)).square() * (-logvar).exp()
-    terms = 0.5 * (prior_logvar - logvar + (z - upcast(prior_mean)).square() * (-prior_logvar).exp() - own)
+    own = torch.ones_like(z) if mean is None else standardized_square(z - upcast(mean), logvar)
+    terms = 0.5 * (prior_logvar - logvar + standardized_square(z - upcast(prior_mean), prior_logvar) - own)
     return reduce_weighted(sum_event(terms, event_ndims), weights, scale, reduction)
 
 
@@ -172,6 +178,10 @@ def bernoulli_kl(
     near = u.abs() < 1
     small = torch.where(near, u, torch.zeros_like(u))
     of_near = p * exp_minus_1_minus(small) + log1p_minus(p * torch.expm1(small))
-    of_far = softplus(b) - softplus(a) - torch.where(a == -math.inf, torch.zeros_like(u), p * u)
+    # softplus(b) - p u, without infinity times 0 or less infinity
+    certain, infinite = a == -math.inf, b == math.inf
+    of_far = softplus(torch.where(infinite, 0.0, b)) - softplus(a) - p * torch.where(certain | infinite, 0.0, u)
+    of_infinite = torch.where(infinite, b, 1.0) * (1 - torch.where(certain, 0.0, p))
+    of_far = torch.where(infinite, of_infinite, of_far)
     rows = sum_event(torch.where(near, of_near, of_far), event_ndims).to(dtype)
     return reduce_weighted(rows, weights, scale, reduction)

@@ -70,7 +70,8 @@ def iwae_loss(log_w: Tensor, dim: int, reduction: str, value: str) -> tuple[Tens
     bound, statistics = log_mean_exp(log_w, dim)
     if value == "surrogate":
         log_w = upcast(log_w)
-        bound = _weighted_sum(normalized_weights(log_w.detach(), dim), log_w, dim)
+        surrogate = _weighted_sum(normalized_weights(log_w.detach(), dim), log_w, dim)
+        bound = torch.where(statistics[1] == 0, -math.inf, surrogate)
     return reduce_rows(-bound, reduction), statistics
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from unigen_fast.reference._common import precise, softplus, sum_event, upcast
-from unigen_fast.reference.divergence import to_logvar
+from unigen_fast.reference._common import finite_exp, precise, softplus, sum_event, upcast
+from unigen_fast.reference.divergence import standardized_square, to_logvar
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_ndims: int) -> Tensor:
@@ -23,31 +23,39 @@ def gaussian_log_prob(
     x: Tensor, mean: Tensor, logvar: Tensor, event_ndims: int, spread: str, clamp_min: float, clamp_max: float
 ) -> Tensor:
     logvar = to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
-    square = (upcast(x) - upcast(mean)).square()
-    return sum_event(-0.5 * (square * (-logvar).exp() + logvar + math.log(2 * math.pi)), event_ndims)
+    square = standardized_square(upcast(x) - upcast(mean), logvar)
+    return sum_event(-0.5 * (square + logvar + math.log(2 * math.pi)), event_ndims)
+
+
+def _root_of_rate(log_scale: Tensor) -> Tensor:
+    """1 / b, as the square of what stays finite: products with it are taken one factor at a time."""
+    return finite_exp(-0.5 * log_scale)
 
 
 def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int) -> Tensor:
     log_scale = upcast(log_scale)
-    distance = (upcast(x) - upcast(mean)).abs()
-    return sum_event(-(distance * (-log_scale).exp() + log_scale + math.log(2)), event_ndims)
+    difference, root = upcast(x) - upcast(mean), _root_of_rate(log_scale)
+    return sum_event(-((difference * root * root).abs() + log_scale + math.log(2)), event_ndims)
 
 
 def discretized_logistic_log_prob(
     x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int, half_bin: float, low: float, high: float
 ) -> Tensor:
     """log(sigma(a) - sigma(b)) = log(1 - e^{b - a}) + log sigma(a) + log sigma(-b): three terms of one sign."""
-    x, mean, inverse_scale = upcast(x), upcast(mean), (-upcast(log_scale)).exp()
-    distance = x - mean
-    width = 2 * half_bin * inverse_scale
-    wide = width > math.log(2)
-    narrow = torch.where(wide, torch.ones_like(width), width)
+    x, mean, log_scale = upcast(x), upcast(mean), upcast(log_scale)
+    distance, root = x - mean, _root_of_rate(log_scale)
+    width = 2 * half_bin * root * root
+    wide, tiny = width > math.log(2), width < 1e-4
+    narrow = torch.where(wide | tiny, torch.ones_like(width), width)
     far = torch.where(wide, width, torch.ones_like(width))
+    few = torch.where(tiny, width, torch.zeros_like(width))  # for which the width may be too small for a number
+    series = math.log(2 * half_bin) - log_scale - few / 2 + few.square() / 24
     of_width = torch.where(wide, torch.log1p(-(-far).exp()), torch.log(-torch.expm1(-narrow)))
+    of_width = torch.where(tiny, series, of_width)
     lowest, highest = x < low + half_bin, x > high - half_bin
     nothing = torch.zeros_like(distance * width)
-    below = torch.where(lowest, nothing, softplus((distance - half_bin) * inverse_scale))
-    above = torch.where(highest, nothing, softplus(-(distance + half_bin) * inverse_scale))
+    below = torch.where(lowest, nothing, softplus((distance - half_bin) * root * root))
+    above = torch.where(highest, nothing, softplus(-(distance + half_bin) * root * root))
     return sum_event(torch.where(lowest | highest, nothing, of_width) - above - below, event_ndims)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unigen_fast._private import transforms_active
-from unigen_fast.reference._common import upcast
+from unigen_fast.reference._common import finite_exp, upcast
 from unigen_fast.reference.importance import log_sum_exp, row_statistics
 
 BLOCK_ELEMENTS = 2**20
@@ -85,7 +85,7 @@ def total_correlation(
     log_most = _log(pair_weights(rows, dataset_size, estimator)[0], z)
 
     def block(first: int, last: int, z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
-        t = (z[first:last, None, :] - mean) * (-0.5 * logvar).exp()
+        t = (z[first:last, None, :] - mean) * finite_exp(-0.5 * logvar)
         pairs = _log_normal(t, logvar)
         relative = _log_weights(first, last, z, dataset_size, estimator) - log_most
         # many dimensions make large sums, of which the differences count
@@ -104,7 +104,7 @@ def total_correlation(
         marginals = z
     log_qz, shift, total = log_qz.to(z.dtype), shift.to(z.dtype), total.to(z.dtype)
     log_prod = marginals.sum(1)
-    log_qzx = _log_normal((z - mean) * (-0.5 * logvar).exp(), logvar).sum(1)
+    log_qzx = _log_normal((z - mean) * finite_exp(-0.5 * logvar), logvar).sum(1)
     log_pz = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
     statistics = torch.cat([marginals.t(), shift[None], total[None]]).detach()
     return log_qz, log_prod, log_qzx, log_qzx - log_qz, log_qz - log_prod, log_prod - log_pz, statistics

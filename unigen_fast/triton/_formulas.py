@@ -19,8 +19,10 @@ from unigen_fast.triton._rows import (
     columns_at,
     exp_minus_1_minus,
     expm1,
+    finite_exp,
     load,
     load_rows,
+    log1p,
     log1p_minus,
     log1p_unit,
     program,
@@ -55,6 +57,12 @@ def logvar_of(value, clamp, SPREAD: tl.constexpr):
     return v, slope
 
 
+@triton.jit
+def chain(of_value, slope):
+    """The gradient of what the network gave; 0 outside the clamp, where NaN is too."""
+    return tl.where(slope == 0, 0.0, of_value * slope)
+
+
 def clamp_of(low: float, high: float) -> Any:
     return None if low == -math.inf and high == math.inf else (_rows.scalar(low), _rows.scalar(high))
 
@@ -65,10 +73,10 @@ def clamp_of(low: float, high: float) -> Any:
 @triton.jit
 def _logistic_edges(x, mean, log_scale, bins, DTYPE: tl.constexpr):
     half, low, high = value_of(bins[0], DTYPE), value_of(bins[1], DTYPE), value_of(bins[2], DTYPE)
-    inverse = tl.exp(-log_scale)
+    root = finite_exp(-0.5 * log_scale)  # of 1 / scale: products with it are taken one factor at a time
     distance = x - mean
-    a, b = (distance + half) * inverse, (distance - half) * inverse
-    return inverse, 2 * half * inverse, a, b, x < low + half, x > high - half
+    a, b = (distance + half) * root * root, (distance - half) * root * root
+    return root, 2 * half * root * root, a, b, x < low + half, x > high - half
 
 
 @triton.jit
@@ -132,10 +140,17 @@ def eps_of(eps: float) -> Any:
 
 
 @triton.jit
+def _finite(x):
+    """The largest number in place of infinity."""
+    LARGEST: tl.constexpr = 1.7976931348623157e308 if x.dtype == tl.float64 else 3.4028234663852886e38
+    return tl.where(x > LARGEST, LARGEST, x)
+
+
+@triton.jit
 def _scaled_log1p(theta, r, product):
     """theta log(1 + r) for r >= 0, given the product theta r too."""
     near = r < 1
-    return tl.where(near, theta * log1p_minus(tl.where(near, r, 0.0)) + product, theta * tl.log(1 + r))
+    return tl.where(near, theta * log1p_minus(tl.where(near, r, 0.0)) + product, theta * tl.log(1 + _finite(r)))
 
 
 @triton.jit
@@ -149,22 +164,36 @@ def _log_of_zero(mu, theta, eps):
 
 
 @triton.jit
-def _negative_binomial(x, given_mu, theta, eps):
-    mu = given_mu
+def _negative_binomial(x, given_mu, given_theta, eps):
+    """csrc/formulas/likelihood.h says what is done about tiny mu and theta."""
+    LEAST: tl.constexpr = 2.0**-500 if x.dtype == tl.float64 else 2.0**-60
+    NORMAL: tl.constexpr = 2.0**-1022 if x.dtype == tl.float64 else 2.0**-126
+    mean = given_mu
     if eps is not None:
-        mu += value_of(eps, mu.dtype)
+        mean += value_of(eps, mean.dtype)
     none = x == 0
+    raised_mu, raised_theta = ~none & (mean < LEAST), given_theta < tl.where(none, NORMAL, LEAST)
+    raised_theta &= given_theta > 0
+    mu = tl.where(raised_mu, LEAST, mean)
+    theta = tl.where(raised_theta, tl.where(none, NORMAL, LEAST), given_theta)
     total = x + theta
     inverse = 1 / total
     difference = x - mu
     share = theta * inverse
     ratio = (theta + mu) * inverse
+    ratio = _finite(ratio)
     excess = difference * (theta / (theta + mu))
     of_theta = _deviance(theta, ratio, -excess, -difference * inverse)
     of_x = _deviance(x, x / mu * ratio, excess, difference / mu * share)
     some = tl.where(none, 1.0, x)
     rest = _remainder(total) - _remainder(theta) - _remainder(some) - 0.5 * tl.log(some * _2_PI / share)
     value = tl.where(none, 0.0, rest) - (of_theta + tl.where(none, -excess, of_x))
+    if tl.max((raised_mu | raised_theta).to(tl.int32)) > 0:
+        part, sum = mean / mu, given_theta + mean
+        rise = (part * theta - given_theta) / sum
+        near = rise > -0.5
+        log_rise = tl.where(near, log1p(tl.where(near, rise, 0.0)), tl.log(part * ((theta + mu) / sum)))
+        value += tl.where(none, 0.0, tl.log(given_theta / theta) + x * log_rise)
     if eps is not None:
         added = value_of(eps, theta.dtype)
         value = tl.where(none, _log_of_zero(given_mu, theta, eps), value + _scaled_log1p(theta, added / theta, added))
@@ -172,17 +201,22 @@ def _negative_binomial(x, given_mu, theta, eps):
 
 
 @triton.jit
-def _negative_binomial_slopes(x, given_mu, theta, eps, DATA: tl.constexpr):
-    mu, theta_eps = given_mu, theta
-    if eps is not None:
-        mu += value_of(eps, mu.dtype)
-        theta_eps += value_of(eps, mu.dtype)
+def _negative_binomial_slopes(x, given_mu, given_theta, eps, DATA: tl.constexpr):
+    LEAST: tl.constexpr = 2.0**-500 if x.dtype == tl.float64 else 2.0**-60
     none = x == 0
+    # of a zero, and all but the slope in theta of others, only the ratio of mu and theta counts
+    mean, of_zero = given_mu, given_theta
+    if eps is not None:
+        mean += value_of(eps, mean.dtype)
+        of_zero += value_of(eps, mean.dtype)
+    raise_ = tl.where(given_theta + mean < LEAST, 1 / LEAST, 1.0).to(x.dtype)
+    mu, theta, theta_eps = mean * raise_, given_theta * raise_, of_zero * raise_
     inverse = 1 / (theta + mu)
-    difference = x - mu
-    total = x + theta
-    of_mu = theta * inverse * tl.where(none, -1.0, difference / mu)
-    relative = tl.where(none, -given_mu, difference) * inverse
+    total = x + tl.where(none, theta, given_theta)
+    difference = x - tl.where(none, mu, mean)
+    share_of_theta = theta * inverse
+    of_mu = tl.where(none, -share_of_theta, share_of_theta * difference / mean)
+    relative = tl.where(none, -given_mu * raise_, difference) * inverse
     near = tl.abs(relative - 0.25) < 0.75
     ratio = tl.where(none, theta_eps, total) * inverse
     of_deviance = tl.where(near, -log1p_minus(tl.where(near, relative, 0.0)), relative - tl.log(ratio))
@@ -194,16 +228,24 @@ def _negative_binomial_slopes(x, given_mu, theta, eps, DATA: tl.constexpr):
     of_theta = tl.where(none, 0.0, rise) - of_deviance
     if eps is not None:
         # log(1 + eps / theta) - s = -(log(1 - s) + s)
-        share = value_of(eps, theta.dtype) / theta_eps
+        share = value_of(eps, theta.dtype) * raise_ / theta_eps
         few = share < 0.5
         of_eps = tl.where(few, -log1p_minus(tl.where(few, -share, 0.0)), tl.log(theta_eps / theta) - share)
         of_theta += tl.where(none, share * relative, of_eps)
+    tiny = (given_theta < LEAST) & (given_theta > 0)
+    if tl.max(tiny.to(tl.int32)) > 0:
+        if eps is None:
+            alone = none & (share_of_theta < 1e-9)
+            of_theta = tl.where(tiny & alone, tl.log(given_theta) - tl.log(given_theta + mean) + 1, of_theta)
+        left = tl.where(share_of_theta < 0.5, 1 - x * share_of_theta, 1 - x + x * (mu * inverse))
+        of_theta = tl.where(tiny & ~none, left / given_theta, of_theta)
     of_x = tl.zeros(x.shape, x.dtype)
     if DATA:
         next = x + 1
         _, far_next, slope_next, below_next = _digamma_parts(next)
         of_x = slope_total - 0.5 * far_total + below_total - (slope_next - 0.5 * far_next + below_next)
         of_x += tl.log(total * inverse * (mu / next))
+        of_x = tl.where(tiny & none, -1 / given_theta, of_x)
     return of_x, of_mu, of_theta
 
 
@@ -215,15 +257,20 @@ def formula_value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DT
     """One element's share of the row; `x`: its numbers."""
     if FORMULA == "gaussian_log_prob":
         v, _ = logvar_of(x[2], parameters, SPREAD)
-        d = x[0] - x[1]
-        return -0.5 * (d * d * tl.exp(-v) + v + _LOG_2_PI)
+        t = (x[0] - x[1]) * finite_exp(-0.5 * v)
+        return -0.5 * (t * t + v + _LOG_2_PI)
     elif FORMULA == "laplace_log_prob":
-        return -(tl.abs(x[0] - x[1]) * tl.exp(-x[2]) + x[2] + _LOG_2)
+        root = finite_exp(-0.5 * x[2])
+        return -(tl.abs(x[0] - x[1]) * root * root + x[2] + _LOG_2)
     elif FORMULA == "discretized_logistic_log_prob":
         _, width, above, below, lowest, highest = _logistic_edges(x[0], x[1], x[2], parameters, DTYPE)
         far = tl.exp(-tl.maximum(width, 0.5))
         far_log = log1p_minus(-tl.minimum(far, 0.5)) - far
-        of_width = tl.where(width > _LOG_2, far_log, tl.log(-expm1(-tl.minimum(width, 1.0))))
+        # log(1 - e^{-w}) = log w - w/2 + w²/24 …: the width of a bin may be too small for a number
+        few = width < 1e-4
+        mass = tl.where(few, 2 * value_of(parameters[0], DTYPE), -expm1(-tl.minimum(width, 1.0)))
+        of_few = width * (width / 24 - 0.5) - x[2]
+        of_width = tl.where(width > _LOG_2, far_log, tl.log(mass) + tl.where(few, of_few, 0.0))
         of_width = tl.where(lowest | highest, 0.0, of_width)
         return of_width - tl.where(highest, 0.0, softplus(-above)) - tl.where(lowest, 0.0, softplus(below))
     elif FORMULA == "negative_binomial_log_prob":
@@ -240,13 +287,13 @@ def formula_value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DT
     elif FORMULA == "gaussian_kl_monte_carlo":
         v, _ = logvar_of(x[2], parameters, SPREAD)
         pv, _ = logvar_of(x[4], parameters, SPREAD)
-        d, own = x[0] - x[3], x[0] - x[1]
-        return 0.5 * (pv - v + d * d * tl.exp(-pv) - own * own * tl.exp(-v))
+        t, own = (x[0] - x[3]) * finite_exp(-0.5 * pv), (x[0] - x[1]) * finite_exp(-0.5 * v)
+        return 0.5 * (pv - v + t * t - own * own)
     elif FORMULA == "gaussian_kl_entropy":
         v, _ = logvar_of(x[1], parameters, SPREAD)
         pv, _ = logvar_of(x[3], parameters, SPREAD)
-        d = x[0] - x[2]
-        return 0.5 * (pv - v + d * d * tl.exp(-pv) - 1)
+        t = (x[0] - x[2]) * finite_exp(-0.5 * pv)
+        return 0.5 * (pv - v + t * t - 1)
     else:
         tl.static_assert(FORMULA == "bernoulli_kl")
         a = -tl.abs(x[0])
@@ -258,7 +305,9 @@ def formula_value(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, DT
         p = tail / (1 + tail)
         small = tl.where(tl.abs(u) < 1, u, 0.0)
         near = p * exp_minus_1_minus(small) + log1p_minus(p * expm1(small))
-        far = softplus(b) - log1p_unit(tail) - tl.where(p == 0, 0.0, p * u)
+        # softplus(b) - p u, without the difference of two infinities
+        linear = tl.where(p == 0, tl.maximum(b, 0.0), tl.where(b > 0, (1 - p) * b + p * a, -p * u))
+        far = linear + log1p_unit(tl.exp(-tl.abs(b))) - log1p_unit(tail)
         return tl.where(tl.abs(u) < 1, near, far)
 
 
@@ -267,21 +316,24 @@ def formula_slopes(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, D
     """Derivatives of the value in each of its numbers; DATA: whether that in the first one is wanted."""
     if FORMULA == "gaussian_log_prob":
         v, slope = logvar_of(x[2], parameters, SPREAD)
-        d = x[0] - x[1]
-        scaled = d * tl.exp(-v)
-        return -scaled, scaled, 0.5 * (d * scaled - 1) * slope
+        rate = finite_exp(-0.5 * v)
+        t = (x[0] - x[1]) * rate
+        return -(t * rate), t * rate, chain(0.5 * (t * t - 1), slope)
     elif FORMULA == "laplace_log_prob":
-        inverse = tl.exp(-x[2])
+        root = finite_exp(-0.5 * x[2])
+        inverse = root * root
         d = x[0] - x[1]
         side = tl.where(d < 0, -inverse, tl.where(d == 0, 0.0, inverse))
-        return -side, side, tl.abs(d) * inverse - 1
+        return -side, side, tl.abs(d) * root * root - 1
     elif FORMULA == "discretized_logistic_log_prob":
-        inverse, width, a, b, lowest, highest = _logistic_edges(x[0], x[1], x[2], parameters, DTYPE)
+        root, width, a, b, lowest, highest = _logistic_edges(x[0], x[1], x[2], parameters, DTYPE)
         above = tl.where(highest, 0.0, sigmoid(-a))
         below = tl.where(lowest, 0.0, sigmoid(b))
         bound = tl.minimum(width, 80.0, propagate_nan=tl.PropagateNan.ALL)
+        bound = tl.where(bound < 1e-30, 1e-30, bound)
         of_width = tl.where(lowest | highest, 0.0, bound / expm1(bound))
-        return (above - below) * inverse, (below - above) * inverse, b * below - a * above - of_width
+        of_x = (above - below) * root * root
+        return of_x, -of_x, tl.where(below == 0, 0.0, b * below) - tl.where(above == 0, 0.0, a * above) - of_width
     elif FORMULA == "negative_binomial_log_prob":
         return _negative_binomial_slopes(x[0], x[1], x[2], parameters, DATA)
     elif FORMULA == "zero_inflated_negative_binomial_log_prob":
@@ -295,16 +347,17 @@ def formula_slopes(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, D
     elif FORMULA == "gaussian_kl_monte_carlo":
         v, slope = logvar_of(x[2], parameters, SPREAD)
         pv, prior_slope = logvar_of(x[4], parameters, SPREAD)
-        d, own = x[0] - x[3], x[0] - x[1]
-        scaled, own_scaled = d * tl.exp(-pv), own * tl.exp(-v)
-        of_spread = 0.5 * (own * own_scaled - 1) * slope
-        return scaled - own_scaled, own_scaled, of_spread, -scaled, 0.5 * (1 - d * scaled) * prior_slope
+        rate, own_rate = finite_exp(-0.5 * pv), finite_exp(-0.5 * v)
+        t, own = (x[0] - x[3]) * rate, (x[0] - x[1]) * own_rate
+        scaled, own_scaled = t * rate, own * own_rate
+        of_spread, of_prior = chain(0.5 * (own * own - 1), slope), chain(0.5 * (1 - t * t), prior_slope)
+        return scaled - own_scaled, own_scaled, of_spread, -scaled, of_prior
     elif FORMULA == "gaussian_kl_entropy":
         v, slope = logvar_of(x[1], parameters, SPREAD)
         pv, prior_slope = logvar_of(x[3], parameters, SPREAD)
-        d = x[0] - x[2]
-        scaled = d * tl.exp(-pv)
-        return scaled, -0.5 * slope, -scaled, 0.5 * (1 - d * scaled) * prior_slope
+        rate = finite_exp(-0.5 * pv)
+        t = (x[0] - x[2]) * rate
+        return t * rate, -0.5 * slope, -(t * rate), chain(0.5 * (1 - t * t), prior_slope)
     else:
         tl.static_assert(FORMULA == "bernoulli_kl")
         b = tl.zeros(x[0].shape, DTYPE)

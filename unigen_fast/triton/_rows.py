@@ -559,6 +559,13 @@ def divide(a, b):
 
 
 @triton.jit
+def finite_exp(x):
+    """e^x as it is, and where it would be infinite the largest power of e that is not: 0 times it is 0."""
+    HIGH: tl.constexpr = 709.7 if x.dtype == tl.float64 else 88.7
+    return tl.exp(tl.where(x > HIGH, HIGH, x))
+
+
+@triton.jit
 def log1p_unit(u):
     """log(1 + u) for -1/2 <= u <= 1 to full relative accuracy: 2 artanh(z), z = u / (2 + u), |z| <= 1/3."""
     TERMS: tl.constexpr = 16 if u.dtype == tl.float64 else 8

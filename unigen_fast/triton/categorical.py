@@ -112,7 +112,6 @@ def _kl_classes(logits_q, logits_p, of_q, of_p, unimix, row, col, mask, shape, c
         b = load(logits_p, row, col, shape, mask, DTYPE)
         sigma_p = divide(tl.exp(b - of_p[0][:, None]), tl.broadcast_to(of_p[1][:, None], b.shape))
     else:
-        b = tl.zeros(a.shape, DTYPE)
         sigma_p = tl.zeros(a.shape, DTYPE) + 1 / count
     q = sigma_q
     p = sigma_p
@@ -126,10 +125,13 @@ def _kl_classes(logits_q, logits_p, of_q, of_p, unimix, row, col, mask, shape, c
         d = tl.log(ratio)
     else:
         if logits_p is not None:
-            shift = (of_q[0] - of_p[0]) + (tl.log(of_q[1]) - tl.log(of_p[1]))
+            # csrc/formulas/categorical.h, LogitBases
+            together = tl.abs(of_q[0] - of_p[0]) < 8
+            base_q, base_p = tl.where(together, 0.0, of_q[0]), tl.where(together, 0.0, of_p[0])
+            shift = ((of_q[0] - base_q) - (of_p[0] - base_p)) + (tl.log(of_q[1]) - tl.log(of_p[1]))
+            d = ((a - base_q[:, None]) - (b - base_p[:, None])) - shift[:, None]
         else:
-            shift = of_q[0] + (tl.log(of_q[1]) - tl.log(count))
-        d = (a - b) - shift[:, None]
+            d = (a - of_q[0][:, None]) - (tl.log(of_q[1]) - tl.log(count))[:, None]
     near = q * exp_minus_1_minus(-d)
     term = tl.where(q == 0, p, tl.where(tl.abs(d) < 0.5, near, q * d - (q - p)))
     return sigma_q, sigma_p, ratio, d, tl.where(mask, term, 0.0)

@@ -9,12 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from unigen_fast.triton import _formulas, _rows
-from unigen_fast.triton._formulas import clamp_of, logvar_of
+from unigen_fast.triton._formulas import chain, clamp_of, logvar_of
 from unigen_fast.triton._rows import (
     close_rows,
     columns_at,
     exp_minus_1_minus,
     expm1,
+    finite_exp,
     load,
     load_rows,
     program,
@@ -39,33 +40,30 @@ __all__ = [
 ]
 
 
-@triton.jit
-def _chain(grad, slope):
-    return tl.where(slope == 0, 0.0, grad * slope)
-
-
 # ---- gaussian_kl -----------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def gaussian_kl_value(d, v, pv):
     """Of the difference of the means and of the log-variances; the prior's None: 0."""
-    quadratic = d * d
+    t = d
     if pv is not None:
         v -= pv
-        quadratic *= tl.exp(-pv)
-    return 0.5 * (exp_minus_1_minus(v) + quadratic)
+        t = d * finite_exp(-0.5 * pv)
+    return 0.5 * (exp_minus_1_minus(v) + t * t)
 
 
 @triton.jit
 def gaussian_kl_slopes(d, v, pv):
     """In the mean (in the prior's, minus that), in the log-variance, and in the prior's."""
-    scaled = d  # (m - m_p) / s_p²
+    t, scaled = d, d  # (m - m_p) / s_p, (m - m_p) / s_p²
     if pv is not None:
         v -= pv
-        scaled = d * tl.exp(-pv)
+        rate = finite_exp(-0.5 * pv)
+        t = d * rate
+        scaled = t * rate
     by_logvar = expm1(v)
-    return scaled, 0.5 * by_logvar, -0.5 * (by_logvar + d * scaled)
+    return scaled, 0.5 * by_logvar, -0.5 * (by_logvar + t * t)
 
 
 @triton.jit
@@ -126,9 +124,9 @@ def _kl_backward_kernel(
     if grad_prior_mean is not None:
         store(grad_prior_mean, row, col, shape, mask, -g * of_mean)
     if grad_spread is not None:
-        store(grad_spread, row, col, shape, mask, _chain(g * of_logvar, slope))
+        store(grad_spread, row, col, shape, mask, chain(g * of_logvar, slope))
     if grad_prior_spread is not None:
-        store(grad_prior_spread, row, col, shape, mask, _chain(g * of_prior_logvar, prior_slope))
+        store(grad_prior_spread, row, col, shape, mask, chain(g * of_prior_logvar, prior_slope))
 
 
 def gaussian_kl(
@@ -239,7 +237,7 @@ def _std(value, logvar, slope, clamp, SPREAD: tl.constexpr):
         return value, tl.full(value.shape, 1.0, value.dtype)
     else:
         std = tl.exp(0.5 * logvar)
-        return std, _chain(0.5 * std, slope)
+        return std, chain(0.5 * std, slope)
 
 
 @triton.jit
@@ -312,9 +310,9 @@ def _sample_backward_kernel(
         value = load(spread, row, col, shape, mask, DTYPE)
         v, slope = logvar_of(value, clamp, SPREAD)
         _, std_slope = _std(value, v, slope, clamp, SPREAD)
-        result = _chain(by_std, std_slope)
+        result = chain(by_std, std_slope)
         if grad_kl is not None:
-            result += _chain(0.5 * k * expm1(v), slope)
+            result += chain(0.5 * k * expm1(v), slope)
         store(grad_spread, row, col, shape, mask, result)
 
 

@@ -76,7 +76,8 @@ def _close_statistics(maximum, total, extra, row, close, shape, counts, PAYLOAD:
         value = tl.where(empty, 0.0, divide(total * total, tl.where(empty, 1.0, extra)))
     else:
         empty = total == 0
-        value = tl.where(empty, 0.0, divide(extra, tl.where(empty, 1.0, total)))
+        of_empty = float("-inf") if PAYLOAD == "value" else 0.0  # a surrogate is its bound
+        value = tl.where(empty, of_empty, divide(extra, tl.where(empty, 1.0, total)))
     if statistics is not None:
         store_rows(statistics, row, shape, counts, base)
         store_rows(statistics, row, shape, counts, total, 1)

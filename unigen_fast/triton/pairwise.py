@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from unigen_fast.triton import _rows
-from unigen_fast.triton._rows import finite_base
+from unigen_fast.triton._rows import finite_base, finite_exp
 
 __all__ = ["mmd", "mmd_backward", "total_correlation", "total_correlation_backward"]
 
@@ -67,7 +67,7 @@ def _log_most(points, size, ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def _log_density(z, mean, logvar):
     """[BLOCK_I, BLOCK_J]: log N(z_i; mean_j, e^logvar_j), the standardised z, and 1 / std_j."""
-    rate = tl.exp(-0.5 * logvar)[None, :]
+    rate = finite_exp(-0.5 * logvar)[None, :]
     t = (z[:, None] - mean[None, :]) * rate
     return -0.5 * (t * t + (logvar[None, :] + LN_2PI)), t, rate
 
