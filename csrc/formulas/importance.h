@@ -44,12 +44,6 @@ UNIGEN_INLINE N payload(N x) {
   return constant<N>(0);
 }
 
-// weight · payload, in which a weight of 0 silences an infinite payload
-template <class N>
-UNIGEN_INLINE N weighted(N weight, N payload) {
-  return select(weight == constant<N>(0), constant<N>(0), weight * payload);
-}
-
 // d loss / d l of IWGAN's row loss L = sum w~ softplus(-l): -w~ sigma(-l), and with live weights w~ (softplus(-l) - L) / T
 template <class N>
 UNIGEN_INLINE N iwgan_slope(N l, N weight, bool detach, N row_loss, N inverse_temperature) {
@@ -442,15 +436,15 @@ struct RwsSlope : Slope {
   template <class N>
   UNIGEN_INLINE void prepare(const N* operands, N* row) const {
     const N inverse = constant<N>(-factor) * inverse_sum(operands[3]);
-    row[0] = operands[0] * inverse;
-    row[1] = operands[1] * inverse;
+    row[0] = weighted(operands[0], inverse);
+    row[1] = weighted(operands[1], inverse);
     row[2] = operands[2];
   }
   template <class N>
   UNIGEN_INLINE void operator()(const N* row, const N* in, N* out) const {
     const N e = exp_of_distance(in[0] - in[1] - row[2]);
-    out[0] = row[0] * e;
-    out[1] = row[1] * e;
+    out[0] = weighted(row[0], e);
+    out[1] = weighted(row[1], e);
   }
 };
 

@@ -89,6 +89,12 @@ UNIGEN_INLINE N minimum(N x, N bound) {
   return select(bound < x, bound, x);
 }
 
+// weight · payload, in which a weight of 0 excludes the payload, NaN and infinity too
+template <class N>
+UNIGEN_INLINE N weighted(N weight, N payload) {
+  return select(weight == constant<N>(0), constant<N>(0), weight * payload);
+}
+
 // e^{-|x|} and what follows from it: everything logistic, with one exponential
 template <class N>
 struct Logistic {
