@@ -361,11 +361,11 @@ def tvo_loss(
     the weighted mean. For the model's parameters that is the covariance estimator of the paper. Detached weights, which
     some implementations use, give another one: we chose the derivative of the value.
 
-    It is all for samples that are reparameterised, or held fixed. Those of a q that is trained and is not reparameterised
-    (a discrete one) depend on its parameters through their probabilities alone: there `log_q` is needed. It gets minus
-    sum_p (b_{p+1} - b_p) w_k (log_w_k - E_p) / (1 - w_k) as its gradient, the paper's covariance with log q; the
-    factor 1 / (1 - w_k), K / (K - 1) for b = 0, makes the gradient that of the loss's expectation over the samples,
-    without bias: w_k (log_w_k - E_p) / (1 - w_k) is the difference that sample k makes to E_p.
+    That is all for samples that are reparameterised, or held fixed. Those of a q that is trained without being
+    reparameterised (a discrete one) depend on its parameters through their probabilities: there `log_q` is needed. It
+    gets minus sum_p (b_{p+1} - b_p) w_k (log_w_k - E_p) / (1 - w_k) as its gradient: the paper's covariance with log q,
+    with a factor 1 / (1 - w_k), K / (K - 1) for b = 0, that makes the gradient an unbiased one of the loss's
+    expectation, since w_k (log_w_k - E_p) / (1 - w_k) is the difference that sample k makes to E_p.
 
     Args:
         log_w: log-weights in nats, K >= 1 samples along `dim`, any strides. With `log_q`, K >= 2, and log_w is a
@@ -642,8 +642,8 @@ def _included(included: Tensor, log_px: Tensor) -> Tensor:
         return included.expand(log_px.shape)
     except RuntimeError:
         raise ValueError(
-            f"included: got shape {tuple(included.shape)}, expected one that broadcasts to {tuple(log_px.shape)}, that of "
-            "log_px_in"
+            f"included: got shape {tuple(included.shape)}, expected one that broadcasts to {tuple(log_px.shape)}, that "
+            "of log_px_in"
         ) from None
 
 

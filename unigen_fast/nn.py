@@ -193,14 +193,12 @@ class TrajectoryBalanceLoss(_Loss):
 
 
 class MemorizationScore(_Loss):
-    """`memorization_score(log_px_in, log_px_out, dim=dim)`, or `memorization_score(log_px, dim=dim, included=included)`."""
+    """`memorization_score(log_px_in, log_px_out, dim=dim)`, or with `included` instead of `log_px_out`."""
 
     def __init__(self, *, dim: int) -> None:
         super().__init__(dim=dim)
 
-    def forward(
-        self, log_px_in: Tensor, log_px_out: Tensor | None = None, *, included: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, log_px_in: Tensor, log_px_out: Tensor | None = None, *, included: Tensor | None = None) -> Tensor:
         return importance.memorization_score(log_px_in, log_px_out, included=included, **self.options)
 
 
