@@ -530,7 +530,9 @@ def test_tvo_tightens_with_its_partition(log_w: Tensor) -> None:
 def test_tvo_of_discrete_samples_has_the_gradient_of_its_expectation(count: int, device: torch.device) -> None:
     """Four states, of which every tuple of samples is enumerated: the exact gradients of theta and phi."""
     generator = torch.Generator().manual_seed(0)
-    theta, phi = (torch.randn(4, dtype=torch.float64, generator=generator).to(device).requires_grad_() for _ in range(2))
+    theta, phi = (
+        torch.randn(4, dtype=torch.float64, generator=generator).to(device).requires_grad_() for _ in range(2)
+    )
     states = torch.cartesian_prod(*[torch.arange(4, device=device)] * count)  # [tuples, K]
     partition = [0.0, 0.1, 0.4, 1.0]
 
@@ -885,7 +887,11 @@ def test_bad_runs(device: torch.device) -> None:
         (lambda: uf.memorization_score(x, x[:, :5], dim=0), ValueError, r"log_px_out: got shape \(4, 5\)"),
         (lambda: uf.memorization_score(x, dim=0), TypeError, "expected either log_px_out or included"),
         (lambda: uf.memorization_score(x, x, dim=0, included=x > 0), TypeError, "expected either log_px_out or"),
-        (lambda: uf.memorization_score(x, dim=0, included=x), TypeError, "included: expected a bool tensor, got torch.f"),
+        (
+            lambda: uf.memorization_score(x, dim=0, included=x),
+            TypeError,
+            "included: expected a bool tensor, got torch.f",
+        ),
         (lambda: uf.memorization_score(x, dim=0, included=x[:3] > 0), ValueError, r"included: got shape \(3, 6\)"),
     ]
     for call, error, message in refused:
