@@ -240,8 +240,8 @@ def categorical_calls(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     shapes = ((4096, 1000), (64, 20000)) if full else ((4096, 1000),)
     for shape in shapes:
         logits, x = tensors(dtype, *shape), torch.zeros(shape[0], dtype=torch.int64)
-        yield "categorical_log_prob", logits, x, 1, 0
-        yield "categorical_log_prob_backward", tensors(wide, shape[0]), logits, x, 1, 0
+        yield "categorical_log_prob", logits, x, 1, 0, -100
+        yield "categorical_log_prob_backward", tensors(wide, shape[0]), logits, x, 1, 0, -100
     for channels, numbers in ((3, 100), (1, 30)) if full else ((3, 100),):
         params, x = tensors(dtype, 16, 32, 32, numbers), tensors(dtype, 16, 32, 32, channels)
         yield "discretized_logistic_mixture_log_prob", params, x, 2

@@ -30,6 +30,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2, to
 # one multiprocessor: whole rows, few lanes; many: rows are split over blocks
 MULTIPROCESSORS = (1, 100)
 MAX_DIMS = 4
+INF, NAN = math.inf, math.nan
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or not sys.platform.startswith("linux"), reason="needs g++ on Linux"
@@ -274,9 +275,10 @@ CategoricalKlBackward = _arguments(
     factor_p=DOUBLE,
     reduction=Reduction,
 )
-CategoricalLogProb = _arguments("CategoricalLogProb", logits=Vectors, x=Operand, value=Operand, classes=LONG)
+_LABELS = {"classes": LONG, "ignore_index": LONG}
+CategoricalLogProb = _arguments("CategoricalLogProb", logits=Vectors, x=Operand, value=Operand, **_LABELS)
 CategoricalLogProbBackward = _arguments(
-    "CategoricalLogProbBackward", grad=Operand, logits=Vectors, x=Operand, grad_logits=Vectors, classes=LONG
+    "CategoricalLogProbBackward", grad=Operand, logits=Vectors, x=Operand, grad_logits=Vectors, **_LABELS
 )
 LogisticMixture = _arguments(
     "LogisticMixture", params=Vectors, x=Vectors, value=Operand, mixtures=LONG, channels=ctypes.c_int
@@ -558,6 +560,23 @@ def cases(shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Any]:
 everything = pytest.mark.parametrize("shape,dtype,layout,multiprocessors", cases())
 
 
+def exclude(inputs: Sequence[Tensor | None], weights: Tensor) -> None:
+    """NaN in the last row, whose weight is 0."""
+    for x in inputs:
+        if x is not None and 0 not in x.stride():
+            x[-1] = NAN
+    weights[-1] = 0
+
+
+def leave_out(inputs: Sequence[Tensor | None], grads: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """NaN in the first row, whose incoming gradient is 0: nothing is wanted of it."""
+    for x in inputs:
+        if x is not None and 0 not in x.stride():
+            x[0] = NAN
+    for t in (*grads, *wanted):
+        t[0] = 0
+
+
 # ---- importance ------------------------------------------------------------------------------------------------------
 
 KINDS = ("log_mean_exp", "iwae_loss", "surrogate", "effective_sample_size", "iwgan")
@@ -599,7 +618,15 @@ def test_weight_rows(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layo
             result = empty_like(log_w)
             describe(b, [1], {"log_w": log_w, "grad_log_w": result}, {"grad": grad, "statistics": statistics[0]})
             call(emulated, "weight_rows_backward", b, multiprocessors)
-            close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+            wanted = torch.autograd.grad(expected, leaf, grad.double())[0]
+            close(result, wanted, dtype)
+            if reduction == "none":
+                before = log_w[0].clone()
+                leave_out([log_w], [grad], [wanted])
+                statistics[:, 0] = NAN
+                call(emulated, "weight_rows_backward", b, multiprocessors)
+                close(result, wanted, dtype)
+                log_w[0] = before
 
 
 @everything
@@ -617,7 +644,14 @@ def test_weights(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout: 
         result = empty_like(log_w)
         describe(b, [1], {"grad_log_w": result, "grad": grad, "weights": weights}, {})
         call(emulated, "weights_backward", b, multiprocessors)
-        close(result, torch.autograd.grad(expected, leaf, grad.double(), retain_graph=True)[0], dtype)
+        wanted = torch.autograd.grad(expected, leaf, grad.double(), retain_graph=True)[0]
+        close(result, wanted, dtype)
+        if grad.dim() and 0 not in grad.stride():
+            before = weights[0].clone()
+            leave_out([weights], [grad], [wanted])
+            call(emulated, "weights_backward", b, multiprocessors)
+            close(result, wanted, dtype)
+            weights[0] = before
 
 
 @pytest.mark.parametrize("columns", [4, 33, 20000])
@@ -698,6 +732,12 @@ def run_estimator(library: ctypes.CDLL, which: Any, inputs: list[Tensor], reduct
         describe(b, [1], elements | results, of_rows | ({"value": values[0]} if kind == 5 else {}))
         call(library, "estimators_backward", b, multiprocessors)
         exact = torch.autograd.grad(expected, leaves, [g.double() for g in grads], retain_graph=True)
+        for name, got in results.items():
+            close(got, exact[int(name[3:])], dtype)
+    if reduction == "none":
+        leave_out(inputs, grads, exact)
+        saved[:, 0] = NAN
+        call(library, "estimators_backward", b, multiprocessors)
         for name, got in results.items():
             close(got, exact[int(name[3:])], dtype)
 
@@ -786,7 +826,14 @@ def test_logit_term(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layou
         describe(b, [0, 1], {"logits": logits, "grad": grad, "grad_logits": result}, {})
         b.dtype = a.dtype
         call(emulated, "logit_term_backward", b, multiprocessors)
-        close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+        wanted = torch.autograd.grad(expected, leaf, grad.double())[0]
+        close(result, wanted, dtype)
+        if term == 1:
+            before = logits[0].clone()
+            leave_out([logits], [grad], [wanted])
+            call(emulated, "logit_term_backward", b, multiprocessors)
+            close(result, wanted, dtype)
+            logits[0] = before
 
 
 COUPLED = [
@@ -876,7 +923,7 @@ def test_grouped_weights(emulated: ctypes.CDLL, size: int, dtype: torch.dtype, m
 
 # ---- divergence ------------------------------------------------------------------------------------------------------
 
-INF = float("inf")
+
 KL_OPTIONS = [
     # prior mean, prior spread, weights, spread, free bits, its mode, clamp, reduction
     (False, False, False, "logvar", 0.0, "sum", (-INF, INF), "mean"),
@@ -902,6 +949,8 @@ def test_gaussian_kl(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layo
         elif spread == "logvar":
             given[3] = layout(given[3][:1, :1].contiguous()).expand(shape)
         weights = normal(shape[:1], arithmetic(dtype), 9) if weighted else None
+        if weights is not None:
+            exclude(given, weights)
         floors = {"dim_floor": -INF, "row_floor": -INF}
         if free > 0:
             floors["dim_floor" if mode == "per_dim" else "row_floor"] = free
@@ -930,6 +979,11 @@ def test_gaussian_kl(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layo
         wanted = torch.autograd.grad(expected, present, grad.double())
         for got, want in zip((x for x in results.values() if x is not None), wanted, strict=True):
             close(got, want, dtype)
+        if reduction == "none":
+            leave_out(given, [grad], wanted)
+            call(emulated, "gaussian_kl_backward", b, multiprocessors)
+            for got, want in zip((x for x in results.values() if x is not None), wanted, strict=True):
+                close(got, want, dtype)
 
 
 SAMPLE_SHAPES = [(5, 3), (8, 8), (7, 64), (3, 1040), (300, 1), (4, 6, 8)]
@@ -1019,8 +1073,13 @@ def test_bernoulli(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout
         b = BernoulliLogProbBackward()
         describe(b, columns, {"logits": logits, "x": x, "grad_logits": grad_logits, "grad_x": grad_x}, {"grad": grad})
         call(emulated, "bernoulli_log_prob_backward", b, multiprocessors)
-        for got, want in zip((grad_logits, grad_x), torch.autograd.grad(expected, leaves, grad.double()), strict=True):
-            close(got, want, dtype)
+        wanted = torch.autograd.grad(expected, leaves, grad.double())
+        for left_out in (False, event_ndims == 1 and not repeated):
+            if left_out:
+                leave_out([logits, x], [grad], wanted)
+                call(emulated, "bernoulli_log_prob_backward", b, multiprocessors)
+            for got, want in zip((grad_logits, grad_x), wanted, strict=True):
+                close(got, want, dtype)
 
 
 # ---- categorical -----------------------------------------------------------------------------------------------------
@@ -1066,6 +1125,8 @@ def test_categorical_kl(
         options = {"classes": classes, "unimix": mix, "site_floor": -INF, "row_floor": -INF, "reduction": scaled}
         value = torch.full((rows,) if reduction == "none" else (), 77, dtype=arithmetic(dtype))
         row_tensors = {"weights": weights if weighted else None}
+        if weighted:
+            exclude([q, p], weights)
         a = CategoricalKl(**options)
         describe_sites(a, [1], 2, {"logits_q": q, "logits_p": p}, {**row_tensors, "value": value})
         call(emulated, "categorical_kl", a, multiprocessors)
@@ -1080,8 +1141,16 @@ def test_categorical_kl(
         vectors = {"logits_q": q, "logits_p": p, "grad_q": found[0], "grad_p": found[1] if prior else None}
         describe_sites(b, [1], 2, vectors, {**row_tensors, "grad": grad})
         call(emulated, "categorical_kl_backward", b, multiprocessors)
-        for got, want in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+        wanted = torch.autograd.grad(expected, leaves, grad.double())
+        for got, want in zip(found, wanted, strict=True):
             close(got, want, dtype)
+        if reduction == "none":
+            before = q[0].clone()
+            leave_out([q], [grad], wanted)
+            call(emulated, "categorical_kl_backward", b, multiprocessors)
+            for got, want in zip(found, wanted, strict=True):
+                close(got, want, dtype)
+            q[0] = before
 
 
 @sites
@@ -1123,18 +1192,24 @@ def test_categorical_log_prob(
     x = torch.randint(0, classes, (rows, variables), generator=torch.Generator().manual_seed(0))
     if rows > 1:
         x[1, 0] = classes  # there is no such class
+        x[-1] = -100
+        logits[-1] = NAN
     value = torch.full((rows,), 77, dtype=arithmetic(dtype))
-    a = CategoricalLogProb(classes=classes)
+    a = CategoricalLogProb(classes=classes, ignore_index=-100)
     describe_sites(a, [1], 2, {"logits": logits}, {"value": value}, {"x": x})
     call(emulated, "categorical_log_prob", a, multiprocessors)
     leaf = logits.double().requires_grad_()
-    expected = categorical.categorical_log_prob(leaf, x, 2, 1)
+    expected = categorical.categorical_log_prob(leaf, x, 2, 1, -100)
     close(value, expected, arithmetic(dtype))
     grad, result = normal((rows,), arithmetic(dtype), 2), empty_like(logits)
-    b = CategoricalLogProbBackward(classes=classes)
+    b = CategoricalLogProbBackward(classes=classes, ignore_index=-100)
     describe_sites(b, [1], 2, {"logits": logits, "grad_logits": result}, {"grad": grad}, {"x": x})
     call(emulated, "categorical_log_prob_backward", b, multiprocessors)
-    close(result, torch.autograd.grad(expected, leaf, grad.double())[0], dtype)
+    wanted = torch.autograd.grad(expected, leaf, grad.double())[0]
+    close(result, wanted, dtype)
+    leave_out([logits], [grad], [wanted])
+    call(emulated, "categorical_log_prob_backward", b, multiprocessors)
+    close(result, wanted, dtype)
 
 
 @pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
@@ -1160,7 +1235,12 @@ def test_logistic_mixture(
         vectors = {"params": params, "x": x, "grad_params": found[0], "grad_x": found[1]}
         describe_sites(b, [1], 2, vectors, {"grad": grad})
         call(emulated, "logistic_mixture_backward", b, multiprocessors)
-        for got, want in zip(found, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+        wanted = torch.autograd.grad(expected, leaves, grad.double())
+        for got, want in zip(found, wanted, strict=True):
+            close(got, want, dtype)
+        leave_out([params], [grad], wanted)
+        call(emulated, "logistic_mixture_backward", b, multiprocessors)
+        for got, want in zip(found, wanted, strict=True):
             close(got, want, dtype)
 
 
@@ -1211,6 +1291,19 @@ def test_total_correlation(emulated: ctypes.CDLL, turn: int, shape: Any, dtype: 
     wanted = torch.autograd.grad(expected, wide, [g.double() for g in grads])
     for got, want in zip(found, wanted, strict=True):
         close(got / want.abs().max(), want / want.abs().max(), dtype)
+    if rows > 1:  # a row that has no gradient
+        grads[2] = grads[2].clone()
+        for g in grads:
+            g[0] = 0
+        b.grads = (POINTER * 6)(*(g.data_ptr() for g in grads))
+        b.grad_stride = (LONG * 6)(*(g.stride(0) for g in grads))
+        wanted = torch.autograd.grad(
+            pairwise.total_correlation(*wide, 500, estimator)[:6], wide, [g.double() for g in grads]
+        )
+        tensors[0][0], kept[:, 0] = NAN, NAN
+        call(emulated, "total_correlation_backward", b, 1)
+        for got, want in zip(found, wanted, strict=True):
+            close(got / want.abs().max(), want / want.abs().max(), dtype)
 
 
 @pytest.mark.parametrize("length", [2, 7, 40, 300])
@@ -1329,6 +1422,9 @@ def test_formulas(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout:
             columns = [1] if reduction == "none" else [0, 1]
             value = torch.full((shape[0],) if reduction == "none" else (), 77, dtype=arithmetic(dtype))
             tensors: dict[str, Tensor | None] = dict(zip(_INS, given, strict=False))
+            if weights is not None and reduction == "mean":
+                exclude(given, weights)
+                leaves = [x.double().requires_grad_() for x in given]
             tensors["weights"] = None if weights is None else weights.unsqueeze(1).expand(shape)
             a = RowFormula(options=options, reduction=scaled)
             describe(a, columns, tensors, {"value": value})
@@ -1344,6 +1440,11 @@ def test_formulas(emulated: ctypes.CDLL, shape: Any, dtype: torch.dtype, layout:
             wanted = torch.autograd.grad(expected, leaves, grad.double(), retain_graph=True)
             for got, want in zip(results.values(), wanted, strict=True):
                 close(got, want, dtype)
+            if reduction == "none" and not weighted:
+                leave_out(given, [grad], wanted)
+                call(emulated, "row_formula_backward", b, multiprocessors)
+                for got, want in zip(results.values(), wanted, strict=True):
+                    close(got, want, dtype)
 
 
 _AT, _SURE = [1.5, -2.0, 0.0], [-90.0, -170.0, -300.0]  # means, and log-variances or log-scales

@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import unigen_fast as uf
 
-INF = math.inf
+INF, NAN = math.inf, math.nan
 
 
 def gradient(loss: Tensor, x: Tensor) -> Tensor:
@@ -536,6 +537,90 @@ def test_tvo_tightens_with_its_partition(log_w: Tensor) -> None:
     assert_close(fine, -uf.log_mean_exp(log_w, dim=1), 5e-3)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_tvo_of_discrete_samples_has_the_gradient_of_its_expectation(count: int, device: torch.device) -> None:
+    """Four states, of which every tuple of samples is enumerated: the exact gradients of theta and phi."""
+    generator = torch.Generator().manual_seed(0)
+    theta, phi = (
+        torch.randn(4, dtype=torch.float64, generator=generator).to(device).requires_grad_() for _ in range(2)
+    )
+    states = torch.cartesian_prod(*[torch.arange(4, device=device)] * count)  # [tuples, K]
+    partition = [0.0, 0.1, 0.4, 1.0]
+
+    log_p, log_q = theta - 1, phi.log_softmax(0)
+
+    def of_tuples(**given: Any) -> Tensor:
+        return uf.tvo_loss((log_p - log_q)[states], dim=1, partition=partition, reduction="none", **given)
+
+    probability = log_q[states].sum(1).exp()
+    exact = torch.autograd.grad((probability * of_tuples()).sum(), (theta, phi), retain_graph=True)
+    # what a training step sees: the samples are constants
+    weight = probability.detach()
+    losses = of_tuples(log_q=log_q[states])
+    assert torch.equal(losses, of_tuples())
+    found = torch.autograd.grad((weight * losses).sum(), (theta, phi), retain_graph=True)
+    for got, want in zip(found, exact, strict=True):
+        assert_close(got, want, 1e-12)
+    alone = torch.autograd.grad((weight * of_tuples()).sum(), phi)[0]
+    assert (alone * exact[1]).sum() < 0  # uphill
+
+
+def test_tvo_of_many_discrete_samples_has_the_gradient_of_the_tvo(device: torch.device) -> None:
+    """Each of four states as often as q has it: the weighted sums are the expectations, up to 1 / K."""
+    q = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, device=device)
+    phi = q.log().requires_grad_()
+    log_p = torch.tensor([-1.0, -3.0, -2.0, -0.5], dtype=torch.float64, device=device)
+    partition = [0.0, 0.2, 0.6, 1.0]
+    states = torch.repeat_interleave(torch.arange(4, device=device), (q * 20_000).round().long())
+    log_q = phi.log_softmax(0)
+    log_w = log_p - log_q
+    uf.tvo_loss(log_w[states], dim=0, partition=partition, log_q=log_q[states]).backward(retain_graph=True)
+    expected = sum(
+        (b - a) * ((log_q + a * log_w).softmax(0) * log_w).sum() for a, b in itertools.pairwise(partition)
+    )  # fmt: skip
+    assert phi.grad is not None
+    assert_close(phi.grad, -torch.autograd.grad(expected, phi)[0], 1e-3)
+
+
+def test_tvo_signals_are_accurate(device: torch.device) -> None:
+    """w_k (l_k - E) / (1 - w_k) of a sample with nearly all the weight; samples that are -inf; rows that are nothing."""
+    x = torch.randn(5, 6, dtype=torch.float64, device=device) * 2
+    x[1, 3], x[2, 0], x[3], x[4, 1] = 300, -INF, -INF, NAN
+    log_q = torch.zeros_like(x, requires_grad=True)
+    uf.tvo_loss(x, dim=1, partition=[0, 0.5, 1], log_q=log_q, reduction="none").sum().backward()
+    got = -log_q.grad  # type: ignore[operator]
+    for row in (0, 1, 2):
+        samples = [k for k in range(6) if x[row, k] > -INF]
+        l = x[row, samples]
+        for k in range(len(samples)):
+            others = torch.cat((l[:k], l[k + 1 :]))
+            mean = [((b * t).softmax(0) * t).sum() for b in (0, 0.5) for t in (l, others)]
+            want = 0.5 * (mean[0] - mean[1]) + 0.5 * (mean[2] - mean[3])
+            assert_close(got[row, samples[k]], want, 1e-9)
+    assert got[2, 0] == 0 and (got[3:] == 0).all()
+
+
+def test_tvo_of_detached_latents(device: torch.device) -> None:
+    """The whole bound gives log q to the loss where z does not depend on q's parameters."""
+    decoder, z = torch.randn(3, 4, 5, device=device), torch.randn(3, 4, 2, device=device)
+    data = torch.rand(3, 5, device=device)
+    for likelihood_options in (None, {"clamp_logvar": (-1.0, 1.0)}):  # the second is not the kernel's
+        mean, logvar = (torch.randn(3, 2, device=device, requires_grad=True) for _ in range(2))
+        given = {"dim": 1, "likelihood": "gaussian", "event_ndims": 1}
+        decoders = (decoder, decoder * 0.1)
+        found = uf.iwae_objective(
+            decoders, data, z, mean, logvar, estimator="tvo", partition=[0, 0.3, 1],
+            likelihood_options=likelihood_options, **given,
+        ).loss  # fmt: skip
+        log_w = uf.iwae_objective(decoders, data, z, mean, logvar, likelihood_options=likelihood_options, **given).log_w
+        log_q = uf.gaussian_log_prob(z, mean.unsqueeze(1), logvar.unsqueeze(1))
+        expected = uf.tvo_loss(log_w, dim=1, partition=[0, 0.3, 1], log_q=log_q)
+        for got, want in zip(
+            torch.autograd.grad(found, (mean, logvar)), torch.autograd.grad(expected, (mean, logvar)), strict=True
+        ):
+            assert_close(got, want, 1e-5)
+
+
 def test_tvo_gradient_is_the_covariance_estimator(device: torch.device) -> None:
     """d/dθ E_p[l] = E_p[dl] + b Cov_p(l, dl): Masrani, Le and Wood's estimator, computed here sample by sample."""
     x = torch.randn(1, 6, dtype=torch.float64, device=device, requires_grad=True)
@@ -753,15 +838,75 @@ def test_trajectory_balance_of_one_log_z(device: torch.device) -> None:
     assert_close(dz, 2 * (log_z - x).sum(), 1e-5)
 
 
+def log_mean(x: Tensor, dim: int) -> Tensor:
+    return torch.logsumexp(x.double(), dim) - math.log(x.size(dim))
+
+
 def test_memorization_score(device: torch.device) -> None:
-    inside, outside = torch.randn(10, 6, device=device), torch.randn(4, 6, device=device) - 3
-    expected = (torch.logsumexp(inside.double(), 0) - math.log(10)) - (
-        torch.logsumexp(outside.double(), 0) - math.log(4)
-    )
+    """Of as many runs on both sides the difference of log-mean-exps; of more on one, their mean over its stretches."""
+    inside, outside = torch.randn(4, 6, device=device), torch.randn(4, 6, device=device) - 3
+    expected = log_mean(inside, 0) - log_mean(outside, 0)
     assert_close(uf.memorization_score(inside, outside, dim=0), expected, 1e-6)
-    assert_refused(
-        lambda: uf.memorization_score(inside, outside[:, :5], dim=0), ValueError, r"log_px_out: got shape \(4, 5\)"
-    )
+    more = torch.randn(7, 6, device=device)
+    stretches = [log_mean(more[[(i + j) % 7 for j in range(4)]], 0) for i in range(7)]
+    expected = torch.stack(stretches).mean(0) - log_mean(outside, 0)
+    assert_close(uf.memorization_score(more, outside, dim=0), expected, 1e-6)
+    assert_close(uf.memorization_score(outside.t(), more.t(), dim=1), -expected, 1e-6)
+    single = uf.memorization_score(more, outside[:1], dim=0)
+    assert_close(single, more.double().mean(0) - outside[0].double(), 1e-6)
+
+
+def test_memorization_score_of_subsets(device: torch.device) -> None:
+    """Each example has its own runs on either side: those of the other form, in their order."""
+    log_px = torch.randn(9, 5, device=device, dtype=torch.float64) * 3 - 90
+    included = torch.rand(9, 5, device=device) < 0.4
+    included[:, 0], included[:, 1], included[0, 1] = False, True, False
+    included[:2, 2:] = torch.tensor([[True], [False]])
+    log_px[3, 4] = -INF
+    leaf = log_px.clone().requires_grad_()
+    got = uf.memorization_score(leaf, dim=0, included=included)
+    assert got[0].isnan()
+    for i in range(1, 5):
+        own = log_px[:, i : i + 1]
+        expected = uf.memorization_score(own[included[:, i]], own[~included[:, i]], dim=0)
+        assert_close(got[i : i + 1], expected, 1e-12)
+    got[1:4].sum().backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all() and (leaf.grad[:, 1:4] != 0).all()
+    # a gradient: what all runs rise by, the score of none of the sides sees
+    assert (leaf.grad.sum(0)[1:4].abs() < 1e-12).all()
+    assert_close(uf.memorization_score(log_px.t(), dim=1, included=included.t())[1:], got[1:].detach(), 1e-12)
+
+
+@pytest.mark.parametrize("form", ["two tensors", "included"])
+def test_without_memorization_the_score_is_0(form: str, device: torch.device) -> None:
+    """36 runs against 4, as ten folds of four seeds leave: the same distribution on both sides."""
+    generator = torch.Generator().manual_seed(0)
+    log_px = (torch.randn(40, 20_000, generator=generator) * 3 - 90).to(device)
+    if form == "included":
+        order = torch.rand(40, 20_000, generator=generator).argsort(0).to(device)
+        scores = uf.memorization_score(log_px, dim=0, included=order >= 4)
+    else:
+        scores = uf.memorization_score(log_px[:36], log_px[36:], dim=0)
+        plain = log_mean(log_px[:36], 0) - log_mean(log_px[36:], 0)
+        assert plain.mean() > 1  # of all runs at once
+    assert scores.mean().abs() < 4 * scores.std() / math.sqrt(len(scores))
+
+
+def test_bad_runs(device: torch.device) -> None:
+    x = torch.randn(4, 6, device=device)
+    refused = [
+        (lambda: uf.memorization_score(x, x[:, :5], dim=0), ValueError, r"log_px_out: got shape \(4, 5\)"),
+        (lambda: uf.memorization_score(x, dim=0), TypeError, "expected either log_px_out or included"),
+        (lambda: uf.memorization_score(x, x, dim=0, included=x > 0), TypeError, "expected either log_px_out or"),
+        (
+            lambda: uf.memorization_score(x, dim=0, included=x),
+            TypeError,
+            "included: expected a bool tensor, got torch.f",
+        ),
+        (lambda: uf.memorization_score(x, dim=0, included=x[:3] > 0), ValueError, r"included: got shape \(3, 6\)"),
+    ]
+    for call, error, message in refused:
+        assert_refused(call, error, message)
 
 
 # ---- diagnostics and weighted sums -----------------------------------------------------------------------------------

@@ -171,17 +171,6 @@ def test_the_papers_sizes_train_gans():
         assert gan.train(settings, "cpu", judge, gan.Task(name, 0))["score"] >= 1
 
 
-def test_memorization_scores_by_hand():
-    """Two seeds of two folds: a digit's score is the mean likelihood with it over that without it."""
-    memorization = script("memorization")
-    tasks = [memorization.Task(seed, fold) for seed in range(2) for fold in range(2)]
-    out = torch.stack([memorization.held_out(4, 2, task) for task in tasks])
-    assert (out.sum(0) == 2).all() and (out.sum(1) == 2).all()
-    p = torch.rand(4, 4) + 0.1
-    expected = [math.log(p[~out[:, i], i].mean() / p[out[:, i], i].mean()) for i in range(4)]
-    torch.testing.assert_close(memorization.scores(p.log(), out), torch.tensor(expected))
-
-
 @pytest.mark.parametrize("family", ["VAE", "SVAE"])
 def test_constant_weights_are_the_mixture_of_data_and_samples(family):
     tried, vae = script("tried"), script("vae")

@@ -307,9 +307,9 @@ balanced_categorical_kl = FusedOp(
     saved=(3,),
 )
 categorical_log_prob = FusedOp(
-    "categorical_log_prob(Tensor logits, Tensor x, int class_dim, int event_ndims) -> Tensor",
+    "categorical_log_prob(Tensor logits, Tensor x, int class_dim, int event_ndims, int ignore_index) -> Tensor",
     categorical.categorical_log_prob,
-    backward="(Tensor grad, Tensor logits, Tensor x, int class_dim, int event_ndims) -> Tensor",
+    backward="(Tensor grad, Tensor logits, Tensor x, int class_dim, int event_ndims, int ignore_index) -> Tensor",
     tensors=2,
 )
 discretized_logistic_mixture_log_prob = FusedOp(

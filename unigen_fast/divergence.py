@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unigen_fast import _checks, _ops
 from unigen_fast._fused import FusedOp, beside
+from unigen_fast.reference._common import reduce_weighted
 
 
 def gaussian_kl(
@@ -44,7 +45,8 @@ def gaussian_kl(
         free_bits_mode: "sum": max(KL of the row, free_bits); "per_dim": each dimension's KL is so bounded before the
             sum. Both per example; Kingma et al. (2016), Eq. 16, average over the batch first.
         clamp_logvar: (low, high) for the log-variances; the gradient is 0 outside.
-        weights: broadcastable to the rows, multiplied in before the reduction.
+        weights: broadcastable to the rows, multiplied in before the reduction. A row of weight 0 is not read: NaN or
+            infinity there reaches neither the value nor a gradient.
         normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked
             mean. A mask of zeros gives 0.
         scale: multiplies the result.
@@ -105,8 +107,7 @@ def _weighted(
 ) -> Tensor:
     """The op's result, with a gradient of the weights where they want one."""
     if weights is not None and weights.requires_grad:  # rows are cheap; the kernel takes weights as constants
-        rows = op((*tensors, None), *options, scale, "none") * weights
-        return rows.mean() if reduction == "mean" else rows.sum() if reduction == "sum" else rows
+        return reduce_weighted(op((*tensors, None), *options, scale, "none"), weights, 1.0, reduction)
     return op((*tensors, weights), *options, scale, reduction)
 
 
@@ -358,7 +359,7 @@ def categorical_kl(
         class_dim: the dimension of the classes.
         event_ndims: how many of the trailing dimensions, that of the classes left out, make one example's event.
         unimix: the share of uniform probability mixed into both (0.01 in DreamerV3).
-        weights: broadcastable to the rows, multiplied in before the reduction.
+        weights: broadcastable to the rows, multiplied in before the reduction; as in `gaussian_kl`.
         normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked
             mean. A mask of zeros gives 0.
         scale: multiplies the result.

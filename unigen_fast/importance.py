@@ -361,17 +361,28 @@ def cubo_loss(log_w: Tensor, *, dim: int, order: float = 2.0, reduction: str = "
     return _ops.power_bound_loss((log_w,), dim, order, 0.0, 1.0, reduction)
 
 
-def tvo_loss(log_w: Tensor, *, dim: int, partition: Sequence[float], reduction: str = "mean") -> Tensor:
+def tvo_loss(
+    log_w: Tensor, *, dim: int, partition: Sequence[float], log_q: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
     """-sum_p (b_{p+1} - b_p) sum_k softmax_k(b_p log_w)_k log_w_k: minus the left Riemann sum of the TVO.
 
     The gradient is the exact derivative, weights included: -sum_p (b_{p+1} - b_p) w_k (1 + b_p (log_w_k - E_p)), E_p
     the weighted mean. For the model's parameters that is the covariance estimator of the paper. Detached weights, which
     some implementations use, give another one: we chose the derivative of the value.
 
+    That is all for samples that are reparameterised, or held fixed. Those of a q that is trained without being
+    reparameterised (a discrete one) depend on its parameters through their probabilities: there `log_q` is needed. It
+    gets minus sum_p (b_{p+1} - b_p) w_k (log_w_k - E_p) / (1 - w_k) as its gradient: the paper's covariance with log q,
+    with a factor 1 / (1 - w_k), K / (K - 1) for b = 0, that makes the gradient an unbiased one of the loss's
+    expectation, since w_k (log_w_k - E_p) / (1 - w_k) is the difference that sample k makes to E_p.
+
     Args:
-        log_w: log-weights in nats, K >= 1 samples along `dim`, any strides.
+        log_w: log-weights in nats, K >= 1 samples along `dim`, any strides. With `log_q`, K >= 2, and log_w is a
+            function of q's parameters as well: log p - log q.
         dim: the dimension of the samples.
         partition: increasing numbers, the first 0 and the last 1; `[0, 1]` is the negative ELBO.
+        log_q: log q(z_k | x) of samples that are not reparameterised, same shape (or one that broadcasts). The value is
+            the same with and without it.
         reduction: over the rows: "mean", "sum" or "none".
 
     Returns:
@@ -379,19 +390,28 @@ def tvo_loss(log_w: Tensor, *, dim: int, partition: Sequence[float], reduction: 
         makes the loss `+inf`; where b > 0 it has weight 0 and takes no part.
 
     Raises:
-        TypeError: `log_w` is not a floating-point tensor; `partition` is not a sequence of numbers.
-        ValueError: `dim` is out of range or holds no samples; `partition` does not rise from 0 to 1; unknown
-            `reduction`.
+        TypeError: `log_w` or `log_q` is not a floating-point tensor; `partition` is not a sequence of numbers.
+        ValueError: `dim` is out of range or holds no samples, with `log_q` fewer than two; shapes do not broadcast;
+            devices differ; `partition` does not rise from 0 to 1; unknown `reduction`.
 
     Source: Masrani, Le, Wood, "The Thermodynamic Variational Objective" (2019), the lower bound and its
     covariance gradient estimator.
     """
+    if log_q is not None:
+        log_w, log_q = _checks.same_kind(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
+        dim = _checks.several_samples("log_w", log_w, dim, "with log_q a sample is compared with the others")
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     partition = _checks.increasing("partition", partition, 0.0, 1.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     if log_w.is_cuda and len(partition) > 256:  # more than its kernels take along
-        return reference.tvo_loss(log_w, dim, partition, reduction)[0]
-    return _ops.tvo_loss((log_w,), dim, partition, reduction)
+        loss = reference.tvo_loss(log_w, dim, partition, reduction)[0]
+    else:
+        loss = _ops.tvo_loss((log_w,), dim, partition, reduction)
+    if log_q is None:
+        return loss
+    signal = reference.tvo_signal(log_w.detach(), dim, partition)
+    through_q = torch.where(signal == 0, 0.0, signal * (upcast(log_q) - upcast(log_q).detach())).sum(dim)
+    return loss - reduce_rows(through_q, reduction)
 
 
 def vimco_loss(log_w: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean") -> Tensor:
@@ -556,26 +576,50 @@ def trajectory_balance_loss(log_w: Tensor, log_z: Tensor, *, reduction: str = "m
     return reduce_rows((upcast(log_z) - upcast(log_w)).square(), reduction)
 
 
-def memorization_score(log_px_in: Tensor, log_px_out: Tensor, *, dim: int) -> Tensor:
-    """LME(log_px_in) - LME(log_px_out): how much likelier an example is to models that were trained on it, in nats.
+def memorization_score(
+    log_px_in: Tensor, log_px_out: Tensor | None = None, *, dim: int, included: Tensor | None = None
+) -> Tensor:
+    """log E p(x | models trained with x) - log E p(x | models trained without it), in nats: how much x is memorised.
 
-    A composition of `log_mean_exp`.
+    The expectations are over training runs. A log-mean-exp (LME) of n runs lies below the logarithm of its expectation,
+    the further the smaller n, so that 36 runs against 4 would show a difference where there is none. Both sides are
+    therefore of as many runs, m, the smaller number: the side that has more gives the mean of the LMEs of its n
+    stretches of m consecutive runs (the first following the last), each run in m of them. Without memorisation
+    the score has mean 0 for any numbers; for equal ones it is the difference of the LMEs. What an LME of m runs lies
+    below its limit by remains where the two sides differ.
+
+    A composition of PyTorch operations and `log_mean_exp`.
 
     Args:
-        log_px_in: log p(x) under the models trained with x, along `dim`, any strides.
-        log_px_out: log p(x) under the models trained without x; another number of them, if you like.
-        dim: the dimension of the models.
+        log_px_in: log p(x) under the runs trained with x, along `dim`, any strides. With `included`: under all runs.
+        log_px_out: log p(x) under the runs trained without x; another number of them, if you like.
+        dim: the dimension of the runs.
+        included: instead of `log_px_out`, a bool of the shape of `log_px_in` (or one that broadcasts to it): whether
+            the run was trained with the example, for runs on any subsets.
 
     Returns:
-        The broadcast shape of both without `dim`. NaN where both are `-inf`.
+        The broadcast shape of both without `dim`. NaN where both are `-inf`, and where an example has no runs on one of
+        the sides of `included`.
 
     Raises:
-        TypeError: an input is not a floating-point tensor.
-        ValueError: `dim` is out of range or holds no models; devices differ; the shapes without `dim` do not broadcast.
+        TypeError: an input is not a floating-point tensor; `included` is not a bool tensor; `log_px_out` and
+            `included` are given, or neither.
+        ValueError: `dim` is out of range or holds no runs; devices differ; the shapes without `dim` do not broadcast.
 
-    Source: van den Burg & Williams, "On Memorization in Probabilistic Deep Generative Models" (2021).
+    Example:
+        >>> log_px, included = torch.randn(20, 5), torch.rand(20, 5) < 0.5
+        >>> uf.memorization_score(log_px, dim=0, included=included).shape
+        torch.Size([5])
+
+    Source: van den Burg & Williams, "On Memorization in Probabilistic Deep Generative Models" (2021), the leave-one-out
+    score and its estimate by K-fold cross-validation, there by LMEs of all runs.
     """
     inside_dim = _checks.sample_dimension("log_px_in", _checks.floating("log_px_in", log_px_in), dim)
+    if (log_px_out is None) == (included is None):
+        raise TypeError("memorization_score: expected either log_px_out or included")
+    if included is not None:
+        return _score_of_subsets(log_px_in, _included(included, log_px_in), inside_dim)
+    assert log_px_out is not None
     outside_dim = _checks.sample_dimension("log_px_out", _checks.floating("log_px_out", log_px_out), dim)
     if log_px_out.device != log_px_in.device:
         raise ValueError(f"log_px_out: got device {log_px_out.device}, expected {log_px_in.device} as log_px_in")
@@ -585,4 +629,55 @@ def memorization_score(log_px_in: Tensor, log_px_out: Tensor, *, dim: int) -> Te
             f"log_px_out: got shape {tuple(log_px_out.shape)}, expected one that without dim {dim} broadcasts with "
             f"{tuple(log_px_in.shape)} of log_px_in"
         )
-    return _ops.log_mean_exp((log_px_in,), inside_dim) - _ops.log_mean_exp((log_px_out,), outside_dim)
+    runs = min(log_px_in.size(inside_dim), log_px_out.size(outside_dim))
+    return _of_stretches(log_px_in, inside_dim, runs) - _of_stretches(log_px_out, outside_dim, runs)
+
+
+def _of_stretches(log_px: Tensor, dim: int, runs: int) -> Tensor:
+    """The mean of the LMEs of all stretches of `runs` consecutive runs, the first following the last."""
+    if log_px.size(dim) == runs:
+        return _ops.log_mean_exp((log_px,), dim)
+    circle = torch.cat((log_px, log_px.narrow(dim, 0, runs - 1)), dim)
+    return _ops.log_mean_exp((circle.unfold(dim, runs, 1),), log_px.dim()).mean(dim)
+
+
+def _included(included: Tensor, log_px: Tensor) -> Tensor:
+    if not isinstance(included, Tensor) or included.dtype != torch.bool:
+        got = included.dtype if isinstance(included, Tensor) else type(included).__name__
+        raise TypeError(f"included: expected a bool tensor, got {got}")
+    if included.device != log_px.device:
+        raise ValueError(f"included: got device {included.device}, expected {log_px.device} as log_px_in")
+    try:
+        return included.expand(log_px.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"included: got shape {tuple(included.shape)}, expected one that broadcasts to {tuple(log_px.shape)}, that "
+            "of log_px_in"
+        ) from None
+
+
+def _score_of_subsets(log_px: Tensor, included: Tensor, dim: int) -> Tensor:
+    """The same where each example has its own number of runs on either side: they are brought to the front, and the
+    stretches grow by a run in each turn."""
+    log_px, included = upcast(log_px).movedim(dim, 0), included.movedim(dim, 0)
+    total = len(log_px)
+    places = torch.arange(total, device=log_px.device).reshape(-1, *(1,) * (log_px.dim() - 1))
+    inside = included.sum(0, keepdim=True)
+    runs = torch.minimum(inside, total - inside)
+    sides: list[Tensor] = []
+    for side, count in ((included, inside), (~included, total - inside)):
+        order = torch.argsort(~side, dim=0, stable=True)
+        own = log_px.gather(0, order)
+        stretches = torch.full_like(own, -math.inf)
+        for step in range(total // 2):  # no side's stretches are longer
+            following = own.gather(0, ((places + step) % count.clamp(min=1)).expand_as(own))
+            stretches = torch.where(step < runs, _add_exponentials(stretches, following), stretches)
+        found = torch.where(places < count, stretches - runs.log(), 0.0).sum(0) / count[0].clamp(min=1)
+        sides.append(torch.where(runs[0] > 0, found, math.nan))
+    return sides[0] - sides[1]
+
+
+def _add_exponentials(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b), without gradient where both are -inf."""
+    nothing = (a == -math.inf) & (b == -math.inf)
+    return torch.where(nothing, -math.inf, torch.logaddexp(torch.where(nothing, 0.0, a), b))

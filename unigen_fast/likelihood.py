@@ -215,7 +215,9 @@ def counts(x: Tensor, *parameters: Tensor) -> Tensor:
     return x.to(torch.float64 if wide else torch.float32)
 
 
-def categorical_log_prob(logits: Tensor, x: Tensor, *, class_dim: int = -1, event_ndims: int = 0) -> Tensor:
+def categorical_log_prob(
+    logits: Tensor, x: Tensor, *, class_dim: int = -1, event_ndims: int = 0, ignore_index: int = -100
+) -> Tensor:
     """log Categorical(x; softmax(logits)) = l_x - log sum_c exp(l_c), summed over the event.
 
     Args:
@@ -225,19 +227,24 @@ def categorical_log_prob(logits: Tensor, x: Tensor, *, class_dim: int = -1, even
             more would take a host synchronisation.
         class_dim: the dimension of the classes.
         event_ndims: how many of the trailing dimensions, that of the classes left out, make one example and are summed.
+        ignore_index: a class that is not read, as in `torch.nn.functional.cross_entropy`: where x has it the
+            log-probability is 0, and so is the gradient of the logits there, NaN or not.
 
     Returns:
         Nats, one per row; fp32 for fp16 and bf16.
 
     Raises:
         TypeError: `logits` is not floating-point, or `x` not integers (one-hot or soft classes among them: a
-            cross-entropy of distributions is `(x * logits.log_softmax(-1)).sum(-1)`).
+            cross-entropy of distributions is `(x * logits.log_softmax(-1)).sum(-1)`), or `ignore_index` not an int.
         ValueError: shapes that do not broadcast, tensors on two devices, `class_dim` or `event_ndims` out of range.
 
     Source: Bishop, "Pattern Recognition and Machine Learning" (2006), Eq. 4.104 and 4.108.
     """
     logits, x, class_dim = _classes(logits, x, class_dim)
-    return _ops.categorical_log_prob((logits, x), class_dim, _checks.site_event("logits", logits, event_ndims))
+    event_ndims = _checks.site_event("logits", logits, event_ndims)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    return _ops.categorical_log_prob((logits, x), class_dim, event_ndims, ignore_index)
 
 
 def _classes(logits: Tensor, x: Tensor, class_dim: int) -> tuple[Tensor, Tensor, int]:

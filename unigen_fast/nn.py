@@ -133,13 +133,13 @@ class CUBOLoss(_Loss):
 
 
 class TVOLoss(_Loss):
-    """`tvo_loss(log_w, dim=dim, partition=partition, …)`."""
+    """`tvo_loss(log_w, dim=dim, partition=partition, log_q=log_q, …)`."""
 
     def __init__(self, *, dim: int, partition: Sequence[float], reduction: str = "mean") -> None:
         super().__init__(dim=dim, partition=partition, reduction=reduction)
 
-    def forward(self, log_w: Tensor) -> Tensor:
-        return importance.tvo_loss(log_w, **self.options)
+    def forward(self, log_w: Tensor, log_q: Tensor | None = None) -> Tensor:
+        return importance.tvo_loss(log_w, log_q=log_q, **self.options)
 
 
 class VIMCOLoss(_Loss):
@@ -193,13 +193,13 @@ class TrajectoryBalanceLoss(_Loss):
 
 
 class MemorizationScore(_Loss):
-    """`memorization_score(log_px_in, log_px_out, dim=dim)`."""
+    """`memorization_score(log_px_in, log_px_out, dim=dim)`, or with `included` instead of `log_px_out`."""
 
     def __init__(self, *, dim: int) -> None:
         super().__init__(dim=dim)
 
-    def forward(self, log_px_in: Tensor, log_px_out: Tensor) -> Tensor:
-        return importance.memorization_score(log_px_in, log_px_out, **self.options)
+    def forward(self, log_px_in: Tensor, log_px_out: Tensor | None = None, *, included: Tensor | None = None) -> Tensor:
+        return importance.memorization_score(log_px_in, log_px_out, included=included, **self.options)
 
 
 class DiscriminatorLoss(_Loss):
@@ -588,8 +588,8 @@ class BalancedCategoricalKL(_Loss):
 class CategoricalLogProb(_Loss):
     """`categorical_log_prob(logits, x, …)`."""
 
-    def __init__(self, *, class_dim: int = -1, event_ndims: int = 0) -> None:
-        super().__init__(class_dim=class_dim, event_ndims=event_ndims)
+    def __init__(self, *, class_dim: int = -1, event_ndims: int = 0, ignore_index: int = -100) -> None:
+        super().__init__(class_dim=class_dim, event_ndims=event_ndims, ignore_index=ignore_index)
 
     def forward(self, logits: Tensor, x: Tensor) -> Tensor:
         return likelihood.categorical_log_prob(logits, x, **self.options)

@@ -87,7 +87,8 @@ def elbo_loss(
         kl_weight: beta of a beta-VAE, or a warm-up.
         prior_mean, prior_logvar: of p(z); standard normal where absent.
         spread, clamp_logvar: of q and p, as in `gaussian_kl`.
-        weights: of the examples, broadcastable to the rows.
+        weights: of the examples, broadcastable to the rows. Nothing of an example of weight 0 is in the loss or its
+            gradients, even if it is NaN or infinite.
         normalize_weights: divide by the sum of the weights: masked means.
         scale: multiplies the loss.
         reduction: over the rows: "mean", "sum" or "none".
@@ -182,7 +183,8 @@ def iwae_objective(
             "miwae": the mean over `num_groups` stretches of the samples of the loss "iwae" of each.
             "ciwae": `beta` times "elbo" plus 1 - beta times "iwae".
             "renyi": `renyi_loss` of the order `alpha`. "cubo": `cubo_loss` of `order` (2 unless told).
-            "tvo": `tvo_loss` of `partition`.
+            "tvo": `tvo_loss` of `partition`; where z does not require grad and q's parameters do, its samples are not
+            reparameterised, and log q(z) is given to it as `log_q`.
             Other losses take `log_w`: `piwae_losses`, `rws_losses`, `vimco_loss`, …
         num_groups, beta, alpha, order, partition: of the estimators that have them.
         event_ndims: how many trailing dimensions of x make one example and are summed.
@@ -239,11 +241,16 @@ def iwae_objective(
         bound = MultiSampleBound(*found)
     else:
         bound = _composed(of_x, z, gaussians, dim, groups, power, elbo_weight, sign * scale, reduction)
-    if estimator == "tvo" or mixed:
-        if mixed:
-            each = importance.ciwae_loss(bound.log_w, dim=dim, beta=option, reduction="none")
-        else:
-            each = importance.tvo_loss(bound.log_w, dim=dim, partition=option, reduction="none")
+    if mixed:
+        each = importance.ciwae_loss(bound.log_w, dim=dim, beta=option, reduction="none")
+        return bound._replace(loss=reduce_rows(each, reduction, scale), bound=-each.detach())
+    if estimator == "tvo":
+        posterior: Any = tensors[5:7] if fused else gaussians[:2]
+        log_q = None
+        if torch.is_grad_enabled() and not z.requires_grad and any(g.requires_grad for g in posterior):
+            of_samples = (g.unsqueeze(dim) for g in posterior)
+            log_q = _likelihood.gaussian_log_prob(z, *of_samples, event_ndims=z.dim() - bound.log_w.dim())
+        each = importance.tvo_loss(bound.log_w, dim=dim, partition=option, log_q=log_q, reduction="none")
         return bound._replace(loss=reduce_rows(each, reduction, scale), bound=-each.detach())
     if estimator == "dreg":
         importance.weigh_gradient(z, bound.log_w, dim)
@@ -298,7 +305,7 @@ def adversary_activated_loss(
             logits = logits.squeeze(-1)
         wide = torch.float64 if torch.float64 in (loss.dtype, logits.dtype) else torch.float32
         weights = logits.detach().to(wide).sigmoid()
-        sides.append(reduce_rows(loss.to(wide) * weights, reduction, 0.5))
+        sides.append(reduce_weighted(loss.to(wide), weights, 0.5, reduction))
     return sides[0] + sides[1]
 
 

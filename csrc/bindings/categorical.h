@@ -120,12 +120,14 @@ tuple<Tensor, Tensor> balanced_categorical_kl_backward(const Tensor& grad_loss, 
 }
 
 template <class Backend>
-Tensor categorical_log_prob(const Tensor& logits, const Tensor& x, int64_t class_dim, int64_t event_ndims) {
+Tensor categorical_log_prob(const Tensor& logits, const Tensor& x, int64_t class_dim, int64_t event_ndims,
+                            int64_t ignore_index) {
   auto builder = GridBuilder::without(logits, class_dim, event_ndims);
   Tensor value = empty_value(logits, builder, "none");
   CategoricalLogProb a;
   a.dtype = dtype_of(logits);
   a.classes = logits.size(class_dim);
+  a.ignore_index = ignore_index;
   builder.vectors(a.logits, logits, class_dim);
   builder.element(a.x, x, ScalarType::Long);
   builder.row(a.value, value);
@@ -136,12 +138,13 @@ Tensor categorical_log_prob(const Tensor& logits, const Tensor& x, int64_t class
 
 template <class Backend>
 Tensor categorical_log_prob_backward(const Tensor& grad, const Tensor& logits, const Tensor& x, int64_t class_dim,
-                                     int64_t event_ndims) {
+                                     int64_t event_ndims, int64_t ignore_index) {
   auto builder = GridBuilder::without(logits, class_dim, event_ndims);
   Tensor grad_logits = empty_gradient(logits);
   CategoricalLogProbBackward a;
   a.dtype = dtype_of(logits);
   a.classes = logits.size(class_dim);
+  a.ignore_index = ignore_index;
   builder.row(a.grad, grad);
   builder.vectors(a.logits, logits, class_dim);
   builder.element(a.x, x, ScalarType::Long);

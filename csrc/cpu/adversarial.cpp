@@ -118,6 +118,13 @@ void map_items(const LogitLossBackward& a, const Parallel& parallel, const With&
   }
 }
 
+// of an incoming gradient of 0
+template <class T>
+struct NoSlope {
+  static constexpr int kKept = 0;
+  UNIGEN_INLINE void operator()(const Vec<T>*, const Vec<T>*, Vec<T>* out) const { out[0] = Vec<T>(T(0)); }
+};
+
 template <class T, class Choice>
 struct ScaledSlope {
   static constexpr int kKept = 0;
@@ -134,6 +141,7 @@ void logit_loss_backward_in(const LogitLossBackward& a, const Parallel& parallel
   const T grad = *static_cast<const T*>(a.grad);
   map_items<T>(a, parallel, [&](int64_t i, const auto& run) {
     const T factor = grad * T(a.scale / a.items[i].count);
+    if (factor == 0) return run(NoSlope<T>());
     with_term(a.items[i].term, [&](auto term) { run(ScaledSlope<T, decltype(term)>{term, factor}); });
   });
 }
@@ -246,6 +254,7 @@ void coupled_logit_loss_backward_in(const CoupledLogitLossBackward& a, const Par
   const T* statistics = static_cast<const T*>(a.statistics);
   const double grad = double(*static_cast<const T*>(a.grad)) * a.scale;
   map_items<T>(a, parallel, [&](int64_t i, const auto& run) {
+    if (grad == 0) return run(NoSlope<T>());
     const int64_t with = coupled_with(a.coupling, i, a.reals);
     const LogitItem &item = a.items[i], &other = a.items[with];
     const T* of = statistics + kCoupledColumns * with;
@@ -360,7 +369,9 @@ void grouped_weights_backward_in(const GroupedWeightsBackward& a, const Parallel
   const Array in[3] = {elements(a.logits, a), arithmetic(a.weights, a), arithmetic(a.losses, a)};
   const Array out = elements(a.grad_logits, a);
   const T factor = *static_cast<const T*>(a.grad) * *static_cast<const T*>(a.factor);
-  Map<T, 0, 3, 1>(a.grid, nullptr, in, &out).run(parallel, GroupedSlope<T>{a.detach, T(1 / a.temperature), factor});
+  const Map<T, 0, 3, 1> map(a.grid, nullptr, in, &out);
+  if (factor == 0) return map.run(parallel, NoSlope<T>());
+  map.run(parallel, GroupedSlope<T>{a.detach, T(1 / a.temperature), factor});
 }
 
 // ---- elementwise -------------------------------------------------------------------------------------------------------
@@ -390,7 +401,7 @@ struct ScaledTermSlope {
   T scale;
 
   UNIGEN_INLINE void operator()(const Vec<T>*, const Vec<T>* in, Vec<T>* out) const {
-    out[0] = term_slope(term, in[0]) * (in[1] * Vec<T>(scale));
+    out[0] = weighted(in[1] * Vec<T>(scale), term_slope(term, in[0]));
   }
 };
 

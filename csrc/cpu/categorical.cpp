@@ -203,16 +203,16 @@ void categorical_kl_backward_as(const CategoricalKlBackward& a, const Parallel& 
       share = select(value < constant<V>(a.site_floor), constant<V>(0), share);
       const V common = of_row(grad, 2);
       const V keep = constant<V>(a.unimix.keep);
-      const V by_q = (common * constant<V>(a.factor_q) + of_row(own_q, 3)) * share * keep;
-      const V by_p = (common * constant<V>(a.factor_p) + of_row(own_p, 4)) * share * keep;
-      const V scale_q = by_q * tile.inverse_q, scale_p = by_p * tile.inverse_p;
+      const V by_q = weighted(share, (common * constant<V>(a.factor_q) + of_row(own_q, 3)) * keep);
+      const V by_p = weighted(share, (common * constant<V>(a.factor_p) + of_row(own_p, 4)) * keep);
+      const V scale_q = weighted(by_q, tile.inverse_q), scale_p = weighted(by_p, tile.inverse_p);
       const int64_t end = a.classes * V::size;
       if (kPrior && grad_p.present()) {
         for (int64_t i = 0; i < end; i += V::size) {
           const V f = load(tile.exp_p + i);
           V slope;
-          if constexpr (kMixed) slope = f * (tile.mean_ratio - load(tile.ratio + i)) * scale_p;
-          else slope = by_p * (f * tile.inverse_p - load(tile.exp_q + i) * tile.inverse_q);
+          if constexpr (kMixed) slope = weighted(scale_p, f * (tile.mean_ratio - load(tile.ratio + i)));
+          else slope = weighted(by_p, f * tile.inverse_p - load(tile.exp_q + i) * tile.inverse_q);
           store(tile.exp_p + i, slope);
         }
         grad_p.write(first, n, tile.exp_p);
@@ -220,7 +220,7 @@ void categorical_kl_backward_as(const CategoricalKlBackward& a, const Parallel& 
       if (grad_q.present()) {
         for (int64_t i = 0; i < end; i += V::size) {
           const V slope = weighted(load(tile.exp_q + i), load(tile.log_ratio + i) - tile.mean_log_ratio);
-          store(tile.exp_q + i, slope * scale_q);
+          store(tile.exp_q + i, weighted(scale_q, slope));
         }
         grad_q.write(first, n, tile.exp_q);
       }
@@ -249,6 +249,7 @@ class ChosenTile {
   explicit ChosenTile(const Arguments& a)
       : classes(a.classes),
         logits_(a, a.logits, a.classes),
+        ignore_index_(a.ignore_index),
         x_(static_cast<const int64_t*>(a.x.data)),
         sites_(strided(a.grid, a.x, Axis::rows_cols)),
         room_(a.classes) {
@@ -259,15 +260,17 @@ class ChosenTile {
   UNIGEN_INLINE void read(int64_t first, int n) {
     logits_.read(first, n, tile);
     const V maximum = tile_maximum(tile, classes);
-    alignas(kVectorBytes) T logits[V::size];
+    alignas(kVectorBytes) T logits[V::size], of_label[V::size];
     for (int l = 0; l < V::size; ++l) {
       const int64_t x = l < n ? x_[sites_.offset(first + l)] : 0;
+      of_label[l] = x != ignore_index_;
       place[l] = 0 <= x && x < classes ? x * V::size + l : -1;
       logits[l] = T(NAN);  // there is no such class
       if (place[l] < 0) continue;
       logits[l] = tile[place[l]];
       tile[place[l]] = -T(HUGE_VAL);
     }
+    counts = load(of_label);
     above = load(logits) - maximum;
     own = exp(above);
     V sums[1] = {constant<V>(0)};
@@ -281,16 +284,17 @@ class ChosenTile {
 
   UNIGEN_INLINE V value(int64_t first, int n) {
     read(first, n);
-    return chosen_log_prob(above, own, others);
+    return weighted(counts, chosen_log_prob(above, own, others));
   }
 
   const int64_t classes;
   T* tile;
   int64_t place[V::size];
-  V above, own, others;
+  V above, own, others, counts;  // counts: 1, or 0 for a label that is ignored
 
  private:
   SiteStream<T> logits_;
+  const int64_t ignore_index_;
   const int64_t* x_;
   Strided sites_;
   TileRoom<T> room_;
@@ -309,6 +313,7 @@ class ChosenRows {
       : classes(a.classes),
         group(int(larger(1, smaller(V::size, kGroup / a.classes)))),
         logits_(a, a.logits, a.classes),
+        ignore_index_(a.ignore_index),
         x_(static_cast<const int64_t*>(a.x.data)),
         sites_(strided(a.grid, a.x, Axis::rows_cols)),
         stride_(round_up(a.classes, V::size)),
@@ -316,9 +321,10 @@ class ChosenRows {
 
   T* exponentials(int l) { return room_.data() + l * stride_; }
 
-  // n <= group sites. With kKeep their exponentials are left, that of the class itself being 0.
+  // n <= group sites. With kKeep their exponentials are left, that of the class itself being 0. counts: 1, or 0 for a label
+  // that is ignored.
   template <bool kKeep>
-  UNIGEN_INLINE void read(int64_t first, int n, T* above, T* others) {
+  UNIGEN_INLINE void read(int64_t first, int n, T* above, T* others, T* counts) {
     alignas(kVectorBytes) T maxima[V::size];
     for (int l = 0; l < n; ++l) {
       T* const row = exponentials(l);
@@ -332,6 +338,7 @@ class ChosenRows {
       });
       maxima[l] = lane_max(top);
       const int64_t x = x_[sites_.offset(first + l)];
+      counts[l] = x != ignore_index_;
       place[l] = x < classes ? x : -1;
       above[l] = x < 0 || x >= classes ? T(NAN) : logits[x] - maxima[l];  // NaN: there is no such class
     }
@@ -355,9 +362,9 @@ class ChosenRows {
   }
 
   UNIGEN_INLINE V value(int64_t first, int n) {
-    alignas(kVectorBytes) T above[V::size] = {}, others[V::size] = {};
-    for (int l = 0; l < n; l += group) read<false>(first + l, int(smaller(group, n - l)), above + l, others + l);
-    return chosen_log_prob(load(above), exp(load(above)), load(others));
+    alignas(kVectorBytes) T above[V::size] = {}, others[V::size] = {}, counts[V::size] = {};
+    for (int l = 0; l < n; l += group) read<false>(first + l, int(smaller(group, n - l)), above + l, others + l, counts + l);
+    return weighted(load(counts), chosen_log_prob(load(above), exp(load(above)), load(others)));
   }
 
   const int64_t classes;
@@ -366,6 +373,7 @@ class ChosenRows {
 
  private:
   SiteStream<T> logits_;
+  const int64_t ignore_index_;
   const int64_t* x_;
   Strided sites_;
   int64_t stride_;
@@ -396,15 +404,20 @@ void categorical_log_prob_backward_in(const CategoricalLogProbBackward& a, const
     return partition.run(parallel, [&](int64_t u) {
       ChosenRows<T> chosen(a);
       for_tiles<T>(partition, u, [&](int64_t first, int n) {
-        alignas(kVectorBytes) T room[V::size], above[V::size] = {}, others[V::size] = {}, shares[V::size];
+        alignas(kVectorBytes) T room[V::size], above[V::size] = {}, others[V::size] = {}, counts[V::size], shares[V::size];
         const T* g = grad.read(0, first, n, room);
         for (int done = 0; done < n; done += chosen.group) {
           const int count = int(smaller(chosen.group, n - done));
-          chosen.template read<true>(first + done, count, above, others);
+          chosen.template read<true>(first + done, count, above, others, counts);
           store(shares, constant<V>(1) / (load(others) + exp(load(above))));
           for (int l = 0; l < count; ++l) {
             T* const e = chosen.exponentials(l);
             T* const target = grad_logits.target_site(first + done + l, e);
+            if (counts[l] == 0 || g[done + l] == 0) {
+              for (int64_t i = 0; i < a.classes; ++i) target[i] = 0;
+              grad_logits.written_site(first + done + l, target);
+              continue;
+            }
             const T share = g[done + l] * shares[l];
             for_vectors<T>(int(a.classes), [&](int i, auto lanes) UNIGEN_FORCED {
               store(target + i, V(-share) * load(e + i, lanes), lanes);
@@ -423,9 +436,11 @@ void categorical_log_prob_backward_in(const CategoricalLogProbBackward& a, const
       const T* source = grad.read(0, first, n, room);
       const V g = n == V::size ? load(source) : load(source, First<T>{n});
       chosen.read(first, n);
-      const V share = g / (chosen.others + chosen.own);
-      for (int64_t i = 0; i < a.classes * V::size; i += V::size) store(chosen.tile + i, -share * load(chosen.tile + i));
-      store(own, share * chosen.others);
+      const V zero = constant<V>(0);
+      const V given = g * chosen.counts, share = select(given == zero, zero, given / (chosen.others + chosen.own));
+      for (int64_t i = 0; i < a.classes * V::size; i += V::size)
+        store(chosen.tile + i, weighted(-share, load(chosen.tile + i)));
+      store(own, weighted(share, chosen.others));
       for (int l = 0; l < n; ++l)
         if (chosen.place[l] >= 0) chosen.tile[chosen.place[l]] = own[l];
       grad_logits.write(first, n, chosen.tile);
@@ -537,13 +552,14 @@ void logistic_mixture_backward_as(const LogisticMixtureBackward& a, const Parall
       const T* source = grad.read(0, first, n, room);
       const V g = n == V::size ? load(source) : load(source, First<T>{n});
       tile.template log_prob<true>(first, n);
-      const V by_prior = g / tile.prior_sum, by_joint = g / tile.joint_sum;
+      const V zero = constant<V>(0);
+      const V by_prior = select(g == zero, zero, g / tile.prior_sum), by_joint = select(g == zero, zero, g / tile.joint_sum);
       V by_x[C];
-      for (int c = 0; c < C; ++c) by_x[c] = constant<V>(0);
+      for (int c = 0; c < C; ++c) by_x[c] = zero;
       if (C == 3 && grad_x.present()) params.read(first, n, given.data());
       for (int64_t m = 0; m < a.mixtures; ++m) {
-        const V share = load(tile.joint + m * V::size) * by_joint;
-        store(tile.logit(m), share - load(tile.logit(m)) * by_prior);
+        const V share = weighted(by_joint, load(tile.joint + m * V::size));
+        store(tile.logit(m), share - weighted(by_prior, load(tile.logit(m))));
         V slopes[Component::kNumbers];
         for (int k = 0; k < Component::kNumbers; ++k) {
           slopes[k] = weighted(share, load(tile.number(m, k)));
@@ -554,8 +570,8 @@ void logistic_mixture_backward_as(const LogisticMixtureBackward& a, const Parall
         if constexpr (C == 3) {
           const T* coefficients = given.data() + m * V::size;
           const auto tanh = [&](int k) { return Tanh<V>(load(coefficients + a.mixtures * (1 + k) * V::size)).value; };
-          by_x[0] = by_x[0] + slopes[3] * tanh(2) + slopes[6] * tanh(5);
-          by_x[1] = by_x[1] + slopes[6] * tanh(8);
+          by_x[0] = by_x[0] + weighted(slopes[3], tanh(2)) + weighted(slopes[6], tanh(5));
+          by_x[1] = by_x[1] + weighted(slopes[6], tanh(8));
         }
       }
       if (grad_params.present()) grad_params.write(first, n, tile.params);

@@ -140,7 +140,7 @@ void gaussian_kl_backward_in(const GaussianKlBackward& a, const Parallel& parall
     formula.row_floor = a.row_floor;
     formula.factor = a.reduction.scale / a.reduction.denominator;
     constexpr int kIn = decltype(formula)::kInputs;
-    Map<T, 3, kIn, kIn>(a.grid, row, in, out).run(parallel, formula);
+    Map<T, 3, kIn, kIn, 2>(a.grid, row, in, out).run(parallel, formula);
   });
 }
 
@@ -288,12 +288,13 @@ void sample_gaussian_backward_as(const SampleGaussianBackward& a, const Parallel
       T* spread_target = grad_spread.target(0, first, n, noise_sums);
       for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
         const V s = load(spreads + i, l);
-        V d_mean = load(plain_sums + i), d_spread = load(noise_sums + i) * StandardDeviation<V>(s, options.get()).slope;
+        V d_mean = load(plain_sums + i);
+        V d_spread = weighted(load(noise_sums + i), StandardDeviation<V>(s, options.get()).slope);
         if (with_kl) {
           const V g = load(kl_grads + i, l);
           const StandardKl<V> kl(load(means + i, l), s, options.get());
-          d_mean = d_mean + g * kl.d_mean;
-          d_spread = d_spread + g * kl.d_spread;
+          d_mean = d_mean + weighted(g, kl.d_mean);
+          d_spread = d_spread + weighted(g, kl.d_spread);
         }
         store(mean_target + i, d_mean, l);
         store(spread_target + i, d_spread, l);

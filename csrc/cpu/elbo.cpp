@@ -86,7 +86,7 @@ class Elbo : Examples<T, F> {
 
   // of grad · loss
   Coefficients coefficients(int64_t row, T grad) const {
-    const T of_row = grad * weight(row) * factor_;
+    const T of_row = weight(row) == 0 ? T(0) : grad * weight(row) * factor_;
     return {-of_row, kl_weight_ * of_row};
   }
 
@@ -157,7 +157,7 @@ void elbo_loss_of(const ElboLoss& a, const F& formula, const Parallel& parallel)
   double partial[kMaxUnits + kFewRows] = {};
   const int64_t units =
       elbo.forward(a.gradients, [&](int64_t unit, int64_t row, double log_likelihood, double kl) {
-        const double loss = double(elbo.weight(row)) * (a.kl_weight * kl - log_likelihood);
+        const double weight = elbo.weight(row), loss = weight == 0 ? 0 : weight * (a.kl_weight * kl - log_likelihood);
         const T results[3] = {T(log_likelihood), T(kl), T(loss * a.reduction.scale)};
         log_likelihoods.write(0, row, 1, results);
         kls.write(0, row, 1, results + 1);

@@ -134,7 +134,7 @@ void weight_rows_backward_as(const WeightRowsBackward& a, const Parallel& parall
     row[plane + 1] = arithmetic(operand, a);
   }
   const Array in = elements(a.log_w, a), out = elements(a.grad_log_w, a);
-  Map<T, kRow, 1, 1>(a.grid, row, &in, &out).run(parallel, f);
+  Map<T, kRow, 1, 1, 1>(a.grid, row, &in, &out).run(parallel, f);
 }
 
 template <class T>
@@ -172,7 +172,7 @@ void weights_in(const Weights& a, const Parallel& parallel) {
 // in: weights, grad; the row's total: their products
 template <class T>
 struct SoftmaxSlope {
-  static constexpr int kStates = 1, kKept = 1;
+  static constexpr int kStates = 1, kKept = 1, kFactor = 1;
   T inverse_temperature;
 
   UNIGEN_INLINE void add(Vec<T>* state, const Vec<T>* in) const { state[0] = state[0] + in[0] * in[1]; }
@@ -238,7 +238,8 @@ void estimator_slope(const EstimatorsBackward& a, const Parallel& parallel, cons
     in[k] = elements(a.in[k], a);
     results[k] = elements(a.out[k], a);
   }
-  Map<T, kGiven + kPlanes, F::kIn, F::kOut>(a.grid, row, in, results).run(parallel, f);
+  constexpr int kFactors = kGiven - F::kGivenValue == 1;  // of two gradients, each reaches its own results
+  Map<T, kGiven + kPlanes, F::kIn, F::kOut, kFactors>(a.grid, row, in, results).run(parallel, f);
 }
 
 // The sum of as many slopes as there are sweeps, each of two numbers of the row.
@@ -268,6 +269,8 @@ void tvo_backward(const EstimatorsBackward& a, T factor, const Parallel& paralle
             store(slopes + i, sweep == 0 ? slope : load(slopes + i) + slope);
           });
         }
+        if (grad.value(r) == 0)
+          for (int i = 0; i < n; ++i) slopes[i] = 0;
         out.write(out.origin(r), c, n, slopes);
       }
     }

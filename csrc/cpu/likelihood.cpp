@@ -43,9 +43,9 @@ void bernoulli_log_prob_backward_in(const BernoulliLogProbBackward& a, const Par
   const Array row = arithmetic(a.grad, a), in[2] = {elements(a.logits, a), elements(a.x, a)};
   const Array out[2] = {elements(a.grad_logits, a), elements(a.grad_x, a)};
   if (a.grad_x.data) {
-    Map<T, 1, 2, 2>(a.grid, &row, in, out).run(parallel, BernoulliSlopes<T>());
+    Map<T, 1, 2, 2, 1>(a.grid, &row, in, out).run(parallel, BernoulliSlopes<T>());
   } else {
-    Map<T, 1, 2, 1>(a.grid, &row, in, out).run(parallel, BernoulliSlope<T>());
+    Map<T, 1, 2, 1, 1>(a.grid, &row, in, out).run(parallel, BernoulliSlope<T>());
   }
 }
 
@@ -60,7 +60,7 @@ struct FormulaSum {
   template <class V>
   UNIGEN_INLINE void add(V* state, const V* in) const {
     V value = value_of(formula, in);
-    if constexpr (kWeighted) value = value * in[F::kInputs];
+    if constexpr (kWeighted) value = weighted(in[F::kInputs], value);
     state[0] = state[0] + value;
   }
   template <class V>
@@ -84,7 +84,7 @@ struct FormulaSlopes {
     slopes_of(formula, in, out);
     V coefficient = row[0];
     if constexpr (kWeighted) coefficient = coefficient * in[F::kInputs];
-    for (int k = 0; k < F::kInputs; ++k) out[k] = coefficient * out[k];
+    for (int k = 0; k < F::kInputs; ++k) out[k] = kWeighted ? weighted(coefficient, out[k]) : coefficient * out[k];
   }
 };
 
@@ -129,7 +129,7 @@ void row_formula_backward_in(const RowFormulaBackward& a, const Parallel& parall
     formula_inputs<T>(a, in, kOut);
     for (int k = 0; k < kOut; ++k) out[k] = elements(a.grad_in[k], a);
     const double factor = a.reduction.scale / a.reduction.denominator;
-    Map<T, 1, Slopes::kInputs, kOut>(a.grid, &row, in, out).run(parallel, Slopes{formula, factor});
+    Map<T, 1, Slopes::kInputs, kOut, 1>(a.grid, &row, in, out).run(parallel, Slopes{formula, factor});
   });
 }
 

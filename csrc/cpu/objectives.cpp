@@ -217,6 +217,10 @@ class Samples {
       mean.bound += double(value.v[0]) / double(groups_);
       mean.ess += effective_samples(double(kept[1].v[0]), squares) / double(groups_);
       if (!coefficients) continue;
+      if (grad == 0) {
+        for (int64_t k = 0; k < count_; ++k) coefficients[g * count_ + k] = 0;
+        continue;
+      }
       const V operands[3] = {V(grad), kept[0], kept[1]};
       V row[PowerSlope::kKept];
       slope_.prepare(operands, row);

@@ -202,6 +202,15 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
   const int64_t rows = a.rows, cols = a.cols;
   if (rows == 0) return;
   const Posteriors<T> posteriors(a, parallel);
+  std::vector<RowSlopes> slopes_of;
+  for (int64_t row = 0; row < rows; ++row) {
+    double grads[kTotalCorrelationRows];
+    for (int v = 0; v < kTotalCorrelationRows; ++v)
+      grads[v] = double(static_cast<const T*>(a.grads[v])[row * a.grad_stride[v]]);
+    slopes_of.emplace_back(grads);
+    for (int64_t d = 0; slopes_of[row].none() && d < cols; ++d) *posteriors.z.at(d, row) = 0;  // whatever it is
+  }
+  posteriors.z.pad_with_last();
   const T* const statistics = static_cast<const T*>(a.statistics);
   const double log2_most = std::log2(a.weights.most);
   const int64_t blocks = ceil_div(rows, kPairRows);
@@ -225,21 +234,19 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
         double of_joint[kPairRows], of_own[kPairRows], of_prior[kPairRows], shift[kPairRows];
         for (int k = 0; k < kPairRows; ++k) {
           const int64_t row = i + smaller(k, valid - 1);  // rows beyond the last are its copies, without gradient
-          double grads[kTotalCorrelationRows];
-          for (int v = 0; v < kTotalCorrelationRows; ++v)
-            grads[v] = double(static_cast<const T*>(a.grads[v])[row * a.grad_stride[v]]);
-          const RowSlopes slopes(grads);
+          const RowSlopes& slopes = slopes_of[row];
+          const bool none = slopes.none();
           const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + 1) * rows + row]);
           of_marginals[k] = T(counts * slopes.marginals);
-          of_joint[k] = total == 0 ? 0 : counts * slopes.joint / total;
+          of_joint[k] = none || total == 0 ? 0 : counts * slopes.joint / total;
           of_own[k] = counts * slopes.own;
           of_prior[k] = counts * slopes.prior;
-          shift[k] = double(statistics[cols * rows + row]) / kLn2;
+          shift[k] = none ? HUGE_VAL : double(statistics[cols * rows + row]) / kLn2;
           for (int64_t d = 0; d < cols; ++d) {
             const T marginal = statistics[d * rows + row];
             // no density at all: no weight, and no gradient
             marginals[d * kPairRows + k] =
-                marginal == T(-HUGE_VAL) ? T(HUGE_VAL) : T(double(marginal) / kLn2 - log2_most);
+                none || marginal == T(-HUGE_VAL) ? T(HUGE_VAL) : T(double(marginal) / kLn2 - log2_most);
           }
         }
         for (int64_t d = 0; d < cols; ++d)

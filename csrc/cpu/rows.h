@@ -502,7 +502,7 @@ class FlooredResults {
     }
     if (weighted_) {
       const T* weight = weights_.read(0, row, n, room);
-      for (int i = 0; i < n; ++i) values[i] *= weight[i];
+      for (int i = 0; i < n; ++i) values[i] = weight[i] == 0 ? T(0) : values[i] * weight[i];
     }
     results_.take(unit, row, n, values);
   }
@@ -519,8 +519,9 @@ class FlooredResults {
 // ---- map: elements to elements -------------------------------------------------------------------------------------
 
 // For each element: out[0 … kOut) = f(row, in[0 … kIn)). The kRow row operands are of the arithmetic type; once per row,
-// f.prepare(operands, row) turns them into the F::kKept numbers that the elements need.
-template <class T, int kRow, int kIn, int kOut>
+// f.prepare(operands, row) turns them into the F::kKept numbers that the elements need. The first kFactors of the operands
+// are factors of all that a row gives: where one of them is 0 so is the latter, whatever the elements are.
+template <class T, int kRow, int kIn, int kOut, int kFactors = 0>
 class Map {
   using V = Vec<T>;
 
@@ -598,7 +599,7 @@ class Map {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
     const int64_t origin[kIn + kOut] = {};
     for (int64_t first = begin; first < end; first += kChunk<T>) {
-      elements(f, origin, first, int(smaller(kChunk<T>, end - first)), room, [](int, V*) UNIGEN_FORCED {});
+      elements(f, origin, first, int(smaller(kChunk<T>, end - first)), room, nullptr, [](int, V*) UNIGEN_FORCED {});
     }
     if (streams_) end_streams();
   }
@@ -609,12 +610,21 @@ class Map {
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>];
     for (int64_t r = row_begin; r < row_end; ++r) {
       V operands[kRowRoom], row[F::kKept];
-      for (int k = 0; k < kRow; ++k) operands[k] = V(row_[k].value(r));
-      f.prepare(operands, row);
+      bool counts = true;
+      for (int k = 0; k < kRow; ++k) {
+        const T x = row_[k].value(r);
+        if (k < kFactors) counts = counts && x != 0;
+        operands[k] = V(x);
+      }
       int64_t origin[kIn + kOut];
       set_origins(r, origin);
+      if (!counts) {
+        write_zeros(origin, col_begin, col_end);
+        continue;
+      }
+      f.prepare(operands, row);
       for (int64_t c = col_begin; c < col_end; c += kChunk<T>) {
-        elements(f, origin, c, int(smaller(kChunk<T>, col_end - c)), room, [&](int, V* target) UNIGEN_FORCED {
+        elements(f, origin, c, int(smaller(kChunk<T>, col_end - c)), room, nullptr, [&](int, V* target) UNIGEN_FORCED {
           for (int k = 0; k < F::kKept; ++k) target[k] = row[k];
         });
       }
@@ -624,15 +634,15 @@ class Map {
   // lanes are rows, column by column
   template <class F>
   UNIGEN_NOINLINE void along_rows(F f, int64_t begin, int64_t end) const {
-    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>];
+    alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>], counts[kChunk<T>];
     const int64_t most = kChunk<T> / block_ * block_;
     for (int64_t first = begin; first < end; first += most) {
       const int n = int(smaller(most, end - first));
-      prepare(f, first, n, row);
+      const T* const counted = prepare(f, first, n, row, counts) ? nullptr : counts;
       for (int64_t c = 0; c < cols_; ++c) {
         int64_t origin[kIn + kOut];
         set_origins(c, origin);
-        elements(f, origin, first, n, room, [&](int i, V* target) UNIGEN_FORCED {
+        elements(f, origin, first, n, room, counted, [&](int i, V* target) UNIGEN_FORCED {
           for (int k = 0; k < F::kKept; ++k) target[k] = load(row[k] + i);
         });
       }
@@ -644,19 +654,22 @@ class Map {
   UNIGEN_NOINLINE void across_rows(F f, int64_t begin, int64_t end) const {
     constexpr int kSlack = 2 * V::size;
     alignas(kVectorBytes) T room[kIn + kOut][kChunk<T>], row[F::kKept][kChunk<T>], spread[F::kKept][kChunk<T> + kSlack];
+    alignas(kVectorBytes) T counts[kChunk<T>], spread_counts[kChunk<T> + kSlack];
     const int64_t origin[kIn + kOut] = {};
     const int cols = int(cols_), most = kChunk<T> / cols;
     for (int64_t first = begin; first < end; first += most) {
       const int n = int(smaller(most, end - first));
-      prepare(f, first, n, row);
-      for (int k = 0; k < F::kKept; ++k) {
+      const auto spread_rows = [&](const T* numbers, T* target) {
         // whole vectors: what they write beyond a row, the next one overwrites
         for (int r = 0; r < n; ++r) {
-          const V x(row[k][r]);
-          for (int c = 0; c < cols; c += V::size) store(spread[k] + r * cols + c, x);
+          const V x(numbers[r]);
+          for (int c = 0; c < cols; c += V::size) store(target + r * cols + c, x);
         }
-      }
-      elements(f, origin, first * cols_, n * cols, room, [&](int i, V* target) UNIGEN_FORCED {
+      };
+      const bool all = prepare(f, first, n, row, counts);
+      for (int k = 0; k < F::kKept; ++k) spread_rows(row[k], spread[k]);
+      if (!all) spread_rows(counts, spread_counts);
+      elements(f, origin, first * cols_, n * cols, room, all ? nullptr : spread_counts, [&](int i, V* target) UNIGEN_FORCED {
         for (int k = 0; k < F::kKept; ++k) target[k] = load(spread[k] + i);
       });
     }
@@ -667,31 +680,50 @@ class Map {
     for (int k = 0; k < kOut; ++k) origin[kIn + k] = out_[k].origin(step);
   }
 
-  // what is kept of rows [first, first + n)
+  // What is kept of rows [first, first + n); returns whether all of them count, and if not, the others have a 0 in `counts`.
   template <class F>
-  UNIGEN_INLINE void prepare(const F& f, int64_t first, int n, T (*row)[kChunk<T>]) const {
+  UNIGEN_INLINE bool prepare(const F& f, int64_t first, int n, T (*row)[kChunk<T>], T* counts) const {
     alignas(kVectorBytes) T room[kRowRoom][kChunk<T>];
     const T* source[kRowRoom];
+    const V zero(T(0)), one(T(1));
+    V all = one;
     for (int k = 0; k < kRow; ++k) source[k] = row_[k].read(0, first, n, room[k]);
     for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
       V operands[kRowRoom], kept[F::kKept];
       for (int k = 0; k < kRow; ++k) operands[k] = load(source[k] + i, l);
       f.prepare(operands, kept);
       for (int k = 0; k < F::kKept; ++k) store(row[k] + i, kept[k]);
+      if constexpr (kFactors > 0) {
+        V own = one;
+        for (int k = 0; k < kFactors; ++k) own = select(operands[k] == zero, zero, own);
+        store(counts + i, own);
+        all = keep(l, own * all, all);
+      }
     });
+    return !any(all == zero);
   }
 
-  // set_row(i, row): what is kept of the rows of elements i, i + 1, …
+  UNIGEN_NOINLINE void write_zeros(const int64_t* origin, int64_t begin, int64_t end) const {
+    alignas(kVectorBytes) static constexpr T zeros[kChunk<T>] = {};
+    for (int k = 0; k < kOut; ++k)
+      for (int64_t c = begin; c < end; c += kChunk<T>) out_[k].write(origin[kIn + k], c, smaller(kChunk<T>, end - c), zeros);
+  }
+
+  static UNIGEN_NOINLINE void set_zeros(const T* counts, int n, T* target) {
+    for (int i = 0; i < n; ++i) target[i] = counts[i] == 0 ? T(0) : target[i];
+  }
+
+  // set_row(i, row): what is kept of the rows of elements i, i + 1, … `counts`: 0 for elements whose results are 0, or null
   template <class F, class SetRow>
   UNIGEN_INLINE void elements(const F& f, const int64_t* origin, int64_t first, int n, T (*room)[kChunk<T>],
-                              const SetRow& set_row) const {
+                              const T* counts, const SetRow& set_row) const {
     const T* source[kIn];
     T* target[kOut];
     for (int k = 0; k < kIn; ++k) source[k] = in_[k].read(origin[k], first, n, room[k]);
     bool streamed[kOut];
     for (int k = 0; k < kOut; ++k) {
       target[k] = out_[k].target(origin[kIn + k], first, n, room[kIn + k]);
-      streamed[k] = streams_ && target[k] != room[kIn + k] && reinterpret_cast<uintptr_t>(target[k]) % kVectorBytes == 0;
+      streamed[k] = streams_ && !counts && target[k] != room[kIn + k] && reinterpret_cast<uintptr_t>(target[k]) % kVectorBytes == 0;
     }
     for_vectors<T>(n, [&](int i, auto l) UNIGEN_FORCED {
       V row[kKeptRoom<F>], x[kIn], y[kOut];
@@ -710,7 +742,10 @@ class Map {
         }
       }
     });
-    for (int k = 0; k < kOut; ++k) out_[k].written(origin[kIn + k], first, n, target[k]);
+    for (int k = 0; k < kOut; ++k) {
+      if (counts) set_zeros(counts, n, target[k]);
+      out_[k].written(origin[kIn + k], first, n, target[k]);
+    }
   }
 
   int64_t rows_, cols_, block_;
@@ -853,7 +888,8 @@ class RowSum {
 };
 
 // A sum over each row, and then a map of that row's elements: out = f(total, in), f being RowSum's function object as well.
-// The function object's prepare(total, row) keeps of the total what the elements need, as in Map.
+// The function object's prepare(total, row) keeps of the total what the elements need, as in Map. Input F::kFactor is a factor
+// of both: where it is 0 throughout a row, so are the row's results, even if the other inputs are not numbers.
 template <class T, int kIn, class F>
 class RowSumMap {
   using V = Vec<T>;
@@ -884,10 +920,29 @@ class RowSumMap {
       } else {
         map.region(f_, first, first + n);
       }
+      for (int i = 0; i < n; ++i)
+        if (total[i] != total[i]) zero_row(first + i);
     });
   }
 
  private:
+  // whether the factor of a row is 0 throughout; then the results are written
+  UNIGEN_NOINLINE bool zero_row(int64_t row) const {
+    alignas(kVectorBytes) T room[kChunk<T>];
+    const Stream<T>& factor = in_[F::kFactor];
+    const auto chunks = [&](const auto& body) {
+      for (int64_t c = 0; c < grid_.cols; c += kChunk<T>) body(c, int(smaller(kChunk<T>, grid_.cols - c)));
+    };
+    bool zero = true;
+    chunks([&](int64_t c, int n) {
+      const T* source = factor.read(factor.origin(row), c, n, room);
+      for (int i = 0; i < n; ++i) zero = zero && source[i] == 0;
+    });
+    for (T& x : room) x = 0;
+    if (zero) chunks([&](int64_t c, int n) { out_.write(out_.origin(row), c, n, room); });
+    return zero;
+  }
+
   // rows of one chunk: what the sum has read, the map finds in the nearest cache
   UNIGEN_NOINLINE void short_rows(int64_t begin, int64_t end) const {
     const F f = f_;
@@ -907,6 +962,7 @@ class RowSumMap {
         for (int k = 0; k < kIn; ++k) __builtin_prefetch(source[k] + kRowsAhead * cols + i);
       });
       const V total = V(T(lane_sum(f.close(state))));
+      if (__builtin_expect(total.v[0] != total.v[0], false) && zero_row(r)) continue;
       f.prepare(&total, row);
       const int64_t origin = out_.origin(r);
       T* target = out_.target(origin, 0, cols, room[kIn]);

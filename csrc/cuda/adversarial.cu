@@ -69,7 +69,7 @@ struct LogitTermBackwardOp : LogitTermBackward, OpBase {
     T result[R * C];
 #pragma unroll
     for (int v = 0; v < R * C; ++v)
-      result[v] = x.grad.x[v] * factor * term_slope(Term(term), x.logits.template get<T>(v));
+      result[v] = weighted(x.grad.x[v] * factor, term_slope(Term(term), x.logits.template get<T>(v)));
     place.template store<E>(grad_logits, result);
   }
 };
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         constexpr int N = int(sizeof(x.x) / sizeof(E));
         Pack<E, N> slope;
 #pragma unroll
-        for (int v = 0; v < N; ++v) slope.x[v] = static_cast<E>(factor * term_slope(item.term, x.template get<T>(v)));
+        for (int v = 0; v < N; ++v) slope.x[v] = static_cast<E>(weighted(factor, term_slope(item.term, x.template get<T>(v))));
         E* out = static_cast<E*>(item.grad_logits) + offset<N>(item, at, item.grad_stride);
         *reinterpret_cast<Pack<E, N>*>(out) = slope;
       },
@@ -514,7 +514,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
         summary = with[4];
         inverse = with[5];
         coupling = link.of_item(i);
-        through_mean = coupling == Coupling::averages ? T(given * double(with[5]) * shares.of[i]) : T(0);
+        through_mean = coupling == Coupling::averages ? T(weighted(given, double(with[5]) * shares.of[i])) : T(0);
       },
       [&](const Item& item, const auto& x, int64_t at) {
         constexpr int N = int(sizeof(x.x) / sizeof(E));
@@ -522,8 +522,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #pragma unroll
         for (int v = 0; v < N; ++v) {
           const Coupled<T> coupled(coupling, x.template get<T>(v), summary, inverse);
-          const T inner = factor * term_slope(item.term, coupled.logit) - through_mean;
-          slope.x[v] = static_cast<E>(coupled.slope == T(0) ? T(0) : inner * coupled.slope);
+          const T inner = weighted(factor, term_slope(item.term, coupled.logit)) - through_mean;
+          slope.x[v] = static_cast<E>(coupled.slope == T(0) ? T(0) : weighted(inner, coupled.slope));
         }
         E* out = static_cast<E*>(item.grad_logits) + offset<N>(item, at, item.grad_stride);
         *reinterpret_cast<Pack<E, N>*>(out) = slope;
@@ -726,7 +726,7 @@ struct GroupedBackwardOp : GroupedWeightsBackward, OpBase {
     T result[R * C];
 #pragma unroll
     for (int v = 0; v < R * C; ++v)
-      result[v] = given * iwgan_slope(x.logits.template get<T>(v), x.weights.x[v], detach, x.losses.x[v], inverse_temperature);
+      result[v] = weighted(given, iwgan_slope(x.logits.template get<T>(v), x.weights.x[v], detach, x.losses.x[v], inverse_temperature));
     place.template store<E>(grad_logits, result);
   }
 };

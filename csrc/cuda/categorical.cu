@@ -108,7 +108,7 @@ struct KlValueOp : KlOp<Element, CategoricalKl, kPrior, kMixed> {
     T v = T(sum);
     if (this->rows.data) at.template at<T>(this->rows, 0) = v;
     v = maximum(v, T(this->row_floor));
-    if (this->weights.data) v *= at.template at<T>(this->weights, 0);
+    if (this->weights.data) v = weighted(at.template at<T>(this->weights, 0), v);
     if (!this->reduction.reduce) at.template at<T>(this->CategoricalKl::value, 0) = v * T(this->reduction.scale);
     return double(v);
   }
@@ -148,13 +148,13 @@ struct KlBackwardOp : KlOp<Element, CategoricalKlBackward, kPrior, kMixed> {
     T by_q = common * T(this->factor_q), by_p = common * T(this->factor_p);
     if (this->grad_own_q.data) by_q += row.template at<T>(this->grad_own_q, 0);
     if (this->grad_own_p.data) by_p += row.template at<T>(this->grad_own_p, 0);
-    by_q *= share;
-    by_p *= share;
+    by_q = weighted(share, by_q);
+    by_p = weighted(share, by_p);
     for_numbers<T>(this->classes, group, [&](int64_t c) {
       const KlClass<T> k = this->at_class(at, s, c);
-      if (this->grad_q.at.data) at.store<E>(this->grad_q, c, by_q * weighted(k.sigma_q, k.log_ratio - mean_log_ratio));
+      if (this->grad_q.at.data) at.store<E>(this->grad_q, c, weighted(by_q, weighted(k.sigma_q, k.log_ratio - mean_log_ratio)));
       if (kPrior && this->grad_p.at.data)
-        at.store<E>(this->grad_p, c, by_p * (kMixed ? k.sigma_p * (mean_ratio - k.ratio) : k.sigma_p - k.sigma_q));
+        at.store<E>(this->grad_p, c, weighted(by_p, kMixed ? k.sigma_p * (mean_ratio - k.ratio) : k.sigma_p - k.sigma_q));
     });
   }
 };
@@ -176,6 +176,7 @@ const char* run_kl(const Arguments& a, const Launch& launch) {
 template <class T>
 struct ChosenSite {
   int64_t x;  // -1: there is no such class
+  bool counts;  // whether the label is not ignored
   T maximum, above, own, others;
 };
 
@@ -190,6 +191,7 @@ struct ChosenOp : Arguments, SiteOp {
   UNIGEN_DEVICE Site site(const SiteAt& at, const SiteGroup& group) const {
     Site s;
     s.x = static_cast<const int64_t*>(this->x.data)[at.offset(this->x)];
+    s.counts = s.x != this->ignore_index;
     if (s.x < 0 || s.x >= this->classes) s.x = -1;
     s.maximum = T(-HUGE_VAL);
     for_numbers<T>(this->classes, group, [&](int64_t c) { s.maximum = larger(s.maximum, at.number<E, T>(this->logits, c)); });
@@ -212,7 +214,9 @@ struct LogProbOp : ChosenOp<Element, CategoricalLogProb> {
   static constexpr bool kReduces = true;
   static constexpr Reduction reduction = {};
 
-  UNIGEN_DEVICE double value(const ChosenSite<T>& s) const { return double(s.above - log1p(s.others + (s.own - T(1)))); }
+  UNIGEN_DEVICE double value(const ChosenSite<T>& s) const {
+    return s.counts ? double(s.above - log1p(s.others + (s.own - T(1)))) : 0;
+  }
   UNIGEN_DEVICE double finish(const Rows& at, double sum) const {
     at.template at<T>(this->CategoricalLogProb::value, 0) = T(sum);
     return sum;
@@ -228,9 +232,11 @@ struct LogProbBackwardOp : ChosenOp<Element, CategoricalLogProbBackward> {
 
   UNIGEN_DEVICE void write(const SiteAt& at, const SiteGroup& group, const ChosenSite<T>& s) const {
     if (!at.live) return;
-    const T share = at.rows.template at<T>(this->grad, 0) / (s.others + s.own);
+    const T given = s.counts ? at.rows.template at<T>(this->grad, 0) : T(0);
+    const T share = given == 0 ? T(0) : given / (s.others + s.own);
     for_numbers<T>(this->classes, group, [&](int64_t c) {
-      at.store<E>(this->grad_logits, c, share * (c == s.x ? s.others : -exp(at.number<E, T>(this->logits, c) - s.maximum)));
+      const T slope = c == s.x ? s.others : -exp(at.number<E, T>(this->logits, c) - s.maximum);
+      at.store<E>(this->grad_logits, c, weighted(share, slope));
     });
   }
 };
@@ -312,16 +318,16 @@ struct MixtureBackwardOp : MixtureOp<Element, LogisticMixtureBackward, C> {
 
   UNIGEN_DEVICE void write(const SiteAt& at, const SiteGroup& group, const MixtureSite<T, C>& s) const {
     const T g = at.rows.template at<T>(this->grad, 0);
-    const T by_prior = g / s.prior_sum, by_joint = g / s.joint_sum;
+    const T by_prior = g == 0 ? T(0) : g / s.prior_sum, by_joint = g == 0 ? T(0) : g / s.joint_sum;
     T by_x[C] = {};
     for_numbers<T>(this->mixtures, group, [&](int64_t m) {
       const Component component = this->component(at, s, m);
       const T logit = at.number<E, T>(this->params, m);
-      const T share = exp(logit + component.value - s.max_joint) * by_joint;
+      const T share = weighted(by_joint, exp(logit + component.value - s.max_joint));
 #pragma unroll
       for (int c = 0; c < C; ++c) by_x[c] += weighted(share, component.d_x[c]);
       if (!this->grad_params.at.data) return;
-      at.store<E>(this->grad_params, m, share - exp(logit - s.max_logit) * by_prior);
+      at.store<E>(this->grad_params, m, share - weighted(by_prior, exp(logit - s.max_logit)));
 #pragma unroll
       for (int k = 0; k < Component::kNumbers; ++k)
         at.store<E>(this->grad_params, this->mixtures * (1 + k) + m, weighted(share, component.d_number[k]));

@@ -80,7 +80,7 @@ struct GaussianKlOp : GaussianKl, OpBase {
     T kl = T(s.value);
     if (rows.data) at.at<T>(rows, r) = kl;
     kl = maximum(kl, T(row_floor));
-    if (weights.data) kl *= at.at<T>(weights, r);
+    if (weights.data) kl = weighted(at.at<T>(weights, r), kl);
     if (!reduction.reduce) at.at<T>(value, r) = kl * T(reduction.scale);
     return double(kl);
   }
@@ -105,7 +105,7 @@ struct GaussianKlBackwardOp : GaussianKlBackward, OpBase {
 
   UNIGEN_DEVICE Row context(const Rows& at, int r, NoState) const {
     T g = at.at<T>(grad, r) * T(reduction.scale / reduction.denominator);
-    if (weights.data) g *= at.at<T>(weights, r);
+    if (weights.data) g = weighted(at.at<T>(weights, r), g);
     if (rows.data && at.at<T>(rows, r) < T(row_floor)) g = 0;
     return g;
   }
@@ -124,15 +124,15 @@ struct GaussianKlBackwardOp : GaussianKlBackward, OpBase {
         const T prior_s = prior_spread.data ? x.prior_spread.template get<T>(v) : T(0);
         const PriorKl<T> kl(m, s, prior_m, prior_s, prior_spread.data != nullptr, options);
         g = select(kl.value < floor, T(0), g);
-        d_mean[v] = g * kl.d_mean;
-        d_spread[v] = g * kl.d_spread;
-        d_prior_mean[v] = g * kl.d_prior_mean;
-        d_prior_spread[v] = g * kl.d_prior_spread;
+        d_mean[v] = weighted(g, kl.d_mean);
+        d_spread[v] = weighted(g, kl.d_spread);
+        d_prior_mean[v] = weighted(g, kl.d_prior_mean);
+        d_prior_spread[v] = weighted(g, kl.d_prior_spread);
       } else {
         const StandardKl<T> kl(m, s, options);
         g = select(kl.value < floor, T(0), g);
-        d_mean[v] = g * kl.d_mean;
-        d_spread[v] = g * kl.d_spread;
+        d_mean[v] = weighted(g, kl.d_mean);
+        d_spread[v] = weighted(g, kl.d_spread);
       }
     }
     if (grad_mean.data) place.template store<E>(grad_mean, d_mean);
@@ -346,12 +346,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const T s = spread.template get<T>(v);
-      noise_sum[v] *= StandardDeviation<T>(s, op.options).slope;
+      noise_sum[v] = weighted(noise_sum[v], StandardDeviation<T>(s, op.options).slope);
       if (op.grad_kl.data) {
         const T grad = place.rows.template at<T>(op.grad_kl, R > 1 ? v : 0);
         const StandardKl<T> kl(mean.template get<T>(v), s, op.options);
-        sum[v] += grad * kl.d_mean;
-        noise_sum[v] += grad * kl.d_spread;
+        sum[v] += weighted(grad, kl.d_mean);
+        noise_sum[v] += weighted(grad, kl.d_spread);
       }
     }
     if (op.grad_mean.data) place.template store<E>(op.grad_mean, sum);

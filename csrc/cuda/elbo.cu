@@ -49,8 +49,8 @@ struct ElboOp : ElboArguments, ObjectiveOp<ElboOp<Element, Density>, Element, De
 
   UNIGEN_DEVICE ElboCoefficients<T> coefficients(const Rows& rows, int r) const {
     T loss = T(factor);
-    if (weights.data) loss *= rows.at<T>(weights, r);
     if (grad_value.data) loss *= rows.at<T>(grad_value, r);
+    if (weights.data) loss = weighted(rows.at<T>(weights, r), loss);
     return {(grad_log_likelihood.data ? rows.at<T>(grad_log_likelihood, r) : T(0)) - loss,
             (grad_kl.data ? rows.at<T>(grad_kl, r) : T(0)) + T(kl_weight) * loss};
   }
@@ -109,7 +109,7 @@ struct ElboOp : ElboArguments, ObjectiveOp<ElboOp<Element, Density>, Element, De
     rows.at<T>(log_likelihood, r) = T(state.log_likelihood);
     rows.at<T>(kl, r) = T(state.kl);
     double loss = kl_weight * state.kl - state.log_likelihood;
-    if (weights.data) loss *= double(rows.at<T>(weights, r));
+    if (weights.data) loss = weighted(double(rows.at<T>(weights, r)), loss);
     if (!reduction.reduce) rows.at<T>(value, r) = T(loss * reduction.scale);
     return loss;
   }

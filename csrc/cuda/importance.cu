@@ -176,7 +176,7 @@ struct WeightRowsBackwardOp : WeightRowsBackward, OpBase {
       const T weight = exp(l * inverse_temperature - given.shift) * given.inverse;
       const T slope =
           kind == RowValue::iwgan ? iwgan_slope(l, weight, detach, given.loss, inverse_temperature) : weight;
-      result[v] = given.grad * slope;
+      result[v] = weighted(given.grad, slope);
     }
     place.template store<E>(grad_log_w, result);
   }
@@ -263,7 +263,7 @@ struct WeightsBackwardOp : WeightsBackward, OpBase {
       for (int u = 0; u < U; ++u) {
 #pragma unroll
         for (int c = 0; c < C; ++c)
-          if (valid[u]) sum += x[u].weight.x[r + c] * x[u].grad.x[r + c];
+          if (valid[u]) sum += weighted(x[u].grad.x[r + c], x[u].weight.x[r + c]);
       }
       state[r].value += double(sum);
     }
@@ -277,7 +277,7 @@ struct WeightsBackwardOp : WeightsBackward, OpBase {
     T result[R * C];
 #pragma unroll
     for (int v = 0; v < R * C; ++v)
-      result[v] = x.weight.x[v] * (x.grad.x[v] - row[R > 1 ? v : 0]) * inverse_temperature;
+      result[v] = weighted(x.grad.x[v] - row[R > 1 ? v : 0], x.weight.x[v]) * inverse_temperature;
     place.template store<E>(grad_log_w, result);
   }
 };
@@ -328,6 +328,7 @@ struct EstimatorSlopeOp : EstimatorsBackward, OpBase {
   };
   struct Row {
     T kept[F::kKept];
+    bool counts;  // whether there is a gradient
   };
 
   F f;
@@ -351,6 +352,7 @@ struct EstimatorSlopeOp : EstimatorsBackward, OpBase {
     for (int p = 0; p < F::kPlanes; ++p) operands[F::kGiven + p] = planes[p * grid.rows];
     Row row;
     f.prepare(operands, row.kept);
+    row.counts = operands[0] != 0 || (F::kGiven == 2 && !F::kGivenValue && operands[1] != 0);
     return row;
   }
 
@@ -364,7 +366,7 @@ struct EstimatorSlopeOp : EstimatorsBackward, OpBase {
       for (int k = 0; k < F::kIn; ++k) x[k] = loaded.x[k].template get<T>(v);
       f(row[R > 1 ? v : 0].kept, x, y);
 #pragma unroll
-      for (int k = 0; k < F::kOut; ++k) results[k][v] = y[k];
+      for (int k = 0; k < F::kOut; ++k) results[k][v] = row[R > 1 ? v : 0].counts ? y[k] : T(0);
     }
 #pragma unroll
     for (int k = 0; k < F::kOut; ++k)
@@ -410,7 +412,7 @@ struct TvoSlopeOp : EstimatorsBackward, OpBase {
         const T inverse = given.scale * inverse_sum(given.planes[(1 + 2 * sweep) * grid.rows]);
         sum += f.slope(sweep, distance, inverse, given.planes[(2 + 2 * sweep) * grid.rows]);
       }
-      result[v] = sum;
+      result[v] = given.scale == 0 ? T(0) : sum;
     }
     place.template store<E>(out[0], result);
   }

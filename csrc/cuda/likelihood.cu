@@ -80,12 +80,13 @@ struct BernoulliBackwardOp : BernoulliLogProbBackward, OpBase {
     if (grad_logits.data) {
 #pragma unroll
       for (int v = 0; v < R * C; ++v)
-        result[v] = row[R > 1 ? v : 0] * BernoulliTerms<T>(given.logits.template get<T>(v), given.x.template get<T>(v)).slope();
+        result[v] = weighted(row[R > 1 ? v : 0],
+                             BernoulliTerms<T>(given.logits.template get<T>(v), given.x.template get<T>(v)).slope());
       place.template store<E>(grad_logits, result);
     }
     if (grad_x.data) {
 #pragma unroll
-      for (int v = 0; v < R * C; ++v) result[v] = row[R > 1 ? v : 0] * given.logits.template get<T>(v);
+      for (int v = 0; v < R * C; ++v) result[v] = weighted(row[R > 1 ? v : 0], given.logits.template get<T>(v));
       place.template store<E>(grad_x, result);
     }
   }
@@ -153,7 +154,7 @@ struct FormulaOp : RowFormula, OpBase {
           numbers<T, F>(x[u], r + c, in);
           T term = formula.value(in);
           if constexpr (F::kWeighted) {
-            if (weights.data) term *= x[u].weights.x[r + c];
+            if (weights.data) term = weighted(x[u].weights.x[r + c], term);
           }
           sum += term;
         }
@@ -201,10 +202,10 @@ struct FormulaBackwardOp : RowFormulaBackward, OpBase {
       formula.slopes(in, out);
       T g = row[R > 1 ? v : 0];
       if constexpr (F::kWeighted) {
-        if (weights.data) g *= x.weights.x[v];
+        if (weights.data) g = weighted(x.weights.x[v], g);
       }
 #pragma unroll
-      for (int k = 0; k < F::kInputs; ++k) result[k][v] = g * out[k];
+      for (int k = 0; k < F::kInputs; ++k) result[k][v] = weighted(g, out[k]);
     }
 #pragma unroll
     for (int k = 0; k < F::kInputs; ++k)

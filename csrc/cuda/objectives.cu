@@ -143,6 +143,7 @@ struct BoundOp : BoundArguments, ObjectiveOp<BoundOp<Element, Density>, Element,
         const T l = T(log_weight(k) - base);
         T c;
         slope(row, &l, &c);
+        if (grad == 0) c = 0;  // whatever the weights are
         coefficients[k - from] = grad_log_w.data ? c + sample(first, k).template at<T>(grad_log_w, 0) : c;
       }
     }

@@ -210,11 +210,12 @@ template <class T>
 struct RowTerms {
   double shift;  // of the joint, a power of 2
   T joint, marginals, own, prior;
+  bool none;  // whether it has no gradient, whatever it is
 };
 
 template <class T>
 UNIGEN_DEVICE RowTerms<T> row_terms(const TotalCorrelationBackward& a, int64_t i) {
-  if (i >= a.rows) return {0, T(0), T(0), T(0), T(0)};
+  if (i >= a.rows) return {0, T(0), T(0), T(0), T(0), true};
   double grads[kTotalCorrelationRows];
 #pragma unroll
   for (int v = 0; v < kTotalCorrelationRows; ++v) grads[v] = double(static_cast<const T*>(a.grads[v])[i * a.grad_stride[v]]);
@@ -222,7 +223,7 @@ UNIGEN_DEVICE RowTerms<T> row_terms(const TotalCorrelationBackward& a, int64_t i
   const T* const statistics = static_cast<const T*>(a.statistics);
   const double total = double(statistics[(a.cols + 1) * a.rows + i]);
   return {double(statistics[a.cols * a.rows + i]) / kLn2, T(total == 0 ? 0.0 : slopes.joint / total), T(slopes.marginals),
-          T(slopes.own), T(slopes.prior)};
+          T(slopes.own), T(slopes.prior), slopes.none()};
 }
 
 // log2 of the marginal; where there is no density at all, what leaves no weight
@@ -257,13 +258,14 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
         const int other = warp * kPerThread + k, row = own_i ? lane : other, col = own_i ? other : lane;
         const RowTerms<T>& term = terms[row];
         T slope = 0;
-        if (i + row < a.rows && j + col < a.rows) {
+        if (i + row < a.rows && j + col < a.rows && !term.none) {
           slope = exp2_bounded(T(found[k] - term.shift)) * pair_weight<T>(a.weights, a.rows, i + row, j + col) * term.joint;
           if (i + row == j + col) slope += term.own;
         }
         slopes[other][lane] = slope;
       }
       stage_z<E>(a.z, a.rows, a.cols, i, d, tile.z);
+      for_tile([&](int point, int c) { tile.z[point][c] = terms[point].none ? T(0) : tile.z[point][c]; });
       stage_posterior<E>(a.mean, a.logvar, a.rows, a.cols, j, d, tile);
       // the posterior of an own point goes to registers; its place serves the marginals of the others
       T own_mean[kPerThread], own_rate[kPerThread], own_peak[kPerThread], own_marginal[kPerThread];
@@ -272,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
       for (int k = 0; k < kPerThread; ++k) {
         const int c = warp * kPerThread + k;
         if constexpr (own_i) {
-          own_marginal[k] = marginal_of<T>(a, own, d + c, log2_most);
+          own_marginal[k] = terms[lane].none ? T(HUGE_VAL) : marginal_of<T>(a, own, d + c, log2_most);
         } else {
           own_mean[k] = tile.mean[lane][c];
           own_rate[k] = tile.rate[lane][c];
@@ -281,7 +283,9 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
       }
       if constexpr (!own_i) {
         __syncthreads();
-        for_tile([&](int c, int point) { tile.peak[point][c] = marginal_of<T>(a, i + point, d + c, log2_most); });
+        for_tile([&](int c, int point) {
+          tile.peak[point][c] = terms[point].none ? T(HUGE_VAL) : marginal_of<T>(a, i + point, d + c, log2_most);
+        });
         __syncthreads();
       }
       T part_t[kPerThread] = {}, part_t2[kPerThread] = {};
@@ -319,7 +323,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
       if (own >= a.rows || col >= a.cols) continue;
       if constexpr (own_i) {
         const T prior = terms[lane].prior;
-        put<E>(a.grad_z, own, col, T(-kMeanSlope * sum_t[k]) - prior * element<E>(a.z, own, col));
+        put<E>(a.grad_z, own, col, T(-kMeanSlope * sum_t[k]) - weighted(prior, element<E>(a.z, own, col)));
       } else {
         const ScaledGaussian<T> gaussian(element<E>(a.logvar, own, col));
         if (a.grad_mean.data) put<E>(a.grad_mean, own, col, T(kMeanSlope * sum_t[k]) * gaussian.rate);

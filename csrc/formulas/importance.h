@@ -442,15 +442,15 @@ struct RwsSlope : Slope {
   template <class N>
   UNIGEN_INLINE void prepare(const N* operands, N* row) const {
     const N inverse = constant<N>(-factor) * inverse_sum(operands[3]);
-    row[0] = operands[0] * inverse;
-    row[1] = operands[1] * inverse;
+    row[0] = weighted(operands[0], inverse);
+    row[1] = weighted(operands[1], inverse);
     row[2] = operands[2];
   }
   template <class N>
   UNIGEN_INLINE void operator()(const N* row, const N* in, N* out) const {
     const N e = exp_of_distance(in[0] - in[1] - row[2]);
-    out[0] = row[0] * e;
-    out[1] = row[1] * e;
+    out[0] = weighted(row[0], e);
+    out[1] = weighted(row[1], e);
   }
 };
 

@@ -104,10 +104,10 @@ UNIGEN_INLINE N minimum(N x, N bound) {
   return select(bound < x, bound, x);
 }
 
-// weight · x, in which a weight of 0 silences an infinite x
+// weight · payload, in which a weight of 0 excludes the payload, NaN and infinity too
 template <class N>
-UNIGEN_INLINE N weighted(N weight, N x) {
-  return select(weight == constant<N>(0), constant<N>(0), weight * x);
+UNIGEN_INLINE N weighted(N weight, N payload) {
+  return select(weight == constant<N>(0), constant<N>(0), weight * payload);
 }
 
 // e^{-|x|} and what follows from it: everything logistic, with one exponential

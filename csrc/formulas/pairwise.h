@@ -38,6 +38,8 @@ struct RowSlopes {
         marginals(grads[1] - grads[4] + grads[5]),
         own(grads[2] + grads[3]),
         prior(-grads[5]) {}
+
+  UNIGEN_INLINE bool none() const { return joint == 0 && marginals == 0 && own == 0 && prior == 0; }
 };
 
 enum class PairKernel : int { imq, rbf };

@@ -44,12 +44,12 @@ struct CategoricalKlBackward : Problem {
   Reduction reduction;
 };
 
-// x: int64 classes
+// x: int64 classes; one that is `ignore_index` gives 0, without gradient
 struct CategoricalLogProb : Problem {
   Vectors logits;
   Operand x;
   Operand value;
-  int64_t classes = 0;
+  int64_t classes = 0, ignore_index = 0;
 };
 
 struct CategoricalLogProbBackward : Problem {
@@ -57,7 +57,7 @@ struct CategoricalLogProbBackward : Problem {
   Vectors logits;
   Operand x;
   Vectors grad_logits;
-  int64_t classes = 0;
+  int64_t classes = 0, ignore_index = 0;
 };
 
 // params of a site: `mixtures` logits, then for each channel mixtures means, log-scales (, coefficients with 3 channels)

@@ -3,8 +3,9 @@
     python examples/paper/memorization.py                            # minutes on two cores
     python examples/paper/memorization.py --size paper --device cuda
 
-M_i = log p(x_i), averaged over the models trained with x_i, minus the same over the models trained without it: what
-having seen x_i adds to its log-likelihood. Each seed deals 4000 digits into folds and trains one VAE without each.
+M_i = log p(x_i) under models trained with x_i, minus the same under models trained without it: what having seen x_i
+adds to its log-likelihood. p is averaged over as many models on both sides. Each seed deals 4000 digits into folds and
+trains one VAE without each.
 """
 
 import functools
@@ -77,13 +78,6 @@ def log_p(settings: Settings, device: str, task: Task) -> dict[str, Any]:
     return {"log_p": model.bound(x, settings.samples).cpu(), "test": test}
 
 
-def scores(log_p: Tensor, out: Tensor) -> Tensor:
-    """M_i of log p `[runs, N]` and of which digits each run was trained without; all held out equally often."""
-    with_x = log_p.t()[~out.t()].view(out.size(1), -1)
-    without_x = log_p.t()[out.t()].view(out.size(1), -1)
-    return uf.memorization_score(with_x, without_x, dim=1)
-
-
 def plot(found: Tensor, x: Tensor, path: Path) -> None:
     figure = Figure(figsize=(13, 4.0), layout="constrained")
     left, most, least = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
@@ -109,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = common.run_all(functools.partial(log_p, settings, device), tasks, arguments.workers, "VAEs")
     rows = torch.stack([run["log_p"] for run in runs])
     out = torch.stack([held_out(settings.digits, settings.folds, task) for task in tasks])
-    found = scores(rows, out)
+    found = uf.memorization_score(rows, dim=0, included=~out)
     levels = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
     quantiles = found.quantile(torch.tensor(levels)).tolist()
     record = common.header(arguments, asdict(settings), began) | {

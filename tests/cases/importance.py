@@ -328,7 +328,7 @@ CASES = [
         "memorization_score",
         lambda x, y: uf.memorization_score(x, y, dim=0),
         lambda rows, n: [Spec((n, rows), "log_w"), Spec((2 * n, rows), "log_w")],
-        lambda x, y: lme(x, 0) - lme(y, 0),
+        lambda x, y: lme(x, 0) - torch.stack([lme(y.roll(-i, 0)[: len(x)], 0) for i in range(len(y))]).mean(0),
         empty_event=False,
         every_size=False,
         composed=True,

@@ -32,6 +32,7 @@ from unigen_fast.models._model import (
 )
 from unigen_fast.models.adversarial import TELL_APART, Discriminated, tell_apart
 from unigen_fast.objectives import Bound, elbo_loss, iwae_objective, streaming_log_likelihood
+from unigen_fast.reference._common import weigh
 
 PERFECT = "KL(q_η(z|x,y) q^r_*(y|x) ‖ p_θ(z,y|x))"
 ACTIVATED = "KL(q_η(z|x,y) q^r_φ(y|x) ‖ p_θ(z,y|x))"
@@ -272,9 +273,8 @@ class SemiSupervisedVAE(VAE):
         of_labels = self._labelled(x, labels)
         log_class = categorical_log_prob(self.classifier(x), labels)
         of_unlabelled = self._unlabelled(unlabelled, self.classifier(unlabelled))
-        if weights is not None and weights_unlabelled is not None:
-            of_labels, log_class = of_labels * weights, log_class * weights
-            of_unlabelled = of_unlabelled * weights_unlabelled
+        of_labels, log_class = weigh(of_labels, weights), weigh(log_class, weights)
+        of_unlabelled = weigh(of_unlabelled, weights_unlabelled)
         bounds = torch.cat((of_labels, of_unlabelled)).mean()
         classification = -log_class.mean()
         return {

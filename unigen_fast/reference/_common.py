@@ -1,5 +1,7 @@
 """What the reference functions share: the arithmetic dtype and the reductions of the public contract."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,5 +64,21 @@ def sum_event(x: Tensor, event_ndims: int) -> Tensor:
     return x.sum(dim=tuple(range(x.dim() - event_ndims, x.dim()))) if event_ndims else x
 
 
+def weigh(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """rows · weights. A weight of 0 excludes its row: NaN and infinity there reach neither value nor gradient."""
+    if weights is None:
+        return rows
+    return torch.where((weights == 0) & ~rows.isfinite(), 0.0, rows) * weights
+
+
+def read(weights: Tensor | None, event_ndims: int, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors `[rows…, event…]`, with 1, which every formula takes, for what a weight of 0 excludes. So nothing of
+    it reaches a gradient of any order."""
+    if weights is None:
+        return tensors
+    counts = (weights != 0).reshape(*weights.shape, *(1,) * event_ndims)
+    return tuple(None if t is None else torch.where(counts, t, 1.0) for t in tensors)
+
+
 def reduce_weighted(rows: Tensor, weights: Tensor | None, scale: float, reduction: str) -> Tensor:
-    return reduce_rows(rows if weights is None else rows * weights, reduction, scale)
+    return reduce_rows(weigh(rows, weights), reduction, scale)

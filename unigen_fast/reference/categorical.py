@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from unigen_fast.reference._common import reduce_rows, sum_event, upcast
+from unigen_fast.reference._common import read, reduce_weighted, sum_event, upcast
 from unigen_fast.reference.divergence import clamp
 
 
@@ -42,8 +42,8 @@ def categorical_kl(
     """`event_ndims` counts dimensions without that of the classes."""
     q = upcast(logits_q).movedim(class_dim, -1)
     p = None if logits_p is None else upcast(logits_p).movedim(class_dim, -1)
-    rows = sum_event(_kl(q, p, unimix), event_ndims)
-    return reduce_rows(rows if weights is None else rows * weights, reduction, scale)
+    rows = sum_event(_kl(*read(weights, event_ndims + 1, q, p), unimix), event_ndims)
+    return reduce_weighted(rows, weights, scale, reduction)
 
 
 def balanced_categorical_kl(
@@ -71,15 +71,18 @@ def balanced_categorical_kl(
     return dynamics_scale * dynamics + representation_scale * representation, dynamics, representation, kept
 
 
-def categorical_log_prob(logits: Tensor, x: Tensor, class_dim: int, event_ndims: int) -> Tensor:
-    """`x`: int64 classes. One that does not exist gives NaN, and so do its gradients."""
-    log_p = torch.log_softmax(upcast(logits).movedim(class_dim, -1), -1)
+def categorical_log_prob(logits: Tensor, x: Tensor, class_dim: int, event_ndims: int, ignore_index: int) -> Tensor:
+    """`x`: int64 classes. `ignore_index` gives 0, without gradient; any other that does not exist NaN, and so do its
+    gradients."""
+    counts = x != ignore_index
+    log_p = torch.log_softmax(*read(counts, 1, upcast(logits).movedim(class_dim, -1)), -1)
     exists = (x >= 0) & (x < log_p.size(-1))
     if log_p.size(-1) == 0:
         chosen = log_p.sum(-1)
     else:
         chosen = log_p.gather(-1, torch.where(exists, x, 0).unsqueeze(-1)).squeeze(-1)
-    return sum_event(chosen * torch.where(exists, 1.0, math.nan).to(chosen.dtype), event_ndims)
+    sites = chosen * torch.where(exists | ~counts, 1.0, math.nan).to(chosen.dtype)
+    return sum_event(torch.where(counts, sites, 0.0), event_ndims)
 
 
 # ---- the discretized logistic mixture --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from unigen_fast.reference._common import (
     accumulate_dtype,
     finite_exp,
     log1p_minus,
-    reduce_rows,
+    read,
     reduce_weighted,
     softplus,
     sum_event,
@@ -77,6 +77,7 @@ def gaussian_kl(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """Returns (KL, rows before free bits over a row and weights: `[0]` where backward has no use for them)."""
+    mean, logvar, prior_mean, prior_logvar = read(weights, event_ndims, mean, logvar, prior_mean, prior_logvar)
     mean, logvar = upcast(mean), to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
     difference = mean if prior_mean is None else mean - upcast(prior_mean)
     if prior_logvar is None:
@@ -91,9 +92,7 @@ def gaussian_kl(
     kept = rows.detach().contiguous().clone() if free_rows or weights is not None else rows.new_empty((0,))
     if free_rows:
         rows = clamp(rows, free_bits)
-    if weights is not None:
-        rows = rows * weights
-    return reduce_rows(rows, reduction, scale), kept
+    return reduce_weighted(rows, weights, scale, reduction), kept
 
 
 def sample_gaussian(
@@ -153,6 +152,7 @@ def gaussian_kl_monte_carlo(
     reduction: str,
 ) -> Tensor:
     """log q(z) - log p(z); without a mean of q, the expectation of log q(z) in place of the first."""
+    z, mean, logvar, prior_mean, prior_logvar = read(weights, event_ndims, z, mean, logvar, prior_mean, prior_logvar)
     z, logvar = upcast(z), to_logvar(upcast(logvar), spread, clamp_min, clamp_max)
     prior_logvar = to_logvar(upcast(prior_logvar), spread, clamp_min, clamp_max)
     own = torch.ones_like(z) if mean is None else standardized_square(z - upcast(mean), logvar)
@@ -170,6 +170,7 @@ def bernoulli_kl(
 ) -> Tensor:
     """sigma(a) (a - b) + softplus(b) - softplus(a), which does not change where both logits change their signs."""
     dtype = upcast(logits_q).dtype
+    logits_q, logits_p = read(weights, event_ndims, logits_q, logits_p)
     a = upcast(logits_q).double() if logits_q.device.type != "mps" else upcast(logits_q)
     b = torch.zeros_like(a) if logits_p is None else logits_p.to(a.dtype)
     sign = torch.where(a > 0, -torch.ones_like(a), torch.ones_like(a))

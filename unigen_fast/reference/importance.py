@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unigen_fast.reference._common import reduce_rows, softplus, upcast
+from unigen_fast.reference._common import precise, reduce_rows, softplus, upcast
 
 
 def _over_dim(x: Tensor, dim: int | None) -> tuple[Tensor, int]:
@@ -141,6 +141,32 @@ def tvo_loss(log_w: Tensor, dim: int, partition: Sequence[float], reduction: str
         bound = bound + (following - beta) * mean
         statistics += [torch.where(empty, torch.zeros_like(total), total).squeeze(dim), mean]
     return reduce_rows(-bound, reduction), torch.stack(statistics).detach()
+
+
+def tvo_signal(log_w: Tensor, dim: int, partition: Sequence[float]) -> Tensor:
+    """What each sample adds to the bound: sum_p (b_p+1 - b_p) (E_p - E_p without sample k), which is
+    w_k (l_k - E_p) / (1 - w_k). 0 for what is -inf, and throughout a row whose loss is no number."""
+    x = precise(log_w)
+    possible = x != -math.inf
+    largest = x.amax(dim, keepdim=True)
+    base = torch.where(largest == -math.inf, 0.0, largest)
+    distance = torch.where(possible, x - base, 0.0)
+    best = torch.zeros_like(possible).scatter_(dim, x.argmax(dim, keepdim=True), True)
+    second = torch.where(best, -math.inf, x).amax(dim, keepdim=True)
+    second = torch.where(second == -math.inf, base, second) - base
+    signal = torch.zeros_like(x)
+    for beta, following in itertools.pairwise(partition):
+        e = torch.where(possible, (beta * distance).exp(), 0.0)
+        total = e.sum(dim, keepdim=True)
+        mean = (e * distance).sum(dim, keepdim=True) / total
+        # of the others relative to their own largest: they do not vanish beside the best
+        others = torch.where(best | ~possible, 0.0, (beta * (distance - second)).exp())
+        rest = others.sum(dim, keepdim=True)
+        of_others = (others * distance).sum(dim, keepdim=True) / rest
+        own = torch.where(best, e / total * (distance - of_others), e * (distance - mean) / (total - e))
+        signal = signal + (following - beta) * own
+    finite = torch.where(possible & signal.isfinite(), signal, 0.0)
+    return finite.to(log_w.dtype if log_w.dtype == torch.float64 else torch.float32)
 
 
 def vimco_signal(log_w: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast.reference import likelihood as of_likelihood
-from unigen_fast.reference._common import accumulate_dtype, precise, reduce_rows, reduce_weighted
+from unigen_fast.reference._common import accumulate_dtype, precise, read, reduce_rows, reduce_weighted
 from unigen_fast.reference.divergence import gaussian_kl, gaussian_kl_monte_carlo
 from unigen_fast.reference.importance import effective_sample_size, power_bound_loss
 
@@ -54,12 +54,24 @@ def elbo_loss(
     which lead in the Gaussians' parameters too.
     """
     dtype = torch.promote_types(accumulate_dtype(decoder.dtype), accumulate_dtype(mean.dtype))
-    parameters = [precise(p) for p in (decoder, decoder_2, decoder_3) if p is not None]
-    of_x = log_likelihood(likelihood, precise(x), parameters, bins, event_ndims)
-    priors = (None if g is None else precise(g) for g in (prior_mean, prior_logvar))
-    options = (mean.dim() - of_x.dim(), "logvar", 0.0, "sum", *_NO_CLAMP, 1.0, "none")
-    kl, _ = gaussian_kl(precise(mean), precise(logvar), *priors, None, *options)  # type: ignore[call-arg, arg-type]
-    loss = reduce_weighted(kl_weight * kl - of_x, weights, scale, reduction)
+    latent_ndims = mean.dim() - (decoder.dim() - event_ndims)
+
+    def rows(counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        data, *parameters = read(counts, event_ndims, x, *(p for p in (decoder, decoder_2, decoder_3) if p is not None))
+        of_x = log_likelihood(likelihood, precise(data), [precise(p) for p in parameters], bins, event_ndims)
+        given = read(counts, latent_ndims, mean, logvar, prior_mean, prior_logvar)
+        gaussians = (None if g is None else precise(g) for g in given)
+        kl, _ = gaussian_kl(
+            *gaussians, None, latent_ndims, "logvar", 0.0, "sum", *_NO_CLAMP, 1.0, "none"  # type: ignore[call-arg, arg-type]
+        )  # fmt: skip
+        return of_x, kl
+
+    of_x, kl = clean = rows(None)
+    if weights is not None:  # an example that it excludes keeps its rows, and their gradients if they are numbers
+        lost = (weights == 0) & ~(of_x.isfinite() & kl.isfinite())
+        clean = rows(~lost)
+        of_x, kl = (torch.where(lost, a.detach(), b) for a, b in zip((of_x, kl), clean, strict=True))
+    loss = reduce_weighted(kl_weight * clean[1] - clean[0], weights, scale, reduction)
     return loss.to(dtype), of_x.to(dtype), kl.to(dtype)
 
 

@@ -31,6 +31,7 @@ from unigen_fast.triton._rows import (
     store,
     tile_of,
     value_of,
+    weighted,
 )
 
 _LOG_2 = tl.constexpr(math.log(2))
@@ -409,7 +410,7 @@ def _formula_kernel(
         numbers = _load_all(inputs, row, col, shape, mask, DTYPE)
         term = formula_value(numbers, parameters, FORMULA, SPREAD, DTYPE)
         if weights is not None:
-            term *= load(weights, row, col, shape, mask, DTYPE)
+            term = weighted(term, load(weights, row, col, shape, mask, DTYPE))
         total += tl.where(mask, term, 0.0)
     close_rows(tl.sum(total, 1), row, split, close, shape, counts, STAGE, DTYPE)
 
@@ -430,7 +431,7 @@ def _formula_backward_kernel(
     slopes = formula_slopes(numbers, parameters, FORMULA, SPREAD, DATA, DTYPE)
     for k in tl.static_range(len(grads)):
         if grads[k] is not None:
-            store(grads[k], row, col, shape, mask, g * slopes[k])
+            store(grads[k], row, col, shape, mask, weighted(slopes[k], g))
 
 
 # in fp64 they have registers for two elements a thread

@@ -438,6 +438,12 @@ def value_of(scalar, DTYPE: tl.constexpr):
     return tl.full((), scalar[0], DTYPE) + tl.full((), scalar[1], DTYPE)
 
 
+@triton.jit
+def weighted(value, weight):
+    """Their product; a weight of 0 excludes the value, NaN and infinity too."""
+    return tl.where(weight == 0, 0.0, value * weight)
+
+
 # ---- device: closing a sum over rows ---------------------------------------------------------------------------------
 
 
@@ -476,7 +482,7 @@ def _finish_values(sums, row, weights, kept, floor, shape, counts, DTYPE: tl.con
         least = value_of(floor, DTYPE)
         value = tl.where(value < least, least, value)  # keeps a NaN
     if weights is not None:
-        value *= load_rows(weights, row, shape, counts, DTYPE)
+        value = weighted(value, load_rows(weights, row, shape, counts, DTYPE))
     return tl.where(row < counts[0], value, 0.0)
 
 

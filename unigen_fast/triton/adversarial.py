@@ -25,6 +25,7 @@ from unigen_fast.triton._rows import (
     store,
     tile_of,
     value_of,
+    weighted,
 )
 
 __all__ = [
@@ -209,7 +210,7 @@ def _term_backward_kernel(
             g = load(grad, row, col, shapes[i], mask, DTYPE) * value_of(factors[i], DTYPE)
             logit = load(x, row, col, shapes[i], mask, DTYPE)
             slope = _slope(logit, tl.constexpr(TERMS[i]))
-            store(out, row, col, shapes[i], mask, tl.where(slope == 0, 0.0, g * slope))
+            store(out, row, col, shapes[i], mask, weighted(weighted(g, slope), g))
 
 
 def logit_term(logits: Tensor, term: int, scale: float) -> Tensor:
@@ -593,15 +594,15 @@ def _coupled_backward_kernel(
             inverse_mean = tl.load(statistics + WITH[i] * 6 + 5)
         factor = given * value_of(factors[i], DTYPE)
         if COUPLINGS[i] == "averages":
-            through_mean = given * value_of(shares[i], DTYPE) * tl.load(statistics + WITH[i] * 6 + 5)
+            through_mean = weighted(tl.load(statistics + WITH[i] * 6 + 5), given * value_of(shares[i], DTYPE))
         for start in range(first, last, BLOCK_C):
             col, mask = columns_at(start, row, counts[i], BLOCK_C)
             logit = load(x, row, col, shapes[i], mask, DTYPE)
             coupled, inner = _couple(logit, summary, inverse_mean, tl.constexpr(COUPLINGS[i]))
-            slope = factor * _slope(coupled, tl.constexpr(TERMS[i]))
+            slope = weighted(_slope(coupled, tl.constexpr(TERMS[i])), factor)
             if COUPLINGS[i] == "averages":
                 slope -= through_mean
-            store(out, row, col, shapes[i], mask, tl.where(inner == 0, 0.0, slope * inner))
+            store(out, row, col, shapes[i], mask, weighted(weighted(slope, inner), slope))
 
 
 def _links(count: int, reals: int, coupling: str) -> tuple[list[str], list[int]]:
@@ -771,7 +772,7 @@ def _grouped_backward_kernel(
         loss = load(losses, row, col, shape, mask, DTYPE)
         slope += (softplus(-logit) - loss) / value_of(temperature, DTYPE)
     given = tl.load(grad) * tl.load(factor)
-    store(out, row, col, shape, mask, tl.where(weight == 0, 0.0, given * weight * slope))
+    store(out, row, col, shape, mask, weighted(weighted(slope, weight), given))
 
 
 def grouped_importance_weighted_generator_loss(

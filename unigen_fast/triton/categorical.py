@@ -27,6 +27,7 @@ from unigen_fast.triton._rows import (
     store,
     store_rows,
     value_of,
+    weighted,
 )
 
 __all__ = [
@@ -204,20 +205,20 @@ def _kl_backward_kernel(
         by_q += load_rows(own_q, row, shape, counts, DTYPE)
     if own_p is not None:
         by_p += load_rows(own_p, row, shape, counts, DTYPE)
-    by_q = (by_q * share)[:, None]
-    by_p = (by_p * share)[:, None]
+    by_q = weighted(by_q, share)[:, None]
+    by_p = weighted(by_p, share)[:, None]
     for start in range(0, counts[1], BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         q, p, ratio, d, _ = _kl_classes(
             logits_q, logits_p, of_q, of_p, unimix, row, col, mask, shape, counts, DTYPE
         )  # fmt: skip
         if grad_q is not None:
-            store(grad_q, row, col, shape, mask, by_q * tl.where(q == 0, 0.0, q * (d - mean_d[:, None])))
+            store(grad_q, row, col, shape, mask, weighted(weighted(d - mean_d[:, None], q), by_q))
         if grad_p is not None:
             if unimix is not None:
-                store(grad_p, row, col, shape, mask, by_p * (p * (mean_ratio[:, None] - ratio)))
+                store(grad_p, row, col, shape, mask, weighted(p * (mean_ratio[:, None] - ratio), by_p))
             else:
-                store(grad_p, row, col, shape, mask, by_p * (p - q))
+                store(grad_p, row, col, shape, mask, weighted(p - q, by_p))
 
 
 def _unimix(unimix: float, classes: int) -> Any:
@@ -320,19 +321,20 @@ def balanced_categorical_kl_backward(
 
 
 @triton.jit
-def _load_classes(x, row, shape, counts):
-    """int64 classes of the rows, -1 for those that do not exist."""
+def _load_classes(x, ignore_index, row, shape, counts):
+    """int64 classes of the rows, -1 for those that do not exist; and which rows' are not ignored."""
     address = x[0] + _rows.offsets(row, shape[0], x[1])
     chosen = tl.load(address, mask=row < counts[0], other=0)
-    return tl.where((chosen >= 0) & (chosen < counts[1]), chosen, -1)
+    return tl.where((chosen >= 0) & (chosen < counts[1]), chosen, -1), chosen != ignore_index
 
 
 @triton.jit
 def _chosen(
-    logits, x, row, shape, counts, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+    logits, x, ignore_index, row, shape, counts, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """(class, maximum, its logit above that, sum of the others' exponentials): nothing cancels where p is near 1."""
-    chosen = _load_classes(x, row, shape, counts)
+    """(class, whether it counts, maximum, its logit above that, sum of the others' exponentials): nothing cancels where
+    p is near 1."""
+    chosen, counted = _load_classes(x, ignore_index, row, shape, counts)
     above = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
     others = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
     highest = _maximum_of(logits, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C)
@@ -341,7 +343,7 @@ def _chosen(
         value = load(logits, row, col, shape, mask, DTYPE) - highest[:, None]
         others += tl.where(mask & (col[None, :] != chosen[:, None]), tl.exp(value), 0.0)
         above += tl.where(mask & (col[None, :] == chosen[:, None]), value, 0.0)
-    return chosen, highest, tl.where(chosen < 0, float("nan"), tl.sum(above, 1)), tl.sum(others, 1)
+    return chosen, counted, highest, tl.where(chosen < 0, float("nan"), tl.sum(above, 1)), tl.sum(others, 1)
 
 
 @triton.jit
@@ -353,42 +355,47 @@ def _log1p(x):
 
 @triton.jit
 def _log_prob_kernel(
-    logits, x, out, shape, counts,
+    logits, x, out, ignore_index, shape, counts,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)
-    _, _, above, others = _chosen(logits, x, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C)
-    store_rows(out, row, shape, counts, above - _log1p(others + (tl.exp(above) - 1)))
+    _, counted, _, above, others = _chosen(logits, x, ignore_index, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C)
+    store_rows(out, row, shape, counts, tl.where(counted, above - _log1p(others + (tl.exp(above) - 1)), 0.0))
 
 
 @triton.jit
 def _log_prob_backward_kernel(
-    logits, grad_logits, x, grad, shape, counts,
+    logits, grad_logits, x, grad, ignore_index, shape, counts,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)
-    chosen, highest, above, others = _chosen(logits, x, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C)
-    share = divide(load_rows(grad, row, shape, counts, DTYPE), others + tl.exp(above))
+    chosen, counted, highest, above, others = _chosen(
+        logits, x, ignore_index, row, shape, counts, DTYPE, BLOCK_R, BLOCK_C
+    )  # fmt: skip
+    g = tl.where(counted, load_rows(grad, row, shape, counts, DTYPE), 0.0)
+    share = tl.where(g == 0, 0.0, divide(g, others + tl.exp(above)))
     for start in range(0, counts[1], BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         e = tl.exp(load(logits, row, col, shape, mask, DTYPE) - highest[:, None])
         slope = tl.where(col[None, :] == chosen[:, None], others[:, None], -e)
-        store(grad_logits, row, col, shape, mask, share[:, None] * slope)
+        store(grad_logits, row, col, shape, mask, weighted(slope, share[:, None]))
 
 
-def categorical_log_prob(logits: Tensor, x: Tensor, class_dim: int, event_ndims: int) -> Tensor:
+def categorical_log_prob(logits: Tensor, x: Tensor, class_dim: int, event_ndims: int, ignore_index: int) -> Tensor:
     out = logits.new_empty(x.shape, dtype=_rows.result_dtype(logits))
     g, full, rows = _rows.operands((class_dim,), (logits,), (x, out))
     dtype = _rows.arithmetic(logits)
     plan = _whole(g, dtype)
     _rows.launch(
-        _log_prob_kernel, (_rows.ceil_div(g.rows, plan.block_r),), x.device, *full, *rows, g.shape, plan.counts,
-        DTYPE=dtype, INDEX=g.index, **plan.constants,
+        _log_prob_kernel, (_rows.ceil_div(g.rows, plan.block_r),), x.device, *full, *rows, ignore_index, g.shape,
+        plan.counts, DTYPE=dtype, INDEX=g.index, **plan.constants,
     )  # fmt: skip
     return _sum_sites(out, event_ndims)[0]
 
 
-def categorical_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, class_dim: int, event_ndims: int) -> Tensor:
+def categorical_log_prob_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, class_dim: int, event_ndims: int, ignore_index: int
+) -> Tensor:
     result = torch.empty_like(logits)
     g, full, rows = _rows.operands((class_dim,), (logits, result), (x, _of_sites(grad, tuple(x.shape), event_ndims)))
     dtype = _rows.arithmetic(logits)
@@ -396,8 +403,8 @@ def categorical_log_prob_backward(grad: Tensor, logits: Tensor, x: Tensor, class
     plan = plan._replace(num_warps=min(2 * plan.num_warps, 16))  # else 16-bit logits spill
     if logits.size(class_dim):
         _rows.launch(
-            _log_prob_backward_kernel, (_rows.ceil_div(g.rows, plan.block_r),), x.device, *full, *rows, g.shape,
-            plan.counts, DTYPE=dtype, INDEX=g.index, **plan.constants,
+            _log_prob_backward_kernel, (_rows.ceil_div(g.rows, plan.block_r),), x.device, *full, *rows, ignore_index,
+            g.shape, plan.counts, DTYPE=dtype, INDEX=g.index, **plan.constants,
         )  # fmt: skip
     return result
 
@@ -516,19 +523,19 @@ def _mixture_backward_kernel(
     n = counts[1]
     g = load_rows(grad, row, shape, counts, DTYPE)[:, None]
     share = divide(g * tl.exp(joint - max_joint[:, None]), tl.broadcast_to(total[:, None], joint.shape))
-    share = tl.where(mask, share, 0.0)
+    share = tl.where(mask & (g != 0), share, 0.0)
     if grad_params is not None:
         of_prior = divide(g * tl.exp(logits - max_logit[:, None]), tl.broadcast_to(prior[:, None], logits.shape))
-        _store_number(grad_params, row, m, -1, shape, mask, n, share - of_prior)
+        _store_number(grad_params, row, m, -1, shape, mask, n, tl.where(g == 0, 0.0, share - of_prior))
     x0 = _channel(x, 0, row, shape, counts, DTYPE)
     _, slope, by_scale = _logistic(
         x0, x0 - _number(numbers, row, m, 0, shape, mask, n, DTYPE), _number(numbers, row, m, 1, shape, mask, n, DTYPE)
     )
-    by_mean = -_weighted(share, slope)
+    by_mean = -weighted(slope, share)
     by_x0 = -by_mean
     if grad_params is not None:
         _store_number(grad_params, row, m, 0, shape, mask, n, by_mean)
-        _store_number(grad_params, row, m, 1, shape, mask, n, _weighted(share, by_scale))
+        _store_number(grad_params, row, m, 1, shape, mask, n, weighted(by_scale, share))
     if CHANNELS == 3:
         x1 = _channel(x, 1, row, shape, counts, DTYPE)
         x2 = _channel(x, 2, row, shape, counts, DTYPE)
@@ -538,32 +545,27 @@ def _mixture_backward_kernel(
         mean1 = _number(numbers, row, m, 3, shape, mask, n, DTYPE) + t0 * x0
         mean2 = _number(numbers, row, m, 6, shape, mask, n, DTYPE) + (t1 * x0 + t2 * x1)
         _, slope, by_scale = _logistic(x1, x1 - mean1, _number(numbers, row, m, 4, shape, mask, n, DTYPE))
-        by_mean = -_weighted(share, slope)
-        by_x0 += by_mean * t0
+        by_mean = -weighted(slope, share)
+        by_x0 += weighted(t0, by_mean)
         by_x1 = -by_mean
         if grad_params is not None:
-            _store_number(grad_params, row, m, 2, shape, mask, n, by_mean * x0 * slope0)
+            _store_number(grad_params, row, m, 2, shape, mask, n, weighted(x0 * slope0, by_mean))
             _store_number(grad_params, row, m, 3, shape, mask, n, by_mean)
-            _store_number(grad_params, row, m, 4, shape, mask, n, _weighted(share, by_scale))
+            _store_number(grad_params, row, m, 4, shape, mask, n, weighted(by_scale, share))
         _, slope, by_scale = _logistic(x2, x2 - mean2, _number(numbers, row, m, 7, shape, mask, n, DTYPE))
-        by_mean = -_weighted(share, slope)
-        by_x0 += by_mean * t1
-        by_x1 += by_mean * t2
+        by_mean = -weighted(slope, share)
+        by_x0 += weighted(t1, by_mean)
+        by_x1 += weighted(t2, by_mean)
         if grad_params is not None:
-            _store_number(grad_params, row, m, 5, shape, mask, n, by_mean * x0 * slope1)
+            _store_number(grad_params, row, m, 5, shape, mask, n, weighted(x0 * slope1, by_mean))
             _store_number(grad_params, row, m, 6, shape, mask, n, by_mean)
-            _store_number(grad_params, row, m, 7, shape, mask, n, _weighted(share, by_scale))
-            _store_number(grad_params, row, m, 8, shape, mask, n, by_mean * x1 * slope2)
+            _store_number(grad_params, row, m, 7, shape, mask, n, weighted(by_scale, share))
+            _store_number(grad_params, row, m, 8, shape, mask, n, weighted(x1 * slope2, by_mean))
         if grad_x is not None:
             _store_channel(grad_x, 1, row, shape, counts, tl.sum(by_x1, 1))
             _store_channel(grad_x, 2, row, shape, counts, tl.sum(-by_mean, 1))
     if grad_x is not None:
         _store_channel(grad_x, 0, row, shape, counts, tl.sum(by_x0, 1))
-
-
-@triton.jit
-def _weighted(weight, value):
-    return tl.where(weight == 0, 0.0, weight * value)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from unigen_fast.triton._rows import (
     tile_of,
     tile_offsets,
     value_of,
+    weighted,
 )
 from unigen_fast.triton.philox import normal_at, normal_of_blocks
 
@@ -120,13 +121,13 @@ def _kl_backward_kernel(
 
     of_mean, of_logvar, of_prior_logvar = gaussian_kl_slopes(d, v, pv)
     if grad_mean is not None:
-        store(grad_mean, row, col, shape, mask, g * of_mean)
+        store(grad_mean, row, col, shape, mask, weighted(of_mean, g))
     if grad_prior_mean is not None:
-        store(grad_prior_mean, row, col, shape, mask, -g * of_mean)
+        store(grad_prior_mean, row, col, shape, mask, weighted(-of_mean, g))
     if grad_spread is not None:
-        store(grad_spread, row, col, shape, mask, chain(g * of_logvar, slope))
+        store(grad_spread, row, col, shape, mask, tl.where(g == 0, 0.0, chain(g * of_logvar, slope)))
     if grad_prior_spread is not None:
-        store(grad_prior_spread, row, col, shape, mask, chain(g * of_prior_logvar, prior_slope))
+        store(grad_prior_spread, row, col, shape, mask, tl.where(g == 0, 0.0, chain(g * of_prior_logvar, prior_slope)))
 
 
 def gaussian_kl(
@@ -304,15 +305,15 @@ def _sample_backward_kernel(
         k = load_rows(grad_kl, row, shape, counts, DTYPE)[:, None]
     if grad_mean is not None:
         if grad_kl is not None:
-            by_mean += k * load(mean, row, col, shape, mask, DTYPE)
+            by_mean += weighted(load(mean, row, col, shape, mask, DTYPE), k)
         store(grad_mean, row, col, shape, mask, by_mean)
     if grad_spread is not None:
         value = load(spread, row, col, shape, mask, DTYPE)
         v, slope = logvar_of(value, clamp, SPREAD)
         _, std_slope = _std(value, v, slope, clamp, SPREAD)
-        result = chain(by_std, std_slope)
+        result = tl.where(by_std == 0, 0.0, chain(by_std, std_slope))
         if grad_kl is not None:
-            result += chain(0.5 * k * expm1(v), slope)
+            result += tl.where(k == 0, 0.0, chain(0.5 * k * expm1(v), slope))
         store(grad_spread, row, col, shape, mask, result)
 
 

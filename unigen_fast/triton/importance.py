@@ -31,6 +31,7 @@ from unigen_fast.triton._rows import (
     store_rows,
     tile_of,
     value_of,
+    weighted,
 )
 
 __all__ = [
@@ -231,7 +232,7 @@ def _weights_kernel(
     weights = softmax_weights(log_w, maximum, total)
     if grad is not None:
         g = load_rows(grad, row, shape, counts, DTYPE) * value_of(factor, DTYPE)
-        weights = tl.where((total == 0)[:, None], 0.0, g[:, None] * weights)
+        weights = tl.where((total == 0)[:, None], 0.0, weighted(weights, g[:, None]))
     store(out, row, col, shape, mask, weights)
 
 
@@ -278,8 +279,9 @@ def importance_weights(log_w: Tensor, dim: int, temperature: float) -> Tensor:
 
 
 @triton.jit
-def weighted(g, w):
-    return tl.where(w == 0, 0.0, g * w)
+def _product(g, w):
+    """0 where either is."""
+    return weighted(weighted(g, w), g)
 
 
 @triton.jit
@@ -293,7 +295,7 @@ def _dot_kernel(
     for start in range(first, last, BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         g = load(grad, row, col, shape, mask, DTYPE)
-        total += weighted(g, load(weights, row, col, shape, mask, DTYPE))
+        total += _product(g, load(weights, row, col, shape, mask, DTYPE))
     close_rows(tl.sum(total, 1), row, split, close, shape, counts, STAGE, DTYPE)
 
 
@@ -302,15 +304,16 @@ def _weights_backward_kernel(
     grad, weights, mean, out, inverse_temperature, shape, counts,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """w (g - mean) / temperature, `mean` being sum w·g. Without it the tile holds whole rows."""
+    """w (g - mean) / temperature, `mean` being sum w·g. Without it the tile holds whole rows. A row without gradient
+    has none, be its weights NaN."""
     row, col, mask = tile_of(counts, BLOCK_R, BLOCK_C, INDEX)
     g = load(grad, row, col, shape, mask, DTYPE)
     w = load(weights, row, col, shape, mask, DTYPE)
     if mean is None:
-        center = tl.sum(weighted(g, w), 1)
+        center = tl.sum(_product(g, w), 1)
     else:
         center = load_rows(mean, row, shape, counts, DTYPE)
-    value = tl.where(w == 0, 0.0, w * (g - center[:, None])) * value_of(inverse_temperature, DTYPE)
+    value = _product(g - center[:, None], w) * value_of(inverse_temperature, DTYPE)
     store(out, row, col, shape, mask, value)
 
 
@@ -352,7 +355,7 @@ def _generator_backward_kernel(
     if not DETACH:
         slope += (softplus(-logit) - load_rows(statistics[2], row, shape, counts, DTYPE)[:, None]) * inverse
     g = load_rows(grad, row, shape, counts, DTYPE) * value_of(factor, DTYPE)
-    store(out, row, col, shape, mask, tl.where(w == 0, 0.0, g[:, None] * w * slope))
+    store(out, row, col, shape, mask, weighted(weighted(slope, w), g[:, None]))
 
 
 def importance_weighted_generator_loss_backward(
@@ -516,7 +519,7 @@ def power_slope(x, g, base, total, parameters, count, KIND: tl.constexpr):
         elbo = value_of(parameters[3], g.dtype)
         bound = g * (1 - elbo)
         each = tl.where(total == 0, 0.0, g * elbo * value_of(count[0], g.dtype))
-    weight = (bound * _inverse(total))[:, None]
+    weight = weighted(_inverse(total), bound)[:, None]
     return weighted(_power_weight(x, base, parameters[0], KIND), weight) + each[:, None]
 
 
@@ -735,14 +738,14 @@ def _slopes_kernel(
     if KIND == "vimco":
         inverse = _inverse(load_rows(statistics, row, shape, counts, DTYPE, 1))
         if out[0] is not None:
-            store(out[0], row, col, shape, mask, (g * inverse)[:, None] * tl.exp(x - base[:, None]))
+            store(out[0], row, col, shape, mask, weighted(inverse[:, None] * tl.exp(x - base[:, None]), g[:, None]))
         if out[1] is not None:
             drop = load_rows(statistics, row, shape, counts, DTYPE, 2)
             missing = load_rows(statistics, row, shape, counts, DTYPE, 3)
             best = load_rows(statistics, row, shape, counts, DTYPE, 4)
             inverse_others = value_of(count[2], DTYPE)
             signal = _vimco_signal(x, base, inverse, drop, missing, best, inverse_others)
-            store(out[1], row, col, shape, mask, g[:, None] * signal)
+            store(out[1], row, col, shape, mask, weighted(signal, g[:, None]))
     elif KIND == "tvo":
         distance = x - base[:, None]
         slope = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
@@ -755,20 +758,20 @@ def _slopes_kernel(
             mean = load_rows(statistics, row, shape, counts, DTYPE, 2 * sweep + 2)
             weight = _tempered(distance, beta) * (width * inverse)[:, None]
             slope += weighted(tl.where(beta == 0, 1.0, 1 + beta * (distance - mean[:, None])), weight)
-        store(out[0], row, col, shape, mask, g[:, None] * slope)
+        store(out[0], row, col, shape, mask, weighted(slope, g[:, None]))
     elif KIND == "variance":
         mean = load_rows(statistics, row, shape, counts, DTYPE, 1)
-        store(out[0], row, col, shape, mask, g[:, None] * ((x - base[:, None]) - mean[:, None]))
+        store(out[0], row, col, shape, mask, weighted((x - base[:, None]) - mean[:, None], g[:, None]))
     elif KIND == "rws" or KIND == "weighted sum":
         y = load(inputs[1], row, col, shape, mask, DTYPE)
         other = load_rows(given[1], row, shape, counts, DTYPE)
         inverse = _inverse(load_rows(statistics, row, shape, counts, DTYPE, 1))
         weight = tl.exp(_log_weights(x, y, parameters, KIND) - base[:, None]) * inverse[:, None]
         if KIND == "rws":
-            first = g[:, None] * weight
-            second = (other * value_of(factor, DTYPE))[:, None] * weight
+            first = weighted(weight, g[:, None])
+            second = weighted(weight, (other * value_of(factor, DTYPE))[:, None])
         else:
-            second = g[:, None] * weight
+            second = weighted(weight, g[:, None])
             first = weighted((y - other[:, None]) * value_of(parameters, DTYPE), second)
         if out[0] is not None:
             store(out[0], row, col, shape, mask, first)

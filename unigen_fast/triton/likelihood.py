@@ -16,6 +16,7 @@ from unigen_fast.triton._rows import (
     sigmoid,
     store,
     tile_of,
+    weighted,
 )
 
 __all__ = [
@@ -72,10 +73,10 @@ def _bernoulli_backward_kernel(
     logit = load(logits, row, col, shape, mask, DTYPE)
     x = load(data, row, col, shape, mask, DTYPE)
     if grad_logits is not None:
-        store(grad_logits, row, col, shape, mask, g * bernoulli_slope(logit, x))
+        store(grad_logits, row, col, shape, mask, weighted(bernoulli_slope(logit, x), g))
     if grad_data is not None:
         certain = (tl.abs(logit) == float("inf")) & (tl.where(logit >= 0, 1 - x, x) == 0)
-        store(grad_data, row, col, shape, mask, g * tl.where(certain, 0.0, logit))
+        store(grad_data, row, col, shape, mask, weighted(tl.where(certain, 0.0, logit), g))
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_ndims: int) -> Tensor:

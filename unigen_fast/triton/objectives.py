@@ -27,7 +27,7 @@ from torch import Tensor
 
 from unigen_fast.triton import _rows
 from unigen_fast.triton._formulas import LARGE, formula_slopes, formula_value
-from unigen_fast.triton._rows import close_total, divide, load_splits, offsets, value_of
+from unigen_fast.triton._rows import close_total, divide, load_splits, offsets, value_of, weighted
 from unigen_fast.triton.divergence import gaussian_kl_slopes, gaussian_kl_value
 from unigen_fast.triton.importance import (
     add_largest,
@@ -37,7 +37,6 @@ from unigen_fast.triton.importance import (
     power_parameters,
     power_slope,
     power_value,
-    weighted,
 )
 from unigen_fast.triton.likelihood import bernoulli_slope, bernoulli_value
 
@@ -171,9 +170,9 @@ def _elbo_coefficients(given, weights, numbers, at, DTYPE: tl.constexpr):
     """Of the log-likelihoods and of the KL in the gradient; 0 beyond the last row."""
     c = tl.zeros([1, 1], DTYPE) + value_of(numbers[1], DTYPE)
     if weights is not None:
-        c = c * _load(weights, at, DTYPE)
+        c = weighted(c, _load(weights, at, DTYPE))
     if given is not None:
-        c = c * _load(given[0], at, DTYPE)
+        c = weighted(_load(given[0], at, DTYPE), c)
     of_x, of_kl = -c, c * value_of(numbers[0], DTYPE)
     if given is not None:
         of_x, of_kl = of_x + _load(given[1], at, DTYPE), of_kl + _load(given[2], at, DTYPE)
@@ -187,7 +186,7 @@ def _elbo_rows(of_x, of_kl, rows, weights, numbers, at, STAGE: tl.constexpr, DTY
     _store(rows[0], at, of_x)
     value = value_of(numbers[0], DTYPE) * of_kl - of_x
     if weights is not None:
-        value *= _load(weights, at, DTYPE)
+        value = weighted(value, _load(weights, at, DTYPE))
     if STAGE == "rows":
         _store(rows[2], at, value * value_of(numbers[1], DTYPE))
     return tl.where(at[5][:, None], value, 0.0)

@@ -188,18 +188,19 @@ def _pair_slopes_kernel(
         g0, g1, g2 = _gradient(grads[0], i, points), _gradient(grads[1], i, points), _gradient(grads[2], i, points)
         g3, g4, g5 = _gradient(grads[3], i, points), _gradient(grads[4], i, points), _gradient(grads[5], i, points)
         marginal_slope = g1 - g4 + g5
+        none = (g0 - g3 + g4 == 0) & (marginal_slope == 0) & (g2 + g3 == 0) & (g5 == 0)  # no gradient, whatever z is
         shift = tl.load(statistics + cols * points + i, mask=i < points, other=0.0)
         total = tl.load(statistics + (cols + 1) * points + i, mask=i < points, other=1.0)
-        joint_slope = tl.where(total == 0, 0.0, (g0 - g3 + g4) / tl.where(total == 0, 1.0, total))
+        joint_slope = tl.where(none | (total == 0), 0.0, (g0 - g3 + g4) / tl.where(total == 0, 1.0, total))
         w = _weights(i, j, points, size, ESTIMATOR, DTYPE)
         joint = _joint(z, mean, logvar, i, j, counts, DTYPE, BLOCK_I, BLOCK_J, CHUNK)
-        slope = tl.where(w == 0, 0.0, w * tl.exp((joint - shift[:, None].to(tl.float64)).to(DTYPE)))
+        slope = tl.where((w == 0) | none[:, None], 0.0, w * tl.exp((joint - shift[:, None].to(tl.float64)).to(DTYPE)))
         slope = slope * joint_slope[:, None] + tl.where(i[:, None] == j[None, :], (g2 + g3)[:, None], 0.0)
         log_most = _log_most(points, size, ESTIMATOR, DTYPE)
         for d in range(0, cols):
-            zi = _column(z, i, d, points, DTYPE)
+            zi = tl.where(none, 0.0, _column(z, i, d, points, DTYPE))
             marginal = tl.load(statistics + d * points + i, mask=i < points, other=float("inf"))
-            nothing = marginal == -float("inf")  # no density at all: no weight
+            nothing = none | (marginal == -float("inf"))  # no density at all: no weight
             marginal = tl.where(nothing, float("inf"), marginal - log_most)
             density, t, rate = _log_density(
                 zi, _column(mean, j, d, points, DTYPE), _column(logvar, j, d, points, DTYPE)
