@@ -827,4 +827,4 @@ def test_errors_of_the_orders(device: torch.device) -> None:
             lambda b=beta: uf.ciwae_loss(x, dim=1, beta=b), ValueError, f"beta: got {beta}, expected a number"
         )
     for f in (uf.vimco_loss, uf.rws_losses):
-        assert_refused(lambda f=f: f(x, x[:, :3], dim=1), ValueError, "expected shapes that broadcast together")
+        assert_refused(lambda f=f: f(x, x[:, :3], dim=1), ValueError, r"got shape \(3, 3\) beside log_[wp] \(3, 4\)")

@@ -111,7 +111,7 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
 
 
 def _listed(name: str, logits: Logits) -> list[Tensor]:
-    if not isinstance(logits, Iterable):
+    if not isinstance(logits, Iterable) or hasattr(logits, "__array__"):
         raise TypeError(f"{name}: expected a torch.Tensor or a list of them, got {type(logits).__name__}")
     items = list(logits)
     if not items:
@@ -442,22 +442,22 @@ def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False
 
     Args:
         logits: any shape.
-        y: 0, 1, or a tensor of labels in [0, 1] broadcastable with `logits`.
+        y: 0, 1, or a tensor of labels in [0, 1] of the shape of `logits`, 1 where it is the same for all.
         reversed: whether to give log q^r.
 
     Returns:
-        Elementwise, in the shape that `logits` and `y` broadcast to. <= 0.
+        Elementwise, in the shape of `logits`. <= 0.
 
     Raises:
         TypeError: `logits` is no floating-point tensor.
-        ValueError: a number `y` that is neither 0 nor 1; shapes that do not broadcast.
+        ValueError: a number `y` that is neither 0 nor 1; shapes that differ other than by a written 1.
 
     Source: Hu et al. (2018), Sec. 3.1, Eq. 3.
     """
     _checks.floating("logits", logits)
     if isinstance(y, Tensor):
-        y = 1 - y.to(logits.dtype) if reversed else y.to(logits.dtype)
-        logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
+        y = _checks.tensor("y", y).to(logits.dtype)
+        logits, y = _checks.elementwise(logits=logits, y=1 - y if reversed else y)
         return _ops.bernoulli_log_prob((logits, y), 0)
     term = _TERM["logistic_real" if _label(y) != reversed else "logistic_fake"]
     return _ops.logit_term((logits,), term, -1.0)
@@ -473,7 +473,7 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
 
     Args:
         logits: any shape; `[..., C]` with `y=(a, b)`.
-        y: 0, 1, a tensor of 0s and 1s broadcastable with `logits`, or a pair of classes.
+        y: 0, 1, a tensor of 0s and 1s of the shape of `logits`, 1 where it is the same for all, or a pair of classes.
         reversed: whether to give the ratio of q^r.
 
     Returns:
@@ -481,7 +481,7 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
 
     Raises:
         TypeError: `logits` is no floating-point tensor.
-        ValueError: `y` is no label, a class is out of range, or shapes do not broadcast.
+        ValueError: `y` is no label, a class is out of range, or shapes differ other than by a written 1.
 
     Source: Hu et al. (2018), Eq. 16, whose weight is exp(log_ratio(l, y=0, reversed=True)).
     """
@@ -494,8 +494,7 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
         pair = upcast(logits)
         return (pair.select(-1, a) - pair.select(-1, b)) * sign
     if isinstance(y, Tensor):
-        y = y.to(logits.dtype)
-        logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
+        logits, y = _checks.elementwise(logits=logits, y=_checks.tensor("y", y).to(logits.dtype))
         return upcast(logits) * torch.where(y > 0.5, sign, -sign)
     return _ops.logit_term((logits,), _TERM["linear"], -sign if _label(y) else sign)
 

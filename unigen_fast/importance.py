@@ -394,8 +394,8 @@ def vimco_loss(log_w: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Args:
         log_w: log-weights in nats, K >= 2 samples along `dim`, any strides.
-        log_q: log q(z_k | x) of the samples, same shape (or one that broadcasts).
-        dim: the dimension of the samples, of the broadcast shape.
+        log_q: log q(z_k | x) of the samples, same shape, or 1 where it is the same for all.
+        dim: the dimension of the samples.
         reduction: over the rows: "mean", "sum" or "none".
 
     Returns:
@@ -404,13 +404,13 @@ def vimco_loss(log_w: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: shapes do not broadcast; devices differ; `dim` is out of range or holds fewer than two samples;
-            unknown `reduction`.
+        ValueError: shapes that differ other than by a written 1; devices differ; `dim` is out of range or holds fewer
+            than two samples; unknown `reduction`.
 
     Source: Mnih & Rezende, "Variational Inference for Monte Carlo Objectives" (2016), the leave-one-out signal with
     the geometric mean.
     """
-    log_w, log_q = _checks.same_kind(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
+    log_w, log_q = _checks.elementwise(log_w=log_w, log_q=log_q)
     dim = _checks.several_samples("log_w", log_w, dim, "a sample is compared with the others")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     return _ops.vimco_loss((log_w, log_q), dim, reduction)
@@ -424,8 +424,8 @@ def rws_losses(log_p: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Args:
         log_p: log p(x, z_k) in nats, K >= 1 samples along `dim`, any strides.
-        log_q: log q(z_k | x), same shape (or one that broadcasts).
-        dim: the dimension of the samples, of the broadcast shape.
+        log_q: log q(z_k | x), same shape, or 1 where it is the same for all.
+        dim: the dimension of the samples.
         reduction: over the rows: "mean", "sum" or "none".
 
     Returns:
@@ -433,13 +433,13 @@ def rws_losses(log_p: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: shapes do not broadcast; devices differ; `dim` is out of range or holds no samples; unknown
-            `reduction`.
+        ValueError: shapes that differ other than by a written 1; devices differ; `dim` is out of range or holds no
+            samples; unknown `reduction`.
 
     Source: Bornschein & Bengio, "Reweighted Wake-Sleep" (2015); Le et al., "Revisiting Reweighted Wake-Sleep" (2019),
     wake-phase phi and theta updates.
     """
-    log_p, log_q = _checks.same_kind(log_p=log_p, log_q=log_q)  # type: ignore[assignment]
+    log_p, log_q = _checks.elementwise(log_p=log_p, log_q=log_q)
     dim = _checks.sample_dimension("log_p", log_p, dim)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     return _ops.rws_losses((log_p, log_q), dim, reduction)
@@ -529,20 +529,20 @@ def trajectory_balance_loss(log_w: Tensor, log_z: Tensor, *, reduction: str = "m
 
     Args:
         log_w: log-weights of trajectories, in nats, any shape.
-        log_z: the learned log-partition function: one number, or any shape that broadcasts.
+        log_z: the learned log-partition function: one number, or the shape of `log_w`, 1 where it is the same for all.
         reduction: over all trajectories: "mean", "sum" or "none".
 
     Returns:
-        A scalar, or with "none" the broadcast shape.
+        A scalar, or with "none" the shape of the trajectories.
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: shapes do not broadcast; devices differ; unknown `reduction`.
+        ValueError: shapes that differ other than by a written 1; devices differ; unknown `reduction`.
 
     Source: Malkin, Jain, Bengio, Sun, Bengio, "Trajectory Balance" (2022), the loss L_TB; Malkin et al., "GFlowNets
     and Variational Inference" (2023).
     """
-    log_w, log_z = _checks.same_kind(log_w=log_w, log_z=log_z)  # type: ignore[assignment]
+    log_w, log_z = _checks.elementwise(log_w=log_w, log_z=log_z)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     return reduce_rows((upcast(log_z) - upcast(log_w)).square(), reduction)
 
@@ -558,11 +558,12 @@ def memorization_score(log_px_in: Tensor, log_px_out: Tensor, *, dim: int) -> Te
         dim: the dimension of the models.
 
     Returns:
-        The broadcast shape of both without `dim`. NaN where both are `-inf`.
+        The shape of both without `dim`. NaN where both are `-inf`.
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: `dim` is out of range or holds no models; devices differ; the shapes without `dim` do not broadcast.
+        ValueError: `dim` is out of range or holds no models; devices differ; the shapes without `dim` differ
+            other than by a written 1.
 
     Source: van den Burg & Williams, "On Memorization in Probabilistic Deep Generative Models" (2021).
     """
@@ -571,9 +572,9 @@ def memorization_score(log_px_in: Tensor, log_px_out: Tensor, *, dim: int) -> Te
     if log_px_out.device != log_px_in.device:
         raise ValueError(f"log_px_out: got device {log_px_out.device}, expected {log_px_in.device} as log_px_in")
     shapes = [x.shape[:d] + x.shape[d + 1 :] for x, d in ((log_px_in, inside_dim), (log_px_out, outside_dim))]
-    if any(a != b and a != 1 and b != 1 for a, b in zip(shapes[0][::-1], shapes[1][::-1], strict=False)):
+    if len(shapes[0]) != len(shapes[1]) or any(a != b and 1 not in (a, b) for a, b in zip(*shapes, strict=True)):
         raise ValueError(
-            f"log_px_out: got shape {tuple(log_px_out.shape)}, expected one that without dim {dim} broadcasts with "
-            f"{tuple(log_px_in.shape)} of log_px_in"
+            f"log_px_out: got shape {tuple(log_px_out.shape)}, expected that of log_px_in, {tuple(log_px_in.shape)}, "
+            f"but for dim {dim}, or 1 where it is the same for all"
         )
     return _ops.log_mean_exp((log_px_in,), inside_dim) - _ops.log_mean_exp((log_px_out,), outside_dim)

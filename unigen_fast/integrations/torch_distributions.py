@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -29,7 +30,7 @@ def apply_to_torch_distributions(*, check_version: bool = True, correct: bool = 
 
 
 def _normals(p: Normal, q: Normal, event_ndims: int) -> Tensor:
-    tensors = (p.loc, p.scale, q.loc, q.scale)
+    tensors = torch.broadcast_tensors(p.loc, p.scale, q.loc, q.scale)
     rows = gaussian_kl(*tensors, spread="std", event_ndims=event_ndims, reduction="none")
     return as_theirs(rows, *tensors)
 
@@ -56,11 +57,13 @@ def _of_logits(*distributions: Any) -> bool:
 def _kl_bernoulli_bernoulli(p: Any, q: Any, *, correct: bool = False) -> Any:
     if not correct or not _of_logits(p, q):
         return NotImplemented
-    return as_theirs(bernoulli_kl(p.logits, q.logits, event_ndims=0, reduction="none"), p.logits, q.logits)
+    tensors = torch.broadcast_tensors(p.logits, q.logits)
+    return as_theirs(bernoulli_kl(*tensors, event_ndims=0, reduction="none"), *tensors)
 
 
 @_DISTRIBUTIONS.replaces(_MODULE, "_kl_categorical_categorical", code="a121d9e685577980", corrects=_FINITE)
 def _kl_categorical_categorical(p: Any, q: Any, *, correct: bool = False) -> Any:
     if not correct or not _of_logits(p, q):
         return NotImplemented
-    return as_theirs(categorical_kl(p.logits, q.logits, reduction="none"), p.logits, q.logits)
+    tensors = torch.broadcast_tensors(p.logits, q.logits)
+    return as_theirs(categorical_kl(*tensors, reduction="none"), *tensors)
