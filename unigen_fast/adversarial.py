@@ -5,12 +5,13 @@ Conventions: logits l in, never probabilities; D(x) = sigma(l). `q(y=1|x) = D(x)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 from unigen_fast._fused import beside
 from unigen_fast.reference import adversarial as _reference
 from unigen_fast.reference import importance as _reference_importance
@@ -67,6 +68,10 @@ _GENERATOR = {
 }
 
 
+# what the discriminator gives is compared with numbers, and not the log-odds of a probability
+_NO_LOG_ODDS = {kind for kind in _DISCRIMINATOR if "least_squares" in kind} | {"wasserstein", "kl_wgan", *_FGAN}
+
+
 class DiscriminatorStats(NamedTuple):
     """Detached statistics of both sides, from the loss's own pass: 0-dim, or `[n]` for lists of n tensors.
 
@@ -108,6 +113,13 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
             name, like = _name(i, n, sides), _name(0, n, sides)
             raise ValueError(f"{name}: got device {x.device}, expected {device} as {like}")
     return _checks.promoted(items) if mixed else items, n
+
+
+def _check_values(items: list[Tensor], n: int, kind: str, **sides: Logits) -> None:
+    """Numbers, and of kinds whose logit is that of a probability, no probabilities."""
+    check = _values.numbers if kind in _NO_LOG_ODDS else _values.logits
+    for i, x in enumerate(items):
+        check(**{_name(i, n, sides): x})
 
 
 def _listed(name: str, logits: Logits) -> list[Tensor]:
@@ -209,6 +221,8 @@ def discriminator_loss(
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
     items, n = _gathered(real=real, fake=fake)
+    if _values.on:
+        _check_values(items, n, kind, real=real, fake=fake)
     terms = _DISCRIMINATOR[kind]
     if reduction == "none":
         if return_stats:
@@ -357,6 +371,9 @@ def generator_loss(
         items, reals = _gathered(fake=fake)[0], 0
     else:
         items, reals = _gathered(real=real, fake=fake)
+    if _values.on:
+        sides = {"fake": fake} if real is None else {"real": real, "fake": fake}
+        _check_values(items, reals or len(items), kind, **sides)
     if reduction == "none":
         rows = _rows(items, reals, terms, scale)
         return rows[0] if isinstance(fake, Tensor) else rows  # type: ignore[return-value]
@@ -401,6 +418,8 @@ def importance_weighted_generator_loss(
     _checks.floating("fake", fake)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+    if _values.on:
+        _values.logits(fake=fake)
     if groups is not None:
         return _grouped(fake, groups, dim, temperature, detach, reduction)
     if dim is not None:
@@ -455,6 +474,9 @@ def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False
     Source: Hu et al. (2018), Sec. 3.1, Eq. 3.
     """
     _checks.floating("logits", logits)
+    if _values.on:
+        _values.logits(logits=logits)
+        _values.labels("y", y)
     if isinstance(y, Tensor):
         y = _checks.tensor("y", y).to(logits.dtype)
         logits, y = _checks.elementwise(logits=logits, y=1 - y if reversed else y)
@@ -486,6 +508,9 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
     Source: Hu et al. (2018), Eq. 16, whose weight is exp(log_ratio(l, y=0, reversed=True)).
     """
     _checks.floating("logits", logits)
+    if _values.on:
+        _values.logits(logits=logits)
+        _values.labels("y", y)
     sign = -1.0 if reversed else 1.0
     if isinstance(y, tuple):
         if len(y) != 2 or logits.dim() == 0:
@@ -520,6 +545,8 @@ def density_ratio_kl(logits: Tensor, *, reduction: str = "mean") -> Tensor:
     """
     _checks.floating("logits", logits)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.logits(logits=logits)
     term = _TERM["identity"]
     if reduction == "none":
         return _ops.logit_term((logits,), term, 1.0)
@@ -545,6 +572,8 @@ def density_ratio_js(*, real: Logits, fake: Logits) -> Tensor:
     Source: Goodfellow et al. (2014), Eq. 5; Nowozin et al. (2016), Sec. 2.2.
     """
     items, n = _gathered(real=real, fake=fake)
+    if _values.on:
+        _check_values(items, n, "logistic", real=real, fake=fake)
     return _reduced(items, n, _DISCRIMINATOR["fgan_js"], "mean", -0.5)
 
 
@@ -578,6 +607,8 @@ def r1_penalty(*, logits: Tensor, inputs: Tensor, gamma: float = 10.0, reduction
     _refuse_export("r1_penalty")
     gamma = _checks.number("gamma", gamma, minimum=0.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.numbers(logits=logits, inputs=inputs)
     return reduce_rows(_squared_gradient_norms(logits, "inputs", inputs), reduction, 0.5 * gamma)
 
 
@@ -627,6 +658,8 @@ def gradient_penalty(
         raise ValueError(f"expected samples [N, …] of one shape, got {shapes}")
     if real.device != fake.device:
         raise ValueError(f"fake: got device {fake.device}, expected {real.device} as real")
+    if _values.on:
+        _values.numbers(real=real, fake=fake)
     real, fake = _checks.promoted([real.detach(), fake.detach()])
     shape = (real.size(0), *[1] * (real.dim() - 1))
     # a dynamic shape beside generator=None breaks torch.compile's graph
@@ -672,6 +705,8 @@ def _refuse_export(function: str) -> None:
 
 
 def _label(y: int) -> bool:
+    if not isinstance(y, Number):
+        raise TypeError(f"y: expected 0, 1 or a torch.Tensor of labels, got {type(y).__name__}")
     if y not in (0, 1):
         raise ValueError(f"y: got {y!r}, expected 0, 1 or a tensor of labels")
     return bool(y)

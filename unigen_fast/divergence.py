@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 from unigen_fast._fused import FusedOp, beside
 
 
@@ -76,6 +76,8 @@ def gaussian_kl(
         prior_mean=prior_mean,
         prior_logvar=prior_logvar,
     )
+    if _values.on:
+        _values.gaussians(spread, _values.rows(weights, event_ndims), *tensors)
     weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     options = (event_ndims, spread, free_bits, free_bits_mode, low, high)
     return _weighted(_ops.gaussian_kl, tensors, weights, options, scale, reduction)
@@ -192,6 +194,10 @@ def gaussian_kl_monte_carlo(
         prior_mean=prior_mean,
         prior_logvar=prior_logvar,
     )
+    if _values.on:
+        rows = _values.rows(weights, event_ndims)
+        _values.numbers(rows, z=tensors[0])
+        _values.gaussians(spread, rows, *tensors[1:])
     weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     options = (event_ndims, spread, low, high)
     return _weighted(_ops.gaussian_kl_monte_carlo, tensors, weights, options, scale, reduction)
@@ -231,6 +237,9 @@ def bernoulli_kl(
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale)
     tensors, event_ndims = _checks.aligned(event_ndims, optional=("logits_p",), logits_q=logits_q, logits_p=logits_p)
+    if _values.on:
+        rows = _values.rows(weights, event_ndims)
+        _values.logits(rows, logits_q=tensors[0], logits_p=tensors[1])
     weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     return _weighted(_ops.bernoulli_kl, tensors, weights, (event_ndims,), scale, reduction)
 
@@ -290,6 +299,8 @@ def sample_gaussian(
     _checks.choice("spread", spread, _checks.SPREADS)
     low, high = _checks.clamp_range(clamp_logvar)
     mean, logvar = _checks.parameters(mean=mean, logvar=logvar)
+    if _values.on:
+        _values.gaussians(spread, _values.rows(None, 0), mean, logvar)
     tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, generator)
     return _ops.sample_gaussian(tensors, num_samples, sample_dim, spread, low, high)
 
@@ -322,6 +333,8 @@ def sample_gaussian_with_kl(
     _checks.choice("spread", spread, _checks.SPREADS)
     low, high = _checks.clamp_range(clamp_logvar)
     (mean, logvar), event_ndims = _checks.aligned(event_ndims, mean=mean, logvar=logvar)
+    if _values.on:
+        _values.gaussians(spread, _values.rows(None, 0), mean, logvar)
     tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, generator)
     return _ops.sample_gaussian_with_kl(tensors, num_samples, sample_dim, event_ndims, spread, low, high)
 
@@ -391,6 +404,9 @@ def categorical_kl(
     (logits_q, logits_p), event_ndims, class_dim = _checks.aligned_sites(
         event_ndims, class_dim, optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
     )
+    if _values.on:
+        moved = [None if t is None else t.movedim(class_dim, -1) for t in (logits_q, logits_p)]
+        _values.class_logits(-1, _values.rows(weights, event_ndims + 1), logits_q=moved[0], logits_p=moved[1])
     # the rows are what is left of the dimensions but that of the classes
     rows_of = logits_q.movedim(class_dim, -1)
     weights, reduction = weighting(weights, normalize_weights, reduction, rows_of, event_ndims + 1)
@@ -446,6 +462,8 @@ def balanced_categorical_kl(
     logits, event_ndims, _ = _checks.aligned_sites(
         event_ndims, -1, posterior_logits=posterior_logits, prior_logits=prior_logits
     )
+    if _values.on:
+        _values.class_logits(-1, posterior_logits=logits[0], prior_logits=logits[1])
     return BalancedKL(*_ops.balanced_categorical_kl(logits, event_ndims, free_nats, free_nats_mode, unimix, *scales))
 
 
@@ -496,6 +514,8 @@ def total_correlation(
     Source: Chen et al., "Isolating Sources of Disentanglement in VAEs" (2018), Eq. 2 and App. C.1 (mws), C.2 (mss).
     """
     posteriors = _check_posteriors(z, mean, logvar, dataset_size, estimator)
+    if _values.on:
+        _values.numbers(z=z, mean=mean, logvar=logvar)
     return TotalCorrelation(*_ops.total_correlation(posteriors, dataset_size, estimator))
 
 
@@ -549,6 +569,8 @@ def mmd(
         raise ValueError(
             f"unbiased: got True with {x.size(0)} points x and {y.size(0)} points y, expected at least 2 of each"
         )
+    if _values.on:
+        _values.numbers(x=x, y=y)
     # made along with the value: alone they would take all of its work once more
     gradients = (x.requires_grad | y.requires_grad << 1) if torch.is_grad_enabled() else 0
     return _ops.mmd((x, y), kernel, numbers, unbiased, gradients)

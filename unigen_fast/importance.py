@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 from unigen_fast.reference import importance as reference
 from unigen_fast.reference._common import reduce_rows, upcast
 
@@ -34,6 +34,8 @@ def log_mean_exp(log_w: Tensor, *, dim: int) -> Tensor:
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), Eq. 8.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.log_mean_exp((log_w,), dim)
 
 
@@ -57,6 +59,8 @@ def importance_weights(log_w: Tensor, *, dim: int, temperature: float = 1.0, det
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.importance_weights((log_w.detach() if detach else log_w,), dim, temperature)
 
 
@@ -77,6 +81,8 @@ def effective_sample_size(log_w: Tensor, *, dim: int) -> Tensor:
     Source: Kong, "A note on importance sampling using standardized weights" (1992).
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.effective_sample_size((log_w.detach(),), dim)
 
 
@@ -115,6 +121,8 @@ def weight_diagnostics(log_w: Tensor, *, dim: int) -> WeightDiagnostics:
     Stephens, "A New and Efficient Estimation Method for the Generalized Pareto Distribution" (2009).
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     log_w = log_w.detach()
     bound, ess, largest, entropy = _ops.weight_diagnostics((log_w,), dim).unbind(0)
     return WeightDiagnostics(bound, ess, largest, entropy, _pareto_k(log_w, dim))
@@ -164,6 +172,8 @@ def importance_weighted_sum(
     if payload.device != log_w.device:
         raise ValueError(f"payload: got device {payload.device}, expected {log_w.device} as log_w")
     temperature = _checks.number("temperature", temperature, minimum=0.0, exclusive=True)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     log_w, payload = _checks.promoted([log_w.detach() if detach else log_w, payload])
     if payload.dim() > log_w.dim():
         log_w = log_w.reshape(log_w.shape + (1,) * (payload.dim() - log_w.dim())).expand(payload.shape)
@@ -194,6 +204,8 @@ def iwae_loss(log_w: Tensor, *, dim: int, reduction: str = "mean", value: str = 
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     _checks.choice("value", value, ("bound", "surrogate"))
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.iwae_loss((log_w,), dim, reduction, value)
 
 
@@ -236,6 +248,8 @@ def _sample_and_group(log_w: Tensor, sample_dim: int, group_dim: int) -> tuple[i
         found.append(dim)
     if found[0] == found[1]:
         raise ValueError(f"group_dim: got {group_dim}, the dimension of the samples, expected another")
+    if _values.on:
+        _values.log_weights(found[0], log_w=log_w)
     return found[0], found[1]
 
 
@@ -292,6 +306,8 @@ def ciwae_loss(log_w: Tensor, *, dim: int, beta: float, reduction: str = "mean")
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     beta = _checks.fraction("beta", beta)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.power_bound_loss((log_w,), dim, 1.0, beta, -1.0, reduction)
 
 
@@ -321,6 +337,8 @@ def renyi_loss(log_w: Tensor, *, dim: int, alpha: float, reduction: str = "mean"
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     alpha = _checks.number("alpha", alpha)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.power_bound_loss((log_w,), dim, 1.0 - alpha, 0.0, -1.0, reduction)
 
 
@@ -349,6 +367,8 @@ def cubo_loss(log_w: Tensor, *, dim: int, order: float = 2.0, reduction: str = "
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     order = _checks.number("order", order, minimum=1.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.power_bound_loss((log_w,), dim, order, 0.0, 1.0, reduction)
 
 
@@ -380,6 +400,8 @@ def tvo_loss(log_w: Tensor, *, dim: int, partition: Sequence[float], reduction: 
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     partition = _checks.increasing("partition", partition, 0.0, 1.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     if log_w.is_cuda and len(partition) > 256:  # more than its kernels take along
         return reference.tvo_loss(log_w, dim, partition, reduction)[0]
     return _ops.tvo_loss((log_w,), dim, partition, reduction)
@@ -413,6 +435,8 @@ def vimco_loss(log_w: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
     log_w, log_q = _checks.elementwise(log_w=log_w, log_q=log_q)
     dim = _checks.several_samples("log_w", log_w, dim, "a sample is compared with the others")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w, log_q=log_q)
     return _ops.vimco_loss((log_w, log_q), dim, reduction)
 
 
@@ -442,6 +466,8 @@ def rws_losses(log_p: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
     log_p, log_q = _checks.elementwise(log_p=log_p, log_q=log_q)
     dim = _checks.sample_dimension("log_p", log_p, dim)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_p=log_p, log_q=log_q)
     return _ops.rws_losses((log_p, log_q), dim, reduction)
 
 
@@ -479,6 +505,9 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
     if z.shape[: log_w.dim()] != log_w.shape:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected that of log_w, {tuple(log_w.shape)}, then any")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
+        _values.numbers(z=z)
     weigh_gradient(z, log_w, dim)
     return _ops.iwae_loss((log_w,), dim, reduction, "bound")
 
@@ -519,6 +548,8 @@ def log_variance_loss(log_w: Tensor, *, dim: int, reduction: str = "mean") -> Te
     """
     dim = _checks.several_samples("log_w", _checks.floating("log_w", log_w), dim, "a variance of one is undefined")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.log_variance_loss((log_w,), dim, reduction)
 
 
@@ -544,6 +575,8 @@ def trajectory_balance_loss(log_w: Tensor, log_z: Tensor, *, reduction: str = "m
     """
     log_w, log_z = _checks.elementwise(log_w=log_w, log_z=log_z)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(log_w=log_w, log_z=log_z)
     return reduce_rows((upcast(log_z) - upcast(log_w)).square(), reduction)
 
 
@@ -577,4 +610,6 @@ def memorization_score(log_px_in: Tensor, log_px_out: Tensor, *, dim: int) -> Te
             f"log_px_out: got shape {tuple(log_px_out.shape)}, expected that of log_px_in, {tuple(log_px_in.shape)}, "
             f"but for dim {dim}, or 1 where it is the same for all"
         )
+    if _values.on:
+        _values.log_weights(log_px_in=log_px_in, log_px_out=log_px_out)
     return _ops.log_mean_exp((log_px_in,), inside_dim) - _ops.log_mean_exp((log_px_out,), outside_dim)

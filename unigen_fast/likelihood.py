@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, *, event_ndims: int | None = None) -> Tensor:
@@ -28,6 +28,8 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, event_ndims: int | None = N
     Source: Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), App. C.1.
     """
     tensors, event_ndims = _checks.aligned(event_ndims, data="x", logits=logits, x=binary(x, logits))
+    if _values.on:
+        _values.likelihood("bernoulli", tensors[1], {"logits": tensors[0]})
     return _ops.bernoulli_log_prob(tensors, event_ndims)
 
 
@@ -63,6 +65,8 @@ def gaussian_log_prob(
     _checks.choice("spread", spread, _checks.SPREADS)
     low, high = _checks.clamp_range(clamp_logvar)
     tensors, event_ndims = _checks.aligned(event_ndims, data="x", x=real(x, mean, logvar), mean=mean, logvar=logvar)
+    if _values.on:
+        _values.likelihood("gaussian", tensors[0], {"mean": tensors[1], "logvar": tensors[2]}, (spread,))
     return _ops.gaussian_log_prob(tensors, event_ndims, spread, low, high)
 
 
@@ -88,6 +92,8 @@ def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, *, event_ndims:
     tensors, event_ndims = _checks.aligned(
         event_ndims, data="x", x=real(x, mean, log_scale), mean=mean, log_scale=log_scale
     )
+    if _values.on:
+        _values.likelihood("laplace", tensors[0], {"mean": tensors[1], "log_scale": tensors[2]})
     return _ops.laplace_log_prob(tensors, event_ndims)
 
 
@@ -131,6 +137,8 @@ def discretized_logistic_log_prob(
     tensors, event_ndims = _checks.aligned(
         event_ndims, data="x", x=levels(x, bins, mean), mean=mean, log_scale=log_scale
     )
+    if _values.on:
+        _values.likelihood("discretized_logistic", tensors[0], {"mean": tensors[1], "log_scale": tensors[2]}, bins)
     return _ops.discretized_logistic_log_prob(tensors, event_ndims, *bins)
 
 
@@ -177,6 +185,8 @@ def negative_binomial_log_prob(
     """
     eps = _checks.number("eps", eps, minimum=0.0)
     tensors, event_ndims = _checks.aligned(event_ndims, data="x", x=counts(x, mu, theta), mu=mu, theta=theta)
+    if _values.on:
+        _values.likelihood("negative_binomial", tensors[0], {"mu": tensors[1], "theta": tensors[2]})
     return _ops.negative_binomial_log_prob(tensors, event_ndims, eps)
 
 
@@ -210,6 +220,9 @@ def zero_inflated_negative_binomial_log_prob(
     tensors, event_ndims = _checks.aligned(
         event_ndims, data="x", x=counts(x, mu, theta, gate_logits), mu=mu, theta=theta, gate_logits=gate_logits
     )
+    if _values.on:
+        given = {"mu": tensors[1], "theta": tensors[2], "gate_logits": tensors[3]}
+        _values.likelihood("zero_inflated_negative_binomial", tensors[0], given)
     return _ops.zero_inflated_negative_binomial_log_prob(tensors, event_ndims, eps)
 
 
@@ -276,6 +289,8 @@ def categorical_log_prob(logits: Tensor, x: Tensor, *, class_dim: int = -1, even
     Source: Bishop, "Pattern Recognition and Machine Learning" (2006), Eq. 4.104 and 4.108.
     """
     logits, x, class_dim = _classes(logits, x, class_dim, event_ndims)
+    if _values.on:
+        _values.likelihood("categorical", x, {"logits": logits}, (class_dim,))
     return _ops.categorical_log_prob((logits, x), class_dim, event_ndims)
 
 
@@ -365,4 +380,6 @@ def discretized_logistic_mixture_log_prob(params: Tensor, x: Tensor, *, event_nd
         _checks.fitted("params", of_params, shape, event_ndims - 1, beside)
         _checks.fitted("x", of_x, shape, event_ndims - 1, f"params {tuple(of_params.shape)}, the last dimension apart")
         params, x = params.expand(*shape, numbers), x.expand(*shape, channels)
+    if _values.on:
+        _values.likelihood("discretized_logistic_mixture", x, {"params": params})
     return _ops.discretized_logistic_mixture_log_prob((params, x), event_ndims - 1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops, divergence, importance
+from unigen_fast import _checks, _ops, _values, divergence, importance
 from unigen_fast import likelihood as _likelihood
 from unigen_fast._fused import FusedOp
 from unigen_fast.reference._common import reduce_rows, reduce_weighted
@@ -116,6 +116,8 @@ def elbo_loss(
     parameters = decoder_parameters(likelihood, decoder)
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     _data(x)
+    if _values.on:
+        _check_spreads(spread, logvar, prior_logvar)
     bins = _bins(likelihood, likelihood_options)
     event_ndims = _event_of(event_ndims, x, gaussians[0])
     constants = x.requires_grad or (isinstance(weights, Tensor) and weights.requires_grad)
@@ -130,6 +132,8 @@ def elbo_loss(
     event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, None, bins)
     tensors = _one_width(event, _of_rows(gaussians, rows), "mean")
     of_data: Any = tensors[0]
+    if _values.on:
+        _check_values(likelihood, tensors, weights, event_ndims, len(rows), bins)
     weights, reduction = divergence.weighting(weights, normalize_weights, reduction, of_data, of_data.dim() - len(rows))
     tensors = *tensors, weights
     gradients = 0 if reduction == "none" else _to_be_made(_ops.elbo_loss, tensors)
@@ -221,6 +225,8 @@ def iwae_objective(
     if estimator in ("stl", "dreg"):
         gaussians = [*(g.detach() for g in gaussians[:2] if g is not None), *gaussians[2:]]
     _data(x)
+    if _values.on:
+        _check_spreads(spread, logvar, prior_logvar)
     dim = _sample_dim(dim, z, parameters)
     event_ndims = _event_of(event_ndims, x, z, dim)
     # what the kernel takes, the rest being composed of several: an elementwise likelihood as it stands
@@ -229,6 +235,9 @@ def iwae_objective(
     if fused:
         event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, dim, bins)
         tensors = _one_width(event, _latents(z, gaussians, rows, dim), "z")
+        if _values.on:
+            _check_values(likelihood, (*tensors[:4], *tensors[5:]), None, event_ndims, len(rows), bins)
+            _values.numbers(z=z)
     else:
         of_x, (z, *gaussians) = _log_likelihood(
             likelihood, parameters, x, z, gaussians, dim, event_ndims, likelihood_options
@@ -300,6 +309,9 @@ def adversary_activated_loss(
                     f"{tuple(loss.shape)} as per_example_loss_{side}"
                 )
             logits = logits.squeeze(-1)
+        if _values.on:
+            _values.numbers(**{f"per_example_loss_{side}": loss})
+            _values.logits(**{f"{side}_logits": logits})
         wide = torch.float64 if torch.float64 in (loss.dtype, logits.dtype) else torch.float32
         weights = logits.detach().to(wide).sigmoid()
         sides.append(reduce_rows(loss.to(wide) * weights, reduction, 0.5))
@@ -332,6 +344,8 @@ def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Ten
     with torch.no_grad():
         for chunk in log_w_chunks:
             found = _checks.sample_dimension("log_w_chunks", _checks.floating("log_w_chunks", chunk), dim)
+            if _values.on:
+                _values.log_weights(found, log_w_chunks=chunk)
             shift, total = _ops.log_mean_exp((chunk,), found, visible=2)[1].double()
             if running is None:
                 running = _RunningSum(shift, total, chunk.size(found), chunk.dtype)
@@ -603,6 +617,25 @@ def _decoder_and_data(
                 of_event = p.reshape(p.shape[max(p.dim() - event_ndims, 0) :]) if one else p
                 outputs[i] = of_event.expand(shape[rows:]) if one else whole
     return (*outputs, *(None,) * (3 - len(outputs)), x), shape[:rows]
+
+
+def _check_spreads(spread: str, logvar: Tensor, prior_logvar: Tensor | None) -> None:
+    """As they were given: what they are turned into is NaN at most."""
+    if spread == "std":
+        _values.spreads(spread, logvar=logvar, prior_logvar=prior_logvar)
+
+
+def _check_values(
+    likelihood: str, tensors: Sequence[Tensor | None], weights: Any, event_ndims: int, rows: int, bins: Any
+) -> None:
+    """Of a bound's decoder, data and Gaussians, in the kernel's order."""
+    first, x, mean = tensors[0], tensors[3], tensors[4]
+    assert first is not None and x is not None and mean is not None
+    parameters = dict(zip(LIKELIHOODS[likelihood], tensors, strict=False))
+    weights = weights if isinstance(weights, Tensor) else None
+    of_data, of_latent = _values.rows(weights, event_ndims), _values.rows(weights, mean.dim() - rows)
+    _values.likelihood(likelihood, x, parameters, bins, of_data)
+    _values.numbers(of_latent, **dict(zip(_GAUSSIANS, tensors[4:], strict=False)))
 
 
 def _floating_data(likelihood: str, x: Tensor, outputs: Sequence[Tensor], bins: Sequence[float] | None) -> Tensor:
