@@ -178,11 +178,12 @@ def likelihood(
     parameters: Mapping[str, Tensor | None],
     options: Sequence[Any] = (),
     rows: _Rows = _ALL,
+    owner: str = "",
 ) -> None:
     """Data and parameters of `<name>_log_prob`: `options` are the spread of a Gaussian, (half a bin, low, high), or the
-    dimension of the classes."""
+    dimension of the classes; `owner` says whose the parameters are."""
     if name == "bernoulli":
-        logits(rows, **parameters)
+        logits(rows, **{f"{owner}logits": parameters["logits"]})
         hint = "numbers in [0, 1] (x / 255 of pixels, (x + 1) / 2 of data in [-1, 1])"
         _require(lambda t: ~((t >= 0) & (t <= 1)), hint, rows, {"x": x})
     elif name == "categorical":
@@ -190,17 +191,17 @@ def likelihood(
         class_logits(class_dim, **parameters)
         labels("x", x, parameters["logits"].size(class_dim))  # type: ignore[union-attr]
     elif name.endswith("negative_binomial"):
-        finite = {"mu": parameters["mu"], "x": x}
+        finite = {f"{owner}mu": parameters["mu"], "x": x}
         _require(lambda t: ~((t >= 0) & (t < math.inf)), "counts and means >= 0", rows, finite)
         positive = "positive inverse dispersions (exp or softplus of what a network gives)"
-        _require(lambda t: ~((t > 0) & (t < math.inf)), positive, rows, {"theta": parameters["theta"]})
-        logits(rows, gate_logits=parameters.get("gate_logits"))
+        _require(lambda t: ~((t > 0) & (t < math.inf)), positive, rows, {f"{owner}theta": parameters["theta"]})
+        logits(rows, **{f"{owner}gate_logits": parameters.get("gate_logits")})
     else:
         for parameter, value in parameters.items():
             if parameter == "logvar" and options:
-                spreads(options[0], rows, logvar=value)
+                spreads(options[0], rows, **{f"{owner}logvar": value})
             else:
-                numbers(rows, **{parameter: value})
+                numbers(rows, **{f"{owner}{parameter}": value})
         low, high, half = -math.inf, math.inf, 0.0
         if name == "discretized_logistic":
             half, low, high = options

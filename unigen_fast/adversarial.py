@@ -102,11 +102,11 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
         n = len(more)
         items += more
     first = items[0]
-    if not isinstance(first, Tensor) or not first.is_floating_point():
+    if not isinstance(first, Tensor) or first.dtype not in _checks.DTYPES:
         _checks.floating(_name(0, n, sides), first)
     device, dtype, mixed = first.device, first.dtype, False
     for i, x in enumerate(items):  # a dozen of them, most often alike: what is true of the first is not asked again
-        if not isinstance(x, Tensor) or x.dtype is not dtype:
+        if not isinstance(x, Tensor) or x.dtype is not dtype or x.layout is not torch.strided or x.is_nested:
             _checks.floating(_name(i, n, sides), x)
             mixed = True
         if x.device != device:
@@ -434,6 +434,8 @@ _MOST_COMPARED = 2**14  # samples of which a GPU compares each with each
 
 def _labels_of(fake: Tensor, groups: Tensor, dim: int | None, reduction: str) -> Tensor:
     """`groups`, checked, as int64."""
+    if isinstance(groups, Tensor):
+        _checks.tensor("groups", groups)
     if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
         got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
         raise TypeError(f"groups: expected an integer tensor of labels, got {got}")

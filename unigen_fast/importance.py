@@ -502,6 +502,8 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     _checks.floating("z", z)
+    if z.device != log_w.device:
+        raise ValueError(f"z: got device {z.device}, expected {log_w.device} as log_w")
     if z.shape[: log_w.dim()] != log_w.shape:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected that of log_w, {tuple(log_w.shape)}, then any")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)

@@ -302,6 +302,10 @@ def adversary_activated_loss(
     ):
         _checks.floating(f"per_example_loss_{side}", loss)
         _checks.floating(f"{side}_logits", logits)
+        if logits.device != loss.device:
+            raise ValueError(
+                f"{side}_logits: got device {logits.device}, expected {loss.device} as per_example_loss_{side}"
+            )
         if logits.shape != loss.shape:
             if logits.shape != (*loss.shape, 1):
                 raise ValueError(
@@ -315,6 +319,10 @@ def adversary_activated_loss(
         wide = torch.float64 if torch.float64 in (loss.dtype, logits.dtype) else torch.float32
         weights = logits.detach().to(wide).sigmoid()
         sides.append(reduce_rows(loss.to(wide) * weights, reduction, 0.5))
+    if sides[1].device != sides[0].device:
+        raise ValueError(
+            f"per_example_loss_fake: got device {sides[1].device}, expected {sides[0].device} as per_example_loss_real"
+        )
     return sides[0] + sides[1]
 
 
@@ -485,6 +493,8 @@ def check_options(likelihood: str, options: Mapping[str, Any]) -> None:
 def _data(x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested:
         _checks.tensor("x", x)
+    if x.is_floating_point():
+        _checks.floating("x", x)
 
 
 def _sample_dim(dim: int, z: Tensor, parameters: Mapping[str, Tensor]) -> int:
@@ -634,7 +644,7 @@ def _check_values(
     parameters = dict(zip(LIKELIHOODS[likelihood], tensors, strict=False))
     weights = weights if isinstance(weights, Tensor) else None
     of_data, of_latent = _values.rows(weights, event_ndims), _values.rows(weights, mean.dim() - rows)
-    _values.likelihood(likelihood, x, parameters, bins, of_data)
+    _values.likelihood(likelihood, x, parameters, bins, of_data, "decoder's ")
     _values.numbers(of_latent, **dict(zip(_GAUSSIANS, tensors[4:], strict=False)))
 
 
