@@ -655,6 +655,36 @@ def test_a_latent_of_four_dimensions_is_summed_as_it_is_told() -> None:
     assert rows.shape == (4, 5)
 
 
+@pytest.mark.parametrize("name", ["gaussian_kl", "elbo_loss", "categorical_kl", "mixture"])
+def test_shapes_are_read_in_a_compiled_graph(name: str) -> None:
+    """Without a break and, of sizes that change, without a graph for each."""
+    calls: dict[str, Callable[[int, int], tuple[Callable[..., Tensor], tuple[Tensor, ...]]]] = {
+        "gaussian_kl": lambda b, n: (uf.gaussian_kl, (rand(b, 7, n), rand(b, 1, n), rand(n))),
+        "elbo_loss": lambda b, n: (
+            lambda *t: uf.elbo_loss(*t).loss,
+            (rand(b, 2, n, 8), unit(b, 2, n, 8), rand(b, 3), rand(b, 3)),
+        ),
+        "categorical_kl": lambda b, n: (uf.categorical_kl, (rand(b, n), rand(n))),
+        "mixture": lambda b, n: (
+            lambda p, x: uf.discretized_logistic_mixture_log_prob(p, x, event_ndims=1),
+            (rand(b, n, 9), unit(b, 1, 1)),
+        ),
+    }
+    graphs = 0
+
+    def counted(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *t: calls[name](2, 2)[0](*t), fullgraph=True, dynamic=True, backend=counted)
+    for b, n in ((4, 5), (6, 9), (3, 11)):
+        call, given = calls[name](b, n)
+        torch.testing.assert_close(compiled(*given), call(*given))
+    assert graphs == 1
+
+
 def test_values_are_looked_at_on_request_alone() -> None:
     wrong = {**of_latent(), "spread": "std"}
     wrong["logvar"] = -torch.ones(B, D)

@@ -306,7 +306,7 @@ def _broadcast(event_ndims: int | None, data: str, tensors: Mapping[str, Tensor 
     beside = f"{like} {tuple(full[like].shape)}"
     shape, row = common_shape(full, beside)
     if event_ndims is None:
-        of_parameters = max((x.dim() for x in given.values() if x.dim() < ndim), default=0)
+        of_parameters = max([0, *(x.dim() for x in given.values() if x.dim() < ndim)])
         fewest, most = (of_parameters,) * 2 if of_parameters else (1, max(ndim - 1 - max(row, 0), 1))
         event_ndims = read_event(like, shape, fewest, most)
     else:
