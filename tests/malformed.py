@@ -1,4 +1,4 @@
-"""Calls of the bare ops with one argument that does not fit: each has to raise. Run by test_bare_ops.py, as a process."""
+"""Calls of the bare ops with one argument that does not fit: each has to raise. test_bare_ops.py runs it."""
 
 import faulthandler
 import sys

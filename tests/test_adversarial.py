@@ -1025,7 +1025,7 @@ def test_errors_of_labels(device: torch.device) -> None:
         assert_refused(
             lambda f=f: f(x, torch.ones(5, device=device)),
             ValueError,
-            r"broadcast together, got logits \(3, 4\), y \(5,\)",
+            r"y: got shape \(5,\) beside logits \(3, 4\), expected as many dimensions",
         )
     assert_refused(
         lambda: uf.log_ratio(x, y=(0, 4)), ValueError, r"y: got class 4, expected one of the 4 of logits \(3, 4\)"

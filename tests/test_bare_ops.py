@@ -1,4 +1,4 @@
-"""`torch.ops.unigen_fast.*`, as exported and compiled graphs hold them: autograd as of PyTorch's own ops, and no crash."""
+"""`torch.ops.unigen_fast.*`, as graphs hold them: autograd as of PyTorch's own ops, any strides, and no crash."""
 
 import gc
 import math
@@ -62,7 +62,9 @@ def softmax_case() -> tuple[Callable[..., Tensor], list[Tensor], int]:
 
 # PyTorch's own op goes the same way: what is asked for here is no more than it gives
 OF_OPS = pytest.mark.parametrize(
-    "made", [softmax_case, *((lambda case=case: call_of(case)) for case in TRAINED)], ids=["softmax", *map(repr, TRAINED)]
+    "made",
+    [softmax_case, *((lambda case=case: call_of(case)) for case in TRAINED)],
+    ids=["softmax", *map(repr, TRAINED)],
 )
 
 
@@ -239,7 +241,8 @@ def of_any_rank(rng: random.Random) -> dict[str, tuple[Callable[..., Any], list[
         decoder = normal(*shape[: ndim - event][:s], 3, *shape[: ndim - event][s:], *shape[ndim - event :])
         z = normal(*shape[: ndim - event][:s], 3, *shape[: ndim - event][s:], 2)
         found["iwae_objective"] = (
-            lambda *t: uf.iwae_objective(t[0], t[1].sigmoid(), *t[2:], dim=s, event_ndims=event), [decoder, b, z, *latent[:2]],
+            lambda *t: uf.iwae_objective(t[0], t[1].sigmoid(), *t[2:], dim=s, event_ndims=event),
+            [decoder, b, z, *latent[:2]],
         )  # fmt: skip
     return found
 

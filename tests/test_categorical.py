@@ -292,7 +292,7 @@ def test_data_for_several_samples(device: torch.device) -> None:
     x = torch.randint(0, 6, (3, 1, 5), device=device)
     got = uf.categorical_log_prob(logits, x, event_ndims=1)
     assert_close(got, Categorical(logits=logits).log_prob(x.expand(3, 4, 5)).sum(-1), 1e-13)
-    more = uf.categorical_log_prob(logits[:, 0], torch.stack([x[:, 0]] * 2), event_ndims=1)
+    more = uf.categorical_log_prob(logits[None, :, 0], torch.stack([x[:, 0]] * 2), event_ndims=1)
     assert more.shape == (2, 3)
     assert_close(more[1], got[:, 0], 1e-13)
 
@@ -391,7 +391,7 @@ X = torch.zeros(2, 3, 4)
 I = torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
 ERRORS = [
     (lambda: uf.categorical_kl(X.long()), TypeError, "logits_q: expected a floating-point tensor, got torch.int64"),
-    (lambda: uf.categorical_kl(X, X[0, 0, :3]), ValueError, "expected shapes that broadcast together"),
+    (lambda: uf.categorical_kl(X, X[0, 0, :3]), ValueError, r"logits_p: got shape \(3,\) .* and 4 classes"),
     (
         lambda: uf.categorical_kl(X, class_dim=3),
         ValueError,
@@ -410,14 +410,14 @@ ERRORS = [
     (
         lambda: uf.categorical_kl(X, weights=X),
         ValueError,
-        r"weights: got shape \(2, 3, 4\), expected one that broadcasts",
+        r"weights: got shape \(2, 3, 4\), expected that of the rows",
     ),
     (lambda: uf.balanced_categorical_kl(X, X, free_nats=-1.0), ValueError, "free_nats: got -1.0"),
     (lambda: uf.balanced_categorical_kl(X, X, free_nats_mode="row"), ValueError, "free_nats_mode: got 'row', expected"),
     (lambda: uf.balanced_categorical_kl(X, X, event_ndims=3), ValueError, "event_ndims: got 3, expected 0 to 2"),
     (lambda: uf.categorical_log_prob(X, X[..., 0]), TypeError, "x: expected integer classes, got torch.float32"),
     (lambda: uf.categorical_log_prob(X, I.bool()), TypeError, "x: expected integer classes, got torch.bool"),
-    (lambda: uf.categorical_log_prob(X, I.T), ValueError, r"x: got shape \(3, 2\), expected one that broadcasts with"),
+    (lambda: uf.categorical_log_prob(X, I.T), ValueError, r"x: got shape \(3, 2\) beside logits \(2, 3, 4\) without"),
     (lambda: uf.categorical_log_prob(X, 1), TypeError, "x: expected a torch.Tensor, got int"),
     (
         lambda: uf.discretized_logistic_mixture_log_prob(X, X),
@@ -432,7 +432,7 @@ ERRORS = [
     (
         lambda: uf.discretized_logistic_mixture_log_prob(X[..., :3], X[0, :, :1].expand(2, 2, 3, 1)[:, :, :2]),
         ValueError,
-        "broadcast together but for the last dimension",
+        r"params: got shape \(2, 3\) beside x \(2, 2, 2\)",
     ),
     (
         lambda: uf.discretized_logistic_mixture_log_prob(X[..., :3], X[..., :1], event_ndims=0),

@@ -264,19 +264,20 @@ def test_free_bits_at_the_prior(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("shape", [(8,), (1,), (), (3, 8), (3, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8), (1, 1), (), (3, 8), (3, 1)], ids=str)
 def test_weights(shape: tuple[int, ...], reduction: str, device: torch.device) -> None:
     m, v = (torch.randn(3, 8, 5, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
     w = torch.rand(shape, dtype=torch.float64, device=device)
     rows = kl(m, (v / 2).exp()) * w
     expected = {"mean": rows.mean(), "sum": rows.sum(), "none": rows}[reduction]
-    got = uf.gaussian_kl(m, v, weights=w, reduction=reduction)
+    got = uf.gaussian_kl(m, v, weights=w, event_ndims=1, reduction=reduction)
     assert_close(got, expected, 1e-13)
     for a, b in zip(gradients(got, m, v), gradients(expected, m, v), strict=True):
         assert_close(a, b, 1e-12)
     normalised = kl(m, (v / 2).exp()) * (w / w.expand(3, 8).sum())
     expected = normalised if reduction == "none" else normalised.sum()
-    assert_close(uf.gaussian_kl(m, v, weights=w, normalize_weights=True, reduction=reduction), expected, 1e-12)
+    options = {"event_ndims": 1, "normalize_weights": True, "reduction": reduction}
+    assert_close(uf.gaussian_kl(m, v, weights=w, **options), expected, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.float16], ids=str)
@@ -330,7 +331,7 @@ def test_weights_that_require_grad(reduction: str, normalize: bool, pair: tuple[
 
 @pytest.mark.parametrize(
     ("prior_mean", "prior_logvar"),
-    [((5,), (5,)), ((8, 1), (5,)), ((), ()), ((1, 5), None), (None, (8, 1)), ((3, 1, 5), (1, 1, 1))],
+    [((5,), (5,)), ((8, 5), (1,)), ((), ()), ((1, 5), None), (None, (1, 5)), ((1,), (1, 5))],
     ids=str,
 )
 def test_prior_broadcasts(prior_mean, prior_logvar, pair: tuple[Tensor, Tensor]) -> None:
@@ -405,7 +406,7 @@ def test_event_dimensions_of_5d_latents(event_ndims: int, reduction: str, device
     assert rows.shape == m.shape[: 5 - event_ndims]
     expected = {"mean": rows.mean(), "sum": rows.sum(), "none": rows}[reduction]
     assert_close(uf.gaussian_kl(m, v, event_ndims=event_ndims, reduction=reduction), expected, 1e-12)
-    weighted = uf.gaussian_kl(m, v, event_ndims=event_ndims, reduction=reduction, weights=torch.ones(1, device=device))
+    weighted = uf.gaussian_kl(m, v, event_ndims=event_ndims, reduction=reduction, weights=torch.ones((), device=device))
     assert_close(weighted, expected, 1e-12)
 
 
@@ -526,8 +527,8 @@ def test_errors_of_gaussian_kl(device: torch.device) -> None:
     refused(TypeError, "logvar: expected a floating-point tensor, got torch.int64", m, v.long())
     refused(TypeError, "prior_mean: expected a torch.Tensor, got float", m, v, 0.0)
     refused(TypeError, "prior_logvar: expected a floating-point tensor, got torch.bool", m, v, None, v > 0)
-    refused(ValueError, r"broadcast together, got mean \(3, 4\), logvar \(3, 3\)", m, v[:, :3])
-    refused(ValueError, r"got mean \(3, 4\), logvar \(3, 4\), prior_mean \(2, 4\)", m, v, m[:2])
+    refused(ValueError, r"logvar: got shape \(3, 3\) beside mean \(3, 4\), expected size 4", m, v[:, :3])
+    refused(ValueError, r"prior_mean: got shape \(2, 4\) beside mean \(3, 4\), expected size 3 or 1", m, v, m[:2])
     refused(ValueError, "logvar: got device meta, expected .* as mean", m, v.to("meta"))
     refused(ValueError, "prior_mean: got device meta", m, v, m.to("meta"))
     refused(ValueError, r"event_ndims: got 3, expected 0 to 2 for mean of shape \(3, 4\)", event_ndims=3)
@@ -543,7 +544,7 @@ def test_errors_of_gaussian_kl(device: torch.device) -> None:
     refused(ValueError, "clamp_logvar: got", clamp_logvar=(math.nan, 1.0))
     refused(ValueError, "normalize_weights: got True without weights", normalize_weights=True)
     refused(TypeError, "weights: expected a torch.Tensor, got list", weights=[1.0, 1.0, 1.0])
-    refused(ValueError, r"weights: got shape \(4,\), expected one that broadcasts to the rows \(3,\)", weights=m[0])
+    refused(ValueError, r"weights: got shape \(4,\), expected that of the rows, \(3,\)", weights=m[0])
     refused(ValueError, r"weights: got shape \(3, 3\)", weights=torch.ones(3, 3, device=device))
     refused(ValueError, "weights: got device meta, expected", weights=torch.ones(3, device="meta"))
     with pytest.raises(TypeError, match="positional"):
@@ -555,7 +556,7 @@ def test_errors_of_samples(function, device: torch.device) -> None:
     m, v = torch.randn(3, 4, device=device), torch.randn(3, 4, device=device)
     assert_refused(lambda: function(m, None), TypeError, "logvar: expected a torch.Tensor, got NoneType")
     assert_refused(lambda: function(m, v.int()), TypeError, "logvar: expected a floating-point tensor")
-    assert_refused(lambda: function(m, v[:2]), ValueError, r"got mean \(3, 4\), logvar \(2, 4\)")
+    assert_refused(lambda: function(m, v[:2]), ValueError, r"logvar: got shape \(2, 4\) beside mean \(3, 4\)")
     assert_refused(lambda: function(m, v, spread="sigma"), ValueError, "spread: got 'sigma'")
     assert_refused(
         lambda: function(m, v, num_samples=-1), ValueError, "num_samples: got -1, expected None or an int >= 0"
@@ -584,7 +585,7 @@ def vits_kl_loss(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask:
 def of_vits(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Tensor) -> Tensor:
     z_p, logs_q, m_p, logs_p = (t.transpose(1, 2) for t in (z_p, logs_q, m_p, logs_p))
     options = {"spread": "logstd", "weights": mask.squeeze(1), "normalize_weights": True}
-    return uf.gaussian_kl_monte_carlo(z_p, None, logs_q, m_p, logs_p, **options)
+    return uf.gaussian_kl_monte_carlo(z_p, None, logs_q, m_p, logs_p, event_ndims=1, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
@@ -740,5 +741,5 @@ def test_errors_of_the_estimates(device: torch.device) -> None:
         lambda: estimate(z, z, z, z, z, weights=torch.ones(4, device=device)), ValueError, r"weights: got shape \(4,\)"
     )
     assert_refused(lambda: uf.bernoulli_kl(z, z, reduction="avg"), ValueError, "reduction: got 'avg'")
-    assert_refused(lambda: uf.bernoulli_kl(z, z[:2]), ValueError, r"broadcast together, got logits_q \(3, 4\)")
+    assert_refused(lambda: uf.bernoulli_kl(z, z[:2]), ValueError, r"logits_p: got shape \(2, 4\) beside logits_q")
     assert_refused(lambda: uf.bernoulli_kl(z.long()), TypeError, "logits_q: expected a floating-point tensor")

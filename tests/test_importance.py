@@ -583,7 +583,7 @@ def test_tvo_of_many_discrete_samples_has_the_gradient_of_the_tvo(device: torch.
 
 
 def test_tvo_signals_are_accurate(device: torch.device) -> None:
-    """w_k (l_k - E) / (1 - w_k) of a sample with nearly all the weight; samples that are -inf; rows that are nothing."""
+    """w_k (l_k - E) / (1 - w_k) of a sample with nearly all the weight; samples at -inf; rows of nothing."""
     x = torch.randn(5, 6, dtype=torch.float64, device=device) * 2
     x[1, 3], x[2, 0], x[3], x[4, 1] = 300, -INF, -INF, NAN
     log_q = torch.zeros_like(x, requires_grad=True)
@@ -591,7 +591,7 @@ def test_tvo_signals_are_accurate(device: torch.device) -> None:
     got = -log_q.grad  # type: ignore[operator]
     for row in (0, 1, 2):
         samples = [k for k in range(6) if x[row, k] > -INF]
-        l = x[row, samples]
+        own = x[row, samples]
         for k in range(len(samples)):
             others = torch.cat((l[:k], l[k + 1 :]))
             mean = [((b * t).softmax(0) * t).sum() for b in (0, 0.5) for t in (l, others)]
@@ -983,4 +983,4 @@ def test_errors_of_the_orders(device: torch.device) -> None:
             lambda b=beta: uf.ciwae_loss(x, dim=1, beta=b), ValueError, f"beta: got {beta}, expected a number"
         )
     for f in (uf.vimco_loss, uf.rws_losses):
-        assert_refused(lambda f=f: f(x, x[:, :3], dim=1), ValueError, "expected shapes that broadcast together")
+        assert_refused(lambda f=f: f(x, x[:, :3], dim=1), ValueError, r"got shape \(3, 3\) beside log_[wp] \(3, 4\)")

@@ -35,10 +35,10 @@ def test_equals_torch_distributions(event_ndims: int, device: torch.device) -> N
     assert_close(got, expected, 1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("logits_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_data_of_any_dtype(logits_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
-    """Binarised images come as bool and uint8: no cast is asked of the user. The gradient keeps the logits' dtype."""
+    """Binarised images come as bool: no cast is asked of the user. The gradient keeps the logits' dtype."""
     logits = torch.randn(4, 784, device=device).to(logits_dtype).requires_grad_()
     x = torch.rand(4, 784, device=device).round().to(dtype)
     got = log_prob(logits, x)
@@ -138,17 +138,23 @@ def test_nan_stays_in_its_row(n: int, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW_PRECISION], ids=str)
 @pytest.mark.parametrize(
     ("logits_shape", "x_shape"),
-    [((3, 5, 20), (3, 1, 20)), ((5, 3, 20), (3, 20)), ((3, 5, 20), (20,)), ((3, 5, 20), (3, 5, 1)), ((1, 20), (4, 20))],
+    [
+        ((3, 5, 20), (3, 1, 20)),
+        ((5, 3, 20), (1, 3, 20)),
+        ((3, 5, 20), (1, 1, 20)),
+        ((20,), (4, 20)),
+        ((1, 20), (4, 20)),
+    ],
     ids=str,
 )
 def test_data_broadcasts(logits_shape: tuple, x_shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
     """`x.unsqueeze(1)` against K samples, K first, one image for all: as if repeated, gradients summed back."""
     logits = torch.randn(logits_shape, device=device).to(dtype).requires_grad_()
     x = torch.rand(x_shape, device=device).to(dtype).requires_grad_()
-    got = log_prob(logits, x)
+    got = log_prob(logits, x, event_ndims=1)
     wide_logits, wide_x = (t.detach().double().requires_grad_() for t in (logits, x))
     with reference_path():
-        expected = log_prob(*torch.broadcast_tensors(wide_logits, wide_x))
+        expected = log_prob(*torch.broadcast_tensors(wide_logits, wide_x), event_ndims=1)
     assert got.shape == expected.shape
     assert_close(got, expected, 1e-10 if dtype == torch.float64 else 1e-5)
     eps = 4 * torch.finfo(dtype).eps if dtype in LOW_PRECISION else 1e-5
@@ -197,7 +203,7 @@ def test_errors(device: torch.device) -> None:
     assert_refused(lambda: log_prob(logits, None), TypeError, "x: expected a torch.Tensor, got NoneType")
     assert_refused(lambda: log_prob(logits, 1.0), TypeError, "x: expected a torch.Tensor, got float")
     assert_refused(
-        lambda: log_prob(logits, x[:, :3]), ValueError, r"broadcast together, got logits \(3, 4\), x \(3, 3\)"
+        lambda: log_prob(logits, x[:, :3]), ValueError, r"x: got shape \(3, 3\) beside logits \(3, 4\), expected size 4"
     )
     assert_refused(
         lambda: log_prob(logits, x, event_ndims=3), ValueError, r"event_ndims: got 3, expected 0 to 2 .* \(3, 4\)"
@@ -561,7 +567,9 @@ def test_errors_of_the_other_densities(device: torch.device) -> None:
     assert_refused(
         lambda: uf.gaussian_log_prob(x, a, b, spread="var"), ValueError, "spread: got 'var', expected one of"
     )
-    assert_refused(lambda: uf.gaussian_log_prob(x, a, b[:, :3]), ValueError, r"broadcast together.* logvar \(3, 3\)")
+    assert_refused(
+        lambda: uf.gaussian_log_prob(x, a, b[:, :3]), ValueError, r"logvar: got shape \(3, 3\) beside x \(3, 4\)"
+    )
     assert_refused(lambda: uf.gaussian_log_prob(x, a.long(), b), TypeError, "mean: expected a floating-point tensor")
     assert_refused(lambda: uf.gaussian_log_prob(x, a, b, clamp_logvar=(1.0, 0.0)), ValueError, "low <= high")
     assert_refused(lambda: uf.laplace_log_prob(x, a, 1.0), TypeError, "log_scale: expected a torch.Tensor, got float")

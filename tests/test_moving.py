@@ -31,6 +31,15 @@ def vae() -> dict[str, Any]:
     return {"logits": draw(5, 7), "x": constant(draw(5, 7).sigmoid()), "mu": draw(5, 3), "logvar": draw(5, 3)}
 
 
+def images() -> dict[str, Any]:
+    return {
+        "logits": draw(5, 1, 28, 28),
+        "x": constant(draw(5, 1, 28, 28).sigmoid()),
+        "mu": draw(5, 3),
+        "logvar": draw(5, 3),
+    }
+
+
 def critic() -> dict[str, Any]:
     return {"real": draw(6, 1), "fake": draw(6, 1)}
 
@@ -50,7 +59,7 @@ def counts() -> dict[str, Any]:
 INPUTS: dict[str, Callable[[], dict[str, Any]]] = {
     "VAE of pytorch/examples": vae,
     "DCGAN of pytorch/examples": critic,
-    "β-VAE": vae,
+    "β-VAE": images,
     "VQGAN and latent diffusion's autoencoder": lambda: {"moments": draw(3, 8, 2, 4), **critic()},
     "VITS, HiFi-GAN": vits,
     "DreamerV3": lambda: {"posterior": 2 * draw(2, 3, 4, 6).detach(), "prior": 2 * draw(2, 3, 4, 6).detach()},

@@ -83,7 +83,7 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
     (uf.nn.RWSLosses, {"dim": 1, "reduction": "none"}, (X, V), {}),
     (uf.nn.DReGLoss, {"dim": 1, "reduction": "sum"}, (X, V), {}),
     (uf.nn.LogVarianceLoss, {"dim": 1, "reduction": "sum"}, (X,), {}),
-    (uf.nn.TrajectoryBalanceLoss, {"reduction": "none"}, (X, V[0]), {}),
+    (uf.nn.TrajectoryBalanceLoss, {"reduction": "none"}, (X, V[:1]), {}),
     (uf.nn.MemorizationScore, {"dim": 0}, (X, V[:4]), {}),
     (
         uf.nn.DiscriminatorLoss,
@@ -122,7 +122,7 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
             "scale": 0.3,
             "reduction": "none",
         },
-        (M.reshape(2, 3, 4), V.reshape(2, 3, 4), M[0], V[0]),
+        tuple(t.reshape(2, 3, 4) for t in (M, V, 0.9 * M, 0.9 * V)),
         {"weights": torch.tensor([0.5])},
     ),
     (
@@ -166,7 +166,7 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         (X.reshape(2, 3, 4) * torch.arange(6).reshape(2, 3, 1), V.reshape(2, 3, 4)),
         {},
     ),
-    (uf.nn.CategoricalLogProb, {"class_dim": 0, "event_ndims": 1}, (X.reshape(6, 2, 2), torch.tensor([0, 3])), {}),
+    (uf.nn.CategoricalLogProb, {"class_dim": 0, "event_ndims": 1}, (X.reshape(6, 2, 2), torch.tensor([[0, 3]])), {}),
     (
         uf.nn.DiscretizedLogisticMixtureLogProb,
         {"event_ndims": 2},
@@ -183,7 +183,7 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
             "scale": 0.3,
             "reduction": "none",
         },
-        (M.reshape(2, 3, 4), None, V.reshape(2, 3, 4), M[0], V[0]),
+        tuple(t if t is None else t.reshape(2, 3, 4) for t in (M, None, V, 0.9 * M, 0.9 * V)),
         {"weights": torch.tensor([0.5])},
     ),
     (
@@ -213,7 +213,7 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
         {
             "likelihood": "discretized_logistic",
             "likelihood_options": {"bin_width": 0.5},
-            "event_ndims": 2,
+            "event_ndims": 1,
             "kl_weight": 0.5,
             "spread": "logstd",
             "clamp_logvar": (-1.0, 1.0),
@@ -221,8 +221,8 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
             "scale": 0.3,
             "reduction": "none",
         },
-        ([X.reshape(3, 2, 4), V.reshape(3, 2, 4)], X.reshape(3, 2, 4).sin(), X[:3], V[:3]),
-        {"prior_mean": V[0], "prior_logvar": V[1], "weights": torch.tensor([1.0, 0.0, 2.0])},
+        ([X.reshape(3, 2, 4), V.reshape(3, 2, 4)], X.reshape(3, 2, 4).sin(), *(t.reshape(3, 2, 4) for t in (X, V))),
+        {"prior_mean": V[0], "prior_logvar": V[1], "weights": torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0]])},
     ),
     *(
         (
@@ -238,11 +238,14 @@ CALLS: list[tuple[type[nn.Module], dict[str, Any], tuple, dict[str, Any]]] = [
                 "reduction": "none",
                 **estimator,
             },
-            ([X, V.exp()], X[:, 0], X.reshape(6, 4, 1), X[:, :1], V[:, :1]),
-            {"prior_mean": V[:, 1:2], "prior_logvar": V[:, 2:3]},
+            (
+                [X.reshape(2, 3, 4), V.exp().reshape(2, 3, 4)],
+                *(X[::3], X.reshape(2, 3, 4, 1), *(t[:2].unsqueeze(-1) for t in (X, V))),
+            ),
+            {"prior_mean": V[2:4].unsqueeze(-1), "prior_logvar": V[4:].unsqueeze(-1)},
         )
         for estimator in (
-            {"estimator": "miwae", "num_groups": 2},
+            {"estimator": "miwae", "num_groups": 3},
             {"estimator": "ciwae", "beta": 0.3},
             {"estimator": "renyi", "alpha": 0.5},
             {"estimator": "cubo", "order": 3.0},
@@ -292,7 +295,9 @@ def moved(x: Any, device: torch.device) -> Any:
 
 
 def test_every_function_has_a_module() -> None:
-    functions = {getattr(uf, n) for n in uf.__all__ if inspect.isfunction(getattr(uf, n)) and n != "info"}
+    functions = {
+        getattr(uf, n) for n in uf.__all__ if inspect.isfunction(getattr(uf, n)) and n not in ("info", "checked")
+    }
     assert functions == set(FUNCTION_OF.values())
     modules = {
         c for c in vars(uf.nn).values() if inspect.isclass(c) and issubclass(c, nn.Module) and c.__name__[0] != "_"

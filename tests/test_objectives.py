@@ -398,7 +398,7 @@ def test_samples_in_any_dimension(dim: int, device: torch.device) -> None:
     logits, z = (torch.randn(*shape, n, **kind).requires_grad_() for n in (D, L))
     x = torch.rand(2, 3, D, **kind).round()
     mean, logvar = (torch.randn(2, 3, L, **kind).requires_grad_() for _ in range(2))
-    found = uf.iwae_objective(logits, x, z, mean, logvar, dim=dim, reduction="none")
+    found = uf.iwae_objective(logits, x, z, mean, logvar, dim=dim, event_ndims=1, reduction="none")
     log_w = log_weights(bernoulli, (logits,), x, z, (mean, logvar), dim=dim)
     assert_close(found.log_w, log_w, 1e-12)
     assert_close(found.loss, -bound(log_w, dim), 1e-12)
@@ -577,13 +577,12 @@ def test_elbo_differentiates_the_data_and_the_weights(device: torch.device) -> N
 
 
 def test_elbo_broadcasts(device: torch.device) -> None:
-    """A decoder's output for all examples; a prior for all; integers as data; a latent of another dtype."""
+    """A prior for all; booleans as data; a latent of another dtype."""
     logits, x, mean, logvar = of_one_sample(device=device)
-    one = logits.detach()[0].requires_grad_()
     prior = torch.randn(L, dtype=torch.float64, device=device, requires_grad=True)
-    found = uf.elbo_loss(one, x.long(), mean.float(), logvar.float(), prior_mean=prior, event_ndims=1)
-    of_x, kl = bernoulli(x, one.expand(B, D)), divergence((mean, logvar), (prior, torch.zeros_like(prior)))
-    got, expected = (torch.autograd.grad(loss, [one, prior]) for loss in (found.loss, (kl - of_x).mean()))
+    found = uf.elbo_loss(logits, x.bool(), mean.float(), logvar.float(), prior_mean=prior)
+    of_x, kl = bernoulli(x, logits), divergence((mean, logvar), (prior, torch.zeros_like(prior)))
+    got, expected = (torch.autograd.grad(loss, [logits, prior]) for loss in (found.loss, (kl - of_x).mean()))
     assert_close(found.log_likelihood, of_x, 1e-12)
     assert found.loss.dtype == torch.float64
     for g, e in zip(got, expected, strict=True):
@@ -591,14 +590,55 @@ def test_elbo_broadcasts(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("composed", [False, True], ids=["one pass", "composed"])
-def test_elbo_of_one_mean_for_all_examples(composed: bool, device: torch.device) -> None:
-    """Which rows there are the decoder says, not the mean."""
-    logits, x, _, logvar = of_one_sample(device=device)
-    mean = torch.randn(L, dtype=torch.float64, device=device)
+def test_elbo_refuses_one_row_for_all(composed: bool) -> None:
+    """Of the decoder, the data or the mean; the decoder has the shape of x."""
+    logits, x, mean, logvar = of_one_sample()
+    x.requires_grad_(composed)
+    for changed, match in (
+        ((logits[:1], x, mean, logvar), r"x: got shape \(5, 9\) beside decoder's logits \(1, 9\)"),
+        ((logits[:, :1], x, mean, logvar), r"x: got shape \(5, 9\) beside decoder's logits \(5, 1\)"),
+        ((logits, x[:1], mean, logvar), r"x: got shape \(1, 9\)"),
+        ((logits, x, mean[:1], logvar), r"mean: got shape \(1, 3\), expected the decoder's rows \(5,\)"),
+        ((logits, x, mean[0], logvar), r"(x|mean): got shape"),
+    ):
+        assert_refused(lambda changed=changed: uf.elbo_loss(*changed), ValueError, match)
+
+
+@pytest.mark.parametrize("composed", [False, True], ids=["one pass", "composed"])
+@pytest.mark.parametrize(("latent", "image"), [((3,), (1, 4, 4)), ((2, 3, 3), (1, 4, 4)), ((3,), (2, 9))], ids=str)
+def test_the_event_is_what_is_no_row_of_the_latent(latent: tuple, image: tuple, composed: bool) -> None:
+    x, logits = torch.rand(B, *image), torch.randn(B, *image)
+    mean, logvar = torch.randn(B, *latent), torch.randn(B, *latent)
+    of_x = uf.bernoulli_log_prob(logits, x, event_ndims=len(image))
+    kl = uf.gaussian_kl(mean, logvar, event_ndims=len(latent), reduction="none")
     found = uf.elbo_loss(logits, x.requires_grad_(composed), mean, logvar)
-    expected = divergence((mean.expand(B, L), logvar))
-    assert_close(found.kl, expected, 1e-12)
-    assert_close(found.loss, (expected - bernoulli(x, logits)).mean(), 1e-12)
+    assert_close(found.log_likelihood, of_x, 1e-5)
+    assert_close(found.kl, kl, 1e-5)
+    z, of_samples = torch.randn(B, K, *latent), torch.randn(B, K, *image)
+    several = uf.iwae_objective(of_samples, x, z, mean, logvar, dim=1)
+    told = uf.iwae_objective(of_samples, x, z, mean, logvar, dim=1, event_ndims=len(image))
+    assert several.log_w.shape == (B, K)
+    assert_close(several.loss, told.loss, 1e-6)
+
+
+def test_an_event_of_two_readings() -> None:
+    """Channels of the latent and of the image that happen to be as many: nothing is guessed."""
+    x, latent = torch.rand(B, 3, 4, 4), torch.randn(B, 3, 2, 2)
+    assert_refused(
+        lambda: uf.elbo_loss(x, x, latent, latent),
+        ValueError,
+        r"event_ndims=3: rows \[5\]; event_ndims=2: rows \[5, 3\]",
+    )
+    assert uf.elbo_loss(x, x, latent, latent, event_ndims=3).kl.shape == (B,)
+
+
+def test_a_dimension_of_the_samples_from_the_end() -> None:
+    given = tensors()
+    found, expected = (uf.iwae_objective(*given, dim=dim).loss for dim in (-2, 1))
+    assert torch.equal(found, expected)
+    decoder, x, z, mean, logvar = given
+    images = (decoder.unflatten(-1, (1, 3, 3)), x.unflatten(-1, (1, 3, 3)), z, mean, logvar)
+    assert_refused(lambda: uf.iwae_objective(*images, dim=-2), ValueError, "dim: got -2, .* counted from the front")
 
 
 def test_elbo_options(device: torch.device) -> None:
@@ -696,8 +736,8 @@ def test_chunks_are_computed_as_needed_and_without_gradients() -> None:
         ({"likelihood": "poisson"}, ValueError, "likelihood: got 'poisson', expected one of 'bernoulli'"),
         ({"estimator": "iwea"}, ValueError, "estimator: got 'iwea', expected one of 'iwae'"),
         ({"reduction": "avg"}, ValueError, "reduction: got 'avg'"),
-        ({"dim": 2}, ValueError, "dim: got 2, expected one of the 2 leading dimensions"),
-        ({"dim": -1}, ValueError, "dim: got -1"),
+        ({"dim": 3}, ValueError, "dim: got 3, expected one of the leading dimensions"),
+        ({"dim": -4}, ValueError, "dim: got -4"),
         ({"dim": 1.0}, TypeError, "dim: expected an int, got float"),
         ({"beta": 0.5}, ValueError, "beta: got 0.5 with estimator 'iwae'"),
         ({"estimator": "ciwae"}, ValueError, "beta: got none, expected one for estimator 'ciwae'"),
@@ -713,20 +753,20 @@ def test_chunks_are_computed_as_needed_and_without_gradients() -> None:
         ),
         ({"decoder": 3}, TypeError, "decoder: expected a torch.Tensor or a sequence"),
         ({"decoder": torch.zeros(B, K, D).int()}, TypeError, "decoder's logits: expected a floating-point tensor"),
-        ({"x": torch.zeros(B + 1, D)}, ValueError, r"x: got shape \(6, 9\), expected one that broadcasts to \(5, 9\)"),
+        ({"x": torch.zeros(B + 1, D)}, ValueError, r"x: got shape \(6, 9\) beside decoder's logits \(5, 4, 9\)"),
         ({"x": None}, TypeError, "x: expected a torch.Tensor, got NoneType"),
         (
             {"z": torch.zeros(B, K + 1, L)},
             ValueError,
             r"z: got shape \(5, 5, 3\), expected the decoder's rows \(5, 4\)",
         ),
-        ({"mean": torch.zeros(B, K, L)}, ValueError, r"mean: got shape \(5, 4, 3\), expected one that broadcasts"),
+        ({"mean": torch.zeros(B, K, L)}, ValueError, r"mean: got shape \(5, 4, 3\) beside z \(5, 4, 3\) without dim"),
         ({"prior_mean": torch.zeros(2, L)}, ValueError, r"prior_mean: got shape \(2, 3\)"),
         ({"logvar": torch.zeros(B, L).int()}, TypeError, "logvar: expected a floating-point tensor"),
         ({"mean": torch.zeros(B, L, device="meta")}, ValueError, "mean: got device meta, expected cpu as z"),
         ({"event_ndims": 4}, ValueError, "event_ndims: got 4"),
         ({"spread": "variance"}, ValueError, "spread: got 'variance'"),
-        ({"likelihood_options": {"bin_width": 0.1}}, TypeError, "bin_width"),
+        ({"likelihood_options": {"bin_width": 0.1}}, ValueError, "likelihood_options: got 'bin_width'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -744,9 +784,17 @@ def test_errors_of_the_others() -> None:
     row, logits = torch.zeros(3), torch.zeros(4)
     logits_of, x, _, mean, logvar = tensors()
     cases: list[tuple[Any, type[Exception], str]] = [
-        (lambda: uf.elbo_loss(logits_of, x.unsqueeze(1), mean, logvar), ValueError, "there is iwae_objective"),
+        (
+            lambda: uf.elbo_loss(logits_of, x.unsqueeze(1), mean, logvar),
+            ValueError,
+            r"x: got shape \(5, 1, 9\) beside decoder's logits",
+        ),
         (lambda: uf.elbo_loss(logits_of[:, 0], x[:, :-1], mean, logvar), ValueError, r"x: got shape \(5, 8\)"),
-        (lambda: uf.elbo_loss(logits_of[:, 0], x, mean[:3], logvar), ValueError, r"mean \(3, 3\), logvar \(5, 3\)"),
+        (
+            lambda: uf.elbo_loss(logits_of[:, 0], x, mean[:3], logvar),
+            ValueError,
+            r"mean: got shape \(3, 3\), .* rows \(5,\)",
+        ),
         (lambda: uf.elbo_loss(logits_of[:, 0], x, mean, logvar, weights=mean), ValueError, r"weights: got shape"),
         (lambda: uf.elbo_loss(logits_of[:, 0], x, mean, logvar.int()), TypeError, "logvar: expected a floating-point"),
         (lambda: uf.elbo_loss(logits_of[:, 0], None, mean, logvar), TypeError, "x: expected a torch.Tensor"),

@@ -283,7 +283,7 @@ def test_errors_of_total_correlation() -> None:
     assert_refused(call(dataset_size=10.0), TypeError, "dataset_size: expected an int, got float")
     assert_refused(call(dataset_size=True), TypeError, "dataset_size: expected an int, got bool")
     assert_refused(call(z.long()), TypeError, "z: expected a floating-point tensor, got torch.int64")
-    assert_refused(call(mean=mean[:3]), ValueError, r"broadcast together, got z \(4, 3\), mean \(3, 3\)")
+    assert_refused(call(mean=mean[:3]), ValueError, r"mean: got shape \(3, 3\) beside z \(4, 3\), expected size 4")
     assert_refused(call(*(x[0] for x in (z, mean, logvar))), ValueError, r"got shape \(3,\), expected \[B, D\]")
 
 

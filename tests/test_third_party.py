@@ -76,8 +76,8 @@ def pythae_model(name: str, **attributes: Any) -> Any:
 
 def log_weights(logits: Tensor, x: Tensor, mean: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
     standard = torch.zeros_like(z)
-    log_p = uf.bernoulli_log_prob(logits, x) + uf.gaussian_log_prob(z, standard, standard)
-    return log_p - uf.gaussian_log_prob(z, mean, logvar)
+    log_p = uf.bernoulli_log_prob(logits, x, event_ndims=1) + uf.gaussian_log_prob(z, standard, standard, event_ndims=1)
+    return log_p - uf.gaussian_log_prob(z, mean, logvar, event_ndims=1)
 
 
 def samples(*middle: int) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,5 +1,6 @@
-"""Loads `unigen_fast/_private.py` with one of torch's private names taken away, a process for each, and runs what relies
-on it. The name is back for the rest: torch itself needs it.
+"""Loads `unigen_fast/_private.py` with one of torch's private names taken away, and runs what relies on it.
+
+A process for each. The name is back for the rest of the package: torch itself needs it.
 """
 
 import importlib.util

@@ -1,6 +1,7 @@
 """Fused losses of deep generative models: the same numbers as PyTorch, faster, in less memory, without overflow."""
 
 from unigen_fast import _info, _loader, distributed, integrations, models, nn
+from unigen_fast._values import checked
 from unigen_fast._version import __version__
 from unigen_fast.adversarial import (
     DiscriminatorStats,
@@ -80,6 +81,7 @@ __all__ = [
     "bernoulli_log_prob",
     "categorical_kl",
     "categorical_log_prob",
+    "checked",
     "ciwae_loss",
     "cubo_loss",
     "density_ratio_js",

@@ -329,8 +329,8 @@ total_correlation = FusedOp(
     f"total_correlation({_TENSORS}, SymInt dataset_size, str estimator)"
     f" -> ({', '.join(f'Tensor {name}' for name in _ROWS)}, Tensor statistics)",
     pairwise.total_correlation,
-    backward=f"({', '.join(f'Tensor grad_{name}' for name in _ROWS)}, {_TENSORS}, Tensor statistics, SymInt dataset_size,"
-    " str estimator, int needed) -> (Tensor, Tensor, Tensor)",
+    backward=f"({', '.join(f'Tensor grad_{name}' for name in _ROWS)}, {_TENSORS}, Tensor statistics,"
+    " SymInt dataset_size, str estimator, int needed) -> (Tensor, Tensor, Tensor)",
     tensors=3,
     differentiable=(0, 1, 2),
     differentiable_outputs=6,

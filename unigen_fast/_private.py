@@ -28,8 +28,8 @@ below_autograd: Callable[[], contextlib.AbstractContextManager[Any]] = (
     _found("_C", "_AutoDispatchBelowAutograd") or torch.no_grad
 )
 
-# Whether the backward pass at hand keeps its graph (retain_graph=True), or there is none: what was saved is then to stay
-# as it is. Without this function it always stays.
+# Whether the backward pass at hand keeps its graph (retain_graph=True), or there is none: what was saved is then to
+# stay as it is. Without this function it always stays.
 graph_is_kept: Callable[[], bool] = _found("_C", "_autograd", "_get_current_graph_task_keep_graph") or (lambda: True)
 
 _hooks = _found("_C", "_autograd", "_top_saved_tensors_default_hooks")

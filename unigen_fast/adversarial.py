@@ -5,12 +5,13 @@ Conventions: logits l in, never probabilities; D(x) = sigma(l). `q(y=1|x) = D(x)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 from unigen_fast._fused import beside
 from unigen_fast._private import transforms_active
 from unigen_fast.reference import adversarial as _reference
@@ -68,6 +69,10 @@ _GENERATOR = {
 }
 
 
+# what the discriminator gives is compared with numbers, and not the log-odds of a probability
+_NO_LOG_ODDS = {kind for kind in _DISCRIMINATOR if "least_squares" in kind} | {"wasserstein", "kl_wgan", *_FGAN}
+
+
 class DiscriminatorStats(NamedTuple):
     """Detached statistics of both sides, from the loss's own pass: 0-dim, or `[n]` for lists of n tensors.
 
@@ -98,11 +103,11 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
         n = len(more)
         items += more
     first = items[0]
-    if not isinstance(first, Tensor) or not first.is_floating_point():
+    if not isinstance(first, Tensor) or first.dtype not in _checks.DTYPES:
         _checks.floating(_name(0, n, sides), first)
     device, dtype, mixed = first.device, first.dtype, False
     for i, x in enumerate(items):  # a dozen of them, most often alike: what is true of the first is not asked again
-        if not isinstance(x, Tensor) or x.dtype is not dtype:
+        if not isinstance(x, Tensor) or x.dtype is not dtype or x.layout is not torch.strided or x.is_nested:
             _checks.floating(_name(i, n, sides), x)
             mixed = True
         if x.device != device:
@@ -111,8 +116,15 @@ def _gathered(**sides: Logits) -> tuple[list[Tensor], int]:
     return _checks.promoted(items) if mixed else items, n
 
 
+def _check_values(items: list[Tensor], n: int, kind: str, **sides: Logits) -> None:
+    """Numbers, and of kinds whose logit is that of a probability, no probabilities."""
+    check = _values.numbers if kind in _NO_LOG_ODDS else _values.logits
+    for i, x in enumerate(items):
+        check(**{_name(i, n, sides): x})
+
+
 def _listed(name: str, logits: Logits) -> list[Tensor]:
-    if not isinstance(logits, Iterable):
+    if not isinstance(logits, Iterable) or hasattr(logits, "__array__"):
         raise TypeError(f"{name}: expected a torch.Tensor or a list of them, got {type(logits).__name__}")
     items = list(logits)
     if not items:
@@ -210,6 +222,8 @@ def discriminator_loss(
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale, differentiable=True)
     items, n = _gathered(real=real, fake=fake)
+    if _values.on:
+        _check_values(items, n, kind, real=real, fake=fake)
     terms = _DISCRIMINATOR[kind]
     if reduction == "none":
         if return_stats:
@@ -358,6 +372,9 @@ def generator_loss(
         items, reals = _gathered(fake=fake)[0], 0
     else:
         items, reals = _gathered(real=real, fake=fake)
+    if _values.on:
+        sides = {"fake": fake} if real is None else {"real": real, "fake": fake}
+        _check_values(items, reals or len(items), kind, **sides)
     if reduction == "none":
         rows = _rows(items, reals, terms, scale)
         return rows[0] if isinstance(fake, Tensor) else rows  # type: ignore[return-value]
@@ -402,6 +419,8 @@ def importance_weighted_generator_loss(
     _checks.floating("fake", fake)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     temperature = _checks.temperature(temperature, detach)
+    if _values.on:
+        _values.logits(fake=fake)
     if groups is not None:
         return _grouped(fake, groups, dim, temperature, detach, reduction)
     if dim is not None:
@@ -418,6 +437,8 @@ _MOST_COMPARED = 2**14  # samples of which a GPU compares each with each
 
 def _labels_of(fake: Tensor, groups: Tensor, dim: int | None, reduction: str) -> Tensor:
     """`groups`, checked, as int64."""
+    if isinstance(groups, Tensor):
+        _checks.tensor("groups", groups)
     if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
         got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
         raise TypeError(f"groups: expected an integer tensor of labels, got {got}")
@@ -445,22 +466,25 @@ def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False
 
     Args:
         logits: any shape.
-        y: 0, 1, or a tensor of labels in [0, 1] broadcastable with `logits`.
+        y: 0, 1, or a tensor of labels in [0, 1] of the shape of `logits`, 1 where it is the same for all.
         reversed: whether to give log q^r.
 
     Returns:
-        Elementwise, in the shape that `logits` and `y` broadcast to. <= 0.
+        Elementwise, in the shape of `logits`. <= 0.
 
     Raises:
         TypeError: `logits` is no floating-point tensor.
-        ValueError: a number `y` that is neither 0 nor 1; shapes that do not broadcast.
+        ValueError: a number `y` that is neither 0 nor 1; shapes that differ other than by a written 1.
 
     Source: Hu et al. (2018), Sec. 3.1, Eq. 3.
     """
     _checks.floating("logits", logits)
+    if _values.on:
+        _values.logits(logits=logits)
+        _values.labels("y", y)
     if isinstance(y, Tensor):
-        y = 1 - y.to(logits.dtype) if reversed else y.to(logits.dtype)
-        logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
+        y = _checks.tensor("y", y).to(logits.dtype)
+        logits, y = _checks.elementwise(logits=logits, y=1 - y if reversed else y)
         return _ops.bernoulli_log_prob((logits, y), 0)
     term = _TERM["logistic_real" if _label(y) != reversed else "logistic_fake"]
     return _ops.logit_term((logits,), term, -1.0)
@@ -476,7 +500,7 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
 
     Args:
         logits: any shape; `[..., C]` with `y=(a, b)`.
-        y: 0, 1, a tensor of 0s and 1s broadcastable with `logits`, or a pair of classes.
+        y: 0, 1, a tensor of 0s and 1s of the shape of `logits`, 1 where it is the same for all, or a pair of classes.
         reversed: whether to give the ratio of q^r.
 
     Returns:
@@ -484,11 +508,14 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
 
     Raises:
         TypeError: `logits` is no floating-point tensor.
-        ValueError: `y` is no label, a class is out of range, or shapes do not broadcast.
+        ValueError: `y` is no label, a class is out of range, or shapes differ other than by a written 1.
 
     Source: Hu et al. (2018), Eq. 16, whose weight is exp(log_ratio(l, y=0, reversed=True)).
     """
     _checks.floating("logits", logits)
+    if _values.on:
+        _values.logits(logits=logits)
+        _values.labels("y", y)
     sign = -1.0 if reversed else 1.0
     if isinstance(y, tuple):
         if len(y) != 2 or logits.dim() == 0:
@@ -497,8 +524,7 @@ def log_ratio(logits: Tensor, *, y: int | Tensor | tuple[int, int] = 1, reversed
         pair = upcast(logits)
         return (pair.select(-1, a) - pair.select(-1, b)) * sign
     if isinstance(y, Tensor):
-        y = y.to(logits.dtype)
-        logits, y = _checks.same_kind(logits=logits, y=y)  # type: ignore[assignment]
+        logits, y = _checks.elementwise(logits=logits, y=_checks.tensor("y", y).to(logits.dtype))
         return upcast(logits) * torch.where(y > 0.5, sign, -sign)
     return _ops.logit_term((logits,), _TERM["linear"], -sign if _label(y) else sign)
 
@@ -524,6 +550,8 @@ def density_ratio_kl(logits: Tensor, *, reduction: str = "mean") -> Tensor:
     """
     _checks.floating("logits", logits)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.logits(logits=logits)
     term = _TERM["identity"]
     if reduction == "none":
         return _ops.logit_term((logits,), term, 1.0)
@@ -549,6 +577,8 @@ def density_ratio_js(*, real: Logits, fake: Logits) -> Tensor:
     Source: Goodfellow et al. (2014), Eq. 5; Nowozin et al. (2016), Sec. 2.2.
     """
     items, n = _gathered(real=real, fake=fake)
+    if _values.on:
+        _check_values(items, n, "logistic", real=real, fake=fake)
     return _reduced(items, n, _DISCRIMINATOR["fgan_js"], "mean", -0.5)
 
 
@@ -582,6 +612,8 @@ def r1_penalty(*, logits: Tensor, inputs: Tensor, gamma: float = 10.0, reduction
     _refuse_export("r1_penalty")
     gamma = _checks.number("gamma", gamma, minimum=0.0, differentiable=True)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.numbers(logits=logits, inputs=inputs)
     return reduce_rows(_squared_gradient_norms(logits, "inputs", inputs), reduction, 0.5 * gamma)
 
 
@@ -631,6 +663,8 @@ def gradient_penalty(
         raise ValueError(f"expected samples [N, …] of one shape, got {shapes}")
     if real.device != fake.device:
         raise ValueError(f"fake: got device {fake.device}, expected {real.device} as real")
+    if _values.on:
+        _values.numbers(real=real, fake=fake)
     real, fake = _checks.promoted([real.detach(), fake.detach()])
     shape = (real.size(0), *[1] * (real.dim() - 1))
     # a dynamic shape beside generator=None breaks torch.compile's graph
@@ -676,6 +710,8 @@ def _refuse_export(function: str) -> None:
 
 
 def _label(y: int) -> bool:
+    if not isinstance(y, Number):
+        raise TypeError(f"y: expected 0, 1 or a torch.Tensor of labels, got {type(y).__name__}")
     if y not in (0, 1):
         raise ValueError(f"y: got {y!r}, expected 0, 1 or a tensor of labels")
     return bool(y)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 from unigen_fast._fused import FusedOp, beside
 from unigen_fast.reference._common import reduce_weighted
 
@@ -21,7 +21,7 @@ def gaussian_kl(
     prior_mean: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     *,
-    event_ndims: int = 1,
+    event_ndims: int | None = None,
     spread: str = "logvar",
     free_bits: float = 0.0,
     free_bits_mode: str = "sum",
@@ -37,16 +37,18 @@ def gaussian_kl(
     cancellation near the prior. For the standard normal prior: ½ sum [ (e^v - 1 - v) + m² ].
 
     Args:
-        mean, logvar: `[rows…, event…]`, broadcastable with each other, any strides.
-        prior_mean, prior_logvar: broadcastable with them; None stands for 0 (the standard normal).
-        event_ndims: how many trailing dimensions make one example's event.
+        mean, logvar: `[rows…, event…]`, any strides.
+        prior_mean, prior_logvar: of as many dimensions, rows of size 1 being the same for all, or a parameter without
+            rows, `[event…]` or `()`; None stands for 0 (the standard normal).
+        event_ndims: how many trailing dimensions make one example's event: 3 of LDM's latents `[B, C, H, W]`. None: 1
+            of tensors of one or two dimensions; of more an error, unless `[B, K, D]` beside `[B, 1, D]` tells.
         spread: what `logvar` and `prior_logvar` hold: "logvar", "logstd" or "std" (positive).
         free_bits: nats below which the KL costs nothing and has no gradient.
         free_bits_mode: "sum": max(KL of the row, free_bits); "per_dim": each dimension's KL is so bounded before the
             sum. Both per example; Kingma et al. (2016), Eq. 16, average over the batch first.
         clamp_logvar: (low, high) for the log-variances; the gradient is 0 outside.
-        weights: broadcastable to the rows, multiplied in before the reduction. A row of weight 0 is not read: NaN or
-            infinity there reaches neither the value nor a gradient.
+        weights: of the rows' dimensions, 1 where they are the same for all; multiplied in before the reduction. A row
+            of weight 0 is not read: NaN or infinity there reaches neither the value nor a gradient.
         normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked
             mean. A mask of zeros gives 0.
         scale: multiplies the result.
@@ -57,7 +59,7 @@ def gaussian_kl(
 
     Raises:
         TypeError: tensors that are not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+        ValueError: shapes that do not fit, tensors on two devices, `event_ndims` out of range, unknown names,
             `normalize_weights` without `weights`, negative `free_bits`.
 
     Source: Kingma and Welling (2014), App. B.
@@ -68,17 +70,19 @@ def gaussian_kl(
     free_bits = _checks.number("free_bits", free_bits, minimum=0.0)
     scale = _checks.number("scale", scale, differentiable=True)
     low, high = _checks.clamp_range(clamp_logvar)
-    mean, logvar, prior_mean, prior_logvar = _checks.same_kind(  # type: ignore[assignment]
+    tensors, event_ndims = _checks.aligned(
+        event_ndims,
         optional=("prior_mean", "prior_logvar"),
         mean=mean,
         logvar=logvar,
         prior_mean=prior_mean,
         prior_logvar=prior_logvar,
     )
-    event_ndims = _checks.event("mean", mean, event_ndims)
-    weights, reduction = weighting(weights, normalize_weights, reduction, mean, event_ndims)
+    if _values.on:
+        _values.gaussians(spread, _values.rows(weights, event_ndims), *tensors)
+    weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     options = (event_ndims, spread, free_bits, free_bits_mode, low, high)
-    return _weighted(_ops.gaussian_kl, (mean, logvar, prior_mean, prior_logvar), weights, options, scale, reduction)
+    return _weighted(_ops.gaussian_kl, tensors, weights, options, scale, reduction)
 
 
 def weighting(
@@ -113,18 +117,20 @@ def _weighted(
 
 def _row_weights(weights: Tensor, mean: Tensor, event_ndims: int) -> Tensor:
     """`weights` in the arithmetic dtype, expanded to the rows of `mean`."""
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"weights: expected a torch.Tensor, got {type(weights).__name__}")
+    _checks.tensor("weights", weights)
     if weights.device != mean.device:
         raise ValueError(f"weights: got device {weights.device}, expected {mean.device}")
     rows = mean.shape[: mean.dim() - event_ndims]
     dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    try:
-        return weights.to(dtype).expand(rows)
-    except RuntimeError:
-        raise ValueError(
-            f"weights: got shape {tuple(weights.shape)}, expected one that broadcasts to the rows {tuple(rows)}"
-        ) from None
+    if weights.shape != rows:
+        sizes = zip(weights.shape, rows, strict=False)
+        if weights.dim() not in (0, len(rows)) or any(size != 1 and size != row for size, row in sizes):
+            raise ValueError(
+                f"weights: got shape {tuple(weights.shape)}, expected that of the rows, {tuple(rows)}, with a size of "
+                f"1 where they are the same for all (event_ndims={event_ndims} dimensions of {tuple(mean.shape)} are "
+                "summed)"
+            )
+    return weights.to(dtype).expand(rows)
 
 
 def gaussian_kl_monte_carlo(
@@ -134,7 +140,7 @@ def gaussian_kl_monte_carlo(
     prior_mean: Tensor,
     prior_logvar: Tensor,
     *,
-    event_ndims: int = 1,
+    event_ndims: int | None = None,
     spread: str = "logvar",
     clamp_logvar: tuple[float, float] | None = None,
     weights: Tensor | None = None,
@@ -160,7 +166,7 @@ def gaussian_kl_monte_carlo(
         z: `[rows…, event…]`, any strides; views as above cost nothing. It gets a gradient as the others do.
         mean: of q, or None: see above.
         logvar: of q.
-        prior_mean, prior_logvar: of p. All of them broadcastable with each other.
+        prior_mean, prior_logvar: of p. As in `gaussian_kl`; z has all the dimensions.
         event_ndims, spread, weights, normalize_weights, scale, reduction: as in `gaussian_kl`.
         clamp_logvar: (low, high) for both log-variances; the gradient is 0 outside.
 
@@ -170,7 +176,7 @@ def gaussian_kl_monte_carlo(
 
     Raises:
         TypeError: tensors that are not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+        ValueError: shapes that do not fit, tensors on two devices, `event_ndims` out of range, unknown names,
             `normalize_weights` without `weights`.
 
     Source: Kim, Kong and Son, "VITS" (2021), Eq. 4 (the second form; the first is log q - log p as it stands).
@@ -179,10 +185,20 @@ def gaussian_kl_monte_carlo(
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale, differentiable=True)
     low, high = _checks.clamp_range(clamp_logvar)
-    tensors: tuple[Tensor, ...] = _checks.same_kind(  # type: ignore[assignment]
-        optional=("mean",), z=z, mean=mean, logvar=logvar, prior_mean=prior_mean, prior_logvar=prior_logvar
+    tensors, event_ndims = _checks.aligned(
+        event_ndims,
+        data="z",
+        optional=("mean",),
+        z=z,
+        mean=mean,
+        logvar=logvar,
+        prior_mean=prior_mean,
+        prior_logvar=prior_logvar,
     )
-    event_ndims = _checks.event("z", tensors[0], event_ndims)
+    if _values.on:
+        rows = _values.rows(weights, event_ndims)
+        _values.numbers(rows, z=tensors[0])
+        _values.gaussians(spread, rows, *tensors[1:])
     weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     options = (event_ndims, spread, low, high)
     return _weighted(_ops.gaussian_kl_monte_carlo, tensors, weights, options, scale, reduction)
@@ -192,7 +208,7 @@ def bernoulli_kl(
     logits_q: Tensor,
     logits_p: Tensor | None = None,
     *,
-    event_ndims: int = 1,
+    event_ndims: int | None = None,
     weights: Tensor | None = None,
     normalize_weights: bool = False,
     scale: float = 1.0,
@@ -204,7 +220,8 @@ def bernoulli_kl(
 
     Args:
         logits_q: a, `[rows…, event…]`, any strides.
-        logits_p: b, broadcastable with it; None stands for 0: Bernoulli(1/2), and the KL is log 2 minus the entropy.
+        logits_p: b, of as many dimensions, or `[event…]`; None stands for 0: Bernoulli(1/2), and the KL is log 2 minus
+            the entropy.
         event_ndims, weights, normalize_weights, scale, reduction: as in `gaussian_kl`.
 
     Returns:
@@ -212,7 +229,7 @@ def bernoulli_kl(
 
     Raises:
         TypeError: tensors that are not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+        ValueError: shapes that do not fit, tensors on two devices, `event_ndims` out of range, unknown names,
             `normalize_weights` without `weights`.
 
     Source: Kullback and Leibler (1951); sigma(a) (a - b) + … is the Bregman divergence of softplus, Banerjee et al.,
@@ -220,10 +237,10 @@ def bernoulli_kl(
     """
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     scale = _checks.number("scale", scale, differentiable=True)
-    tensors: tuple[Tensor, ...] = _checks.same_kind(  # type: ignore[assignment]
-        optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
-    )
-    event_ndims = _checks.event("logits_q", tensors[0], event_ndims)
+    tensors, event_ndims = _checks.aligned(event_ndims, optional=("logits_p",), logits_q=logits_q, logits_p=logits_p)
+    if _values.on:
+        rows = _values.rows(weights, event_ndims)
+        _values.logits(rows, logits_q=tensors[0], logits_p=tensors[1])
     weights, reduction = weighting(weights, normalize_weights, reduction, tensors[0], event_ndims)
     return _weighted(_ops.bernoulli_kl, tensors, weights, (event_ndims,), scale, reduction)
 
@@ -233,12 +250,9 @@ def _sampling(
     logvar: Tensor,
     num_samples: int | None,
     sample_dim: int,
-    spread: str,
     generator: torch.Generator | None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], int, int]:
     """Checked arguments of a sampling op: (mean, logvar, rng_state), num_samples (-1: none), sample_dim."""
-    _checks.choice("spread", spread, _checks.SPREADS)
-    mean, logvar = _checks.same_kind(mean=mean, logvar=logvar)  # type: ignore[assignment]
     if num_samples is None:
         num_samples, sample_dim = -1, 0
     else:
@@ -266,7 +280,8 @@ def sample_gaussian(
     The noise depends on the generator's state alone, not on device, dtype or layout (up to rounding).
 
     Args:
-        mean, logvar: broadcastable with each other, any strides.
+        mean, logvar: of as many dimensions, of size 1 where they are the same, or one of them a parameter of fewer;
+            any strides.
         num_samples: S samples along a new dimension; None: one sample, without that dimension.
         sample_dim: where the new dimension goes, counted in the result.
         spread: what `logvar` holds: "logvar", "logstd" or "std".
@@ -278,12 +293,16 @@ def sample_gaussian(
 
     Raises:
         TypeError: tensors that are not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, a bad `num_samples`, `sample_dim` or `spread`.
+        ValueError: shapes that do not fit, tensors on two devices, a bad `num_samples`, `sample_dim` or `spread`.
 
     Source: Kingma and Welling (2014), Sec. 2.4; Salmon et al. (2011) for Philox.
     """
+    _checks.choice("spread", spread, _checks.SPREADS)
     low, high = _checks.clamp_range(clamp_logvar)
-    tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
+    mean, logvar = _checks.parameters(mean=mean, logvar=logvar)
+    if _values.on:
+        _values.gaussians(spread, _values.rows(None, 0), mean, logvar)
+    tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, generator)
     return _ops.sample_gaussian(tensors, num_samples, sample_dim, spread, low, high)
 
 
@@ -293,7 +312,7 @@ def sample_gaussian_with_kl(
     *,
     num_samples: int | None = None,
     sample_dim: int = 0,
-    event_ndims: int = 1,
+    event_ndims: int | None = None,
     spread: str = "logvar",
     clamp_logvar: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
@@ -301,7 +320,7 @@ def sample_gaussian_with_kl(
     """(z, KL): `sample_gaussian` and `gaussian_kl(…, reduction="none")` to N(0, 1) in one pass, forward and backward.
 
     Args:
-        event_ndims: how many trailing dimensions of `mean` the KL is summed over.
+        event_ndims: how many trailing dimensions of `mean` the KL is summed over, as in `gaussian_kl`.
         (the others): as in `sample_gaussian`.
 
     Returns:
@@ -312,9 +331,12 @@ def sample_gaussian_with_kl(
 
     Source: Kingma and Welling (2014), Sec. 2.4 and App. B.
     """
+    _checks.choice("spread", spread, _checks.SPREADS)
     low, high = _checks.clamp_range(clamp_logvar)
-    tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, spread, generator)
-    event_ndims = _checks.event("mean", tensors[0], event_ndims)
+    (mean, logvar), event_ndims = _checks.aligned(event_ndims, mean=mean, logvar=logvar)
+    if _values.on:
+        _values.gaussians(spread, _values.rows(None, 0), mean, logvar)
+    tensors, num_samples, sample_dim = _sampling(mean, logvar, num_samples, sample_dim, generator)
     return _ops.sample_gaussian_with_kl(tensors, num_samples, sample_dim, event_ndims, spread, low, high)
 
 
@@ -355,11 +377,12 @@ def categorical_kl(
 
     Args:
         logits_q: `[rows…, event…]` with a dimension of C classes anywhere, any strides.
-        logits_p: broadcastable with it; None stands for the uniform distribution: log C less the entropy of q.
+        logits_p: of as many dimensions, rows of size 1 being the same for all, or `[event…, C]`; None stands for the
+            uniform distribution: log C less the entropy of q.
         class_dim: the dimension of the classes.
         event_ndims: how many of the trailing dimensions, that of the classes left out, make one example's event.
         unimix: the share of uniform probability mixed into both (0.01 in DreamerV3).
-        weights: broadcastable to the rows, multiplied in before the reduction; as in `gaussian_kl`.
+        weights: of the rows' dimensions, 1 where they are the same for all; as in `gaussian_kl`.
         normalize_weights: divide by the sum of the weights (over all rows) instead of the number of rows: a masked
             mean. A mask of zeros gives 0.
         scale: multiplies the result.
@@ -370,7 +393,7 @@ def categorical_kl(
 
     Raises:
         TypeError: tensors that are not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `class_dim` or `event_ndims` out of range,
+        ValueError: shapes that do not fit, tensors on two devices, `class_dim` or `event_ndims` out of range,
             unknown names, `normalize_weights` without `weights`, `unimix` outside [0, 1].
 
     Source: Kullback and Leibler (1951); unimix: Hafner et al., "Mastering Diverse Domains through World Models"
@@ -379,11 +402,12 @@ def categorical_kl(
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     unimix = _unimix(unimix)
     scale = _checks.number("scale", scale, differentiable=True)
-    logits_q, logits_p = _checks.same_kind(  # type: ignore[assignment]
-        optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
+    (logits_q, logits_p), event_ndims, class_dim = _checks.aligned_sites(
+        event_ndims, class_dim, optional=("logits_p",), logits_q=logits_q, logits_p=logits_p
     )
-    event_ndims = _checks.site_event("logits_q", logits_q, event_ndims)
-    class_dim = _checks.dimension("class_dim", logits_q, class_dim)
+    if _values.on:
+        moved = [None if t is None else t.movedim(class_dim, -1) for t in (logits_q, logits_p)]
+        _values.class_logits(-1, _values.rows(weights, event_ndims + 1), logits_q=moved[0], logits_p=moved[1])
     # the rows are what is left of the dimensions but that of the classes
     rows_of = logits_q.movedim(class_dim, -1)
     weights, reduction = weighting(weights, normalize_weights, reduction, rows_of, event_ndims + 1)
@@ -410,7 +434,7 @@ def balanced_categorical_kl(
 
     Args:
         posterior_logits: q's, `[rows…, event…, C]`, any strides: `[B, T, 32 variables, 32 classes]` in DreamerV3.
-        prior_logits: p's, broadcastable with them.
+        prior_logits: p's, as `logits_p` of `categorical_kl`.
         event_ndims: how many dimensions before the classes are the variables of one row.
         free_nats: nats below which the KL costs nothing and has no gradient; 0: none.
         free_nats_mode: "sum": of a row, after the sum over its variables (DreamerV3, and torchrl's
@@ -424,7 +448,7 @@ def balanced_categorical_kl(
 
     Raises:
         TypeError: tensors that are not floating-point.
-        ValueError: shapes that do not broadcast, tensors on two devices, `event_ndims` out of range, unknown names,
+        ValueError: shapes that do not fit, tensors on two devices, `event_ndims` out of range, unknown names,
             negative `free_nats`, `unimix` outside [0, 1].
 
     Source: Hafner et al., "Mastering Diverse Domains through World Models" (2023), Eq. 5.
@@ -436,8 +460,11 @@ def balanced_categorical_kl(
         _checks.number("dynamics_scale", dynamics_scale, differentiable=True),
         _checks.number("representation_scale", representation_scale, differentiable=True),
     )
-    logits = _checks.same_kind(posterior_logits=posterior_logits, prior_logits=prior_logits)
-    event_ndims = _checks.site_event("posterior_logits", logits[0], event_ndims)  # type: ignore[arg-type]
+    logits, event_ndims, _ = _checks.aligned_sites(
+        event_ndims, -1, posterior_logits=posterior_logits, prior_logits=prior_logits
+    )
+    if _values.on:
+        _values.class_logits(-1, posterior_logits=logits[0], prior_logits=logits[1])
     options = (event_ndims, free_nats, free_nats_mode, unimix)
     if any(map(_checks.learned, scales)):
         _, dynamics, representation = _ops.balanced_categorical_kl(logits, *options, 1.0, 1.0)
@@ -476,7 +503,7 @@ def total_correlation(
 
     Args:
         z: `[B, D]`, z_i drawn from q(z | x_i).
-        mean, logvar: of q(z | x_i); all three are broadcast together.
+        mean, logvar: of q(z | x_i), `[B, D]`, or `[D]` or `()` where they are the same for all.
         dataset_size: N; at least B is used, as no minibatch holds more examples than there are.
         estimator: "mss", "mws" or "mss_columns".
 
@@ -486,12 +513,14 @@ def total_correlation(
 
     Raises:
         TypeError: tensors that are not floating-point, a `dataset_size` that is no int.
-        ValueError: shapes that do not broadcast to `[B, D]`, tensors on two devices, `dataset_size` < 1, an unknown
+        ValueError: shapes that do not fit `[B, D]`, tensors on two devices, `dataset_size` < 1, an unknown
             `estimator`.
 
     Source: Chen et al., "Isolating Sources of Disentanglement in VAEs" (2018), Eq. 2 and App. C.1 (mws), C.2 (mss).
     """
     posteriors = _check_posteriors(z, mean, logvar, dataset_size, estimator)
+    if _values.on:
+        _values.numbers(z=z, mean=mean, logvar=logvar)
     return TotalCorrelation(*_ops.total_correlation(posteriors, dataset_size, estimator))
 
 
@@ -503,10 +532,9 @@ def _check_posteriors(
         raise TypeError(f"dataset_size: expected an int, got {type(dataset_size).__name__}")
     if not 1 <= dataset_size < 2**63:
         raise ValueError(f"dataset_size: got {dataset_size}, expected an int >= 1")
-    z, mean, logvar = _checks.same_kind(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
-    if z.dim() != 2:
+    if _checks.floating("z", z).dim() != 2:
         raise ValueError(f"z, mean, logvar: got shape {tuple(z.shape)}, expected [B, D]")
-    return z, mean, logvar
+    return _checks.aligned(1, data="z", z=z, mean=mean, logvar=logvar)[0]  # type: ignore[return-value]
 
 
 MMD_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -546,6 +574,8 @@ def mmd(
         raise ValueError(
             f"unbiased: got True with {x.size(0)} points x and {y.size(0)} points y, expected at least 2 of each"
         )
+    if _values.on:
+        _values.numbers(x=x, y=y)
     # made along with the value: alone they would take all of its work once more
     gradients = (x.requires_grad | y.requires_grad << 1) if torch.is_grad_enabled() else 0
     return _ops.mmd((x, y), kernel, numbers, unbiased, gradients)
@@ -553,6 +583,8 @@ def mmd(
 
 def _check_points(x: Tensor, y: Tensor, kernel: str, scales: Sequence[float]) -> tuple[Tensor, Tensor, list[float]]:
     _checks.choice("kernel", kernel, ("imq", "rbf"))
+    if isinstance(scales, (int, float, str)):
+        raise TypeError(f"scales: got {scales!r}, expected a sequence of numbers, [{scales}]")
     numbers = _checks.numbers("scales", scales, minimum=0.0, exclusive=True)
     if not 1 <= len(numbers) <= 16:
         raise ValueError(f"scales: got {len(numbers)} of them, expected 1 to 16")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops
+from unigen_fast import _checks, _ops, _values
 from unigen_fast._private import forward_mode
 from unigen_fast.reference import importance as reference
 from unigen_fast.reference._common import reduce_rows, upcast
@@ -34,6 +34,8 @@ def log_mean_exp(log_w: Tensor, *, dim: int) -> Tensor:
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders" (2016), Eq. 8.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.log_mean_exp((log_w,), dim)
 
 
@@ -57,6 +59,8 @@ def importance_weights(log_w: Tensor, *, dim: int, temperature: float = 1.0, det
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     temperature = _checks.temperature(temperature, detach)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     log_w = log_w.detach() if detach else log_w
     if _checks.learned(temperature):
         log_w, temperature = upcast(log_w) / temperature, 1.0
@@ -80,6 +84,8 @@ def effective_sample_size(log_w: Tensor, *, dim: int) -> Tensor:
     Source: Kong, "A note on importance sampling using standardized weights" (1992).
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.effective_sample_size((log_w.detach(),), dim)
 
 
@@ -118,6 +124,8 @@ def weight_diagnostics(log_w: Tensor, *, dim: int) -> WeightDiagnostics:
     Stephens, "A New and Efficient Estimation Method for the Generalized Pareto Distribution" (2009).
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     log_w = log_w.detach()
     bound, ess, largest, entropy = _ops.weight_diagnostics((log_w,), dim).unbind(0)
     return WeightDiagnostics(bound, ess, largest, entropy, _pareto_k(log_w, dim))
@@ -167,6 +175,8 @@ def importance_weighted_sum(
     if payload.device != log_w.device:
         raise ValueError(f"payload: got device {payload.device}, expected {log_w.device} as log_w")
     temperature = _checks.temperature(temperature, detach)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     log_w = log_w.detach() if detach else log_w
     if _checks.learned(temperature):
         log_w, temperature = upcast(log_w) / temperature, 1.0
@@ -200,6 +210,8 @@ def iwae_loss(log_w: Tensor, *, dim: int, reduction: str = "mean", value: str = 
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
     _checks.choice("value", value, ("bound", "surrogate"))
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.iwae_loss((log_w,), dim, reduction, value)
 
 
@@ -242,6 +254,8 @@ def _sample_and_group(log_w: Tensor, sample_dim: int, group_dim: int) -> tuple[i
         found.append(dim)
     if found[0] == found[1]:
         raise ValueError(f"group_dim: got {group_dim}, the dimension of the samples, expected another")
+    if _values.on:
+        _values.log_weights(found[0], log_w=log_w)
     return found[0], found[1]
 
 
@@ -298,6 +312,8 @@ def ciwae_loss(log_w: Tensor, *, dim: int, beta: float, reduction: str = "mean")
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     beta = _checks.fraction("beta", beta, differentiable=True)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     if _checks.learned(beta):
         elbo, iwae = (_ops.power_bound_loss((log_w,), dim, power, 0.0, -1.0, reduction) for power in (0.0, 1.0))
         return beta * elbo + (1 - beta) * iwae
@@ -330,6 +346,8 @@ def renyi_loss(log_w: Tensor, *, dim: int, alpha: float, reduction: str = "mean"
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     alpha = _checks.number("alpha", alpha)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.power_bound_loss((log_w,), dim, 1.0 - alpha, 0.0, -1.0, reduction)
 
 
@@ -358,6 +376,8 @@ def cubo_loss(log_w: Tensor, *, dim: int, order: float = 2.0, reduction: str = "
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     order = _checks.number("order", order, minimum=1.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.power_bound_loss((log_w,), dim, order, 0.0, 1.0, reduction)
 
 
@@ -403,6 +423,8 @@ def tvo_loss(
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     partition = _checks.increasing("partition", partition, 0.0, 1.0)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     if log_w.is_cuda and len(partition) > 256:  # more than its kernels take along
         loss = reference.tvo_loss(log_w, dim, partition, reduction)[0]
     else:
@@ -423,8 +445,8 @@ def vimco_loss(log_w: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Args:
         log_w: log-weights in nats, K >= 2 samples along `dim`, any strides.
-        log_q: log q(z_k | x) of the samples, same shape (or one that broadcasts).
-        dim: the dimension of the samples, of the broadcast shape.
+        log_q: log q(z_k | x) of the samples, same shape, or 1 where it is the same for all.
+        dim: the dimension of the samples.
         reduction: over the rows: "mean", "sum" or "none".
 
     Returns:
@@ -433,15 +455,17 @@ def vimco_loss(log_w: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: shapes do not broadcast; devices differ; `dim` is out of range or holds fewer than two samples;
-            unknown `reduction`.
+        ValueError: shapes that differ other than by a written 1; devices differ; `dim` is out of range or holds fewer
+            than two samples; unknown `reduction`.
 
     Source: Mnih & Rezende, "Variational Inference for Monte Carlo Objectives" (2016), the leave-one-out signal with
     the geometric mean.
     """
-    log_w, log_q = _checks.same_kind(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
+    log_w, log_q = _checks.elementwise(log_w=log_w, log_q=log_q)
     dim = _checks.several_samples("log_w", log_w, dim, "a sample is compared with the others")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w, log_q=log_q)
     return _ops.vimco_loss((log_w, log_q), dim, reduction)
 
 
@@ -453,8 +477,8 @@ def rws_losses(log_p: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Args:
         log_p: log p(x, z_k) in nats, K >= 1 samples along `dim`, any strides.
-        log_q: log q(z_k | x), same shape (or one that broadcasts).
-        dim: the dimension of the samples, of the broadcast shape.
+        log_q: log q(z_k | x), same shape, or 1 where it is the same for all.
+        dim: the dimension of the samples.
         reduction: over the rows: "mean", "sum" or "none".
 
     Returns:
@@ -462,15 +486,17 @@ def rws_losses(log_p: Tensor, log_q: Tensor, *, dim: int, reduction: str = "mean
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: shapes do not broadcast; devices differ; `dim` is out of range or holds no samples; unknown
-            `reduction`.
+        ValueError: shapes that differ other than by a written 1; devices differ; `dim` is out of range or holds no
+            samples; unknown `reduction`.
 
     Source: Bornschein & Bengio, "Reweighted Wake-Sleep" (2015); Le et al., "Revisiting Reweighted Wake-Sleep" (2019),
     wake-phase phi and theta updates.
     """
-    log_p, log_q = _checks.same_kind(log_p=log_p, log_q=log_q)  # type: ignore[assignment]
+    log_p, log_q = _checks.elementwise(log_p=log_p, log_q=log_q)
     dim = _checks.sample_dimension("log_p", log_p, dim)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_p=log_p, log_q=log_q)
     return _ops.rws_losses((log_p, log_q), dim, reduction)
 
 
@@ -505,9 +531,14 @@ def dreg_loss(log_w: Tensor, z: Tensor, *, dim: int, reduction: str = "mean") ->
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     _checks.floating("z", z)
+    if z.device != log_w.device:
+        raise ValueError(f"z: got device {z.device}, expected {log_w.device} as log_w")
     if z.shape[: log_w.dim()] != log_w.shape:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected that of log_w, {tuple(log_w.shape)}, then any")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
+        _values.numbers(z=z)
     weigh_gradient(z, log_w, dim)
     return _ops.iwae_loss((log_w,), dim, reduction, "bound")
 
@@ -548,6 +579,8 @@ def log_variance_loss(log_w: Tensor, *, dim: int, reduction: str = "mean") -> Te
     """
     dim = _checks.several_samples("log_w", _checks.floating("log_w", log_w), dim, "a variance of one is undefined")
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(dim, log_w=log_w)
     return _ops.log_variance_loss((log_w,), dim, reduction)
 
 
@@ -558,21 +591,23 @@ def trajectory_balance_loss(log_w: Tensor, log_z: Tensor, *, reduction: str = "m
 
     Args:
         log_w: log-weights of trajectories, in nats, any shape.
-        log_z: the learned log-partition function: one number, or any shape that broadcasts.
+        log_z: the learned log-partition function: one number, or the shape of `log_w`, 1 where it is the same for all.
         reduction: over all trajectories: "mean", "sum" or "none".
 
     Returns:
-        A scalar, or with "none" the broadcast shape.
+        A scalar, or with "none" the shape of the trajectories.
 
     Raises:
         TypeError: an input is not a floating-point tensor.
-        ValueError: shapes do not broadcast; devices differ; unknown `reduction`.
+        ValueError: shapes that differ other than by a written 1; devices differ; unknown `reduction`.
 
     Source: Malkin, Jain, Bengio, Sun, Bengio, "Trajectory Balance" (2022), the loss L_TB; Malkin et al., "GFlowNets
     and Variational Inference" (2023).
     """
-    log_w, log_z = _checks.same_kind(log_w=log_w, log_z=log_z)  # type: ignore[assignment]
+    log_w, log_z = _checks.elementwise(log_w=log_w, log_z=log_z)
     _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if _values.on:
+        _values.log_weights(log_w=log_w, log_z=log_z)
     return reduce_rows((upcast(log_z) - upcast(log_w)).square(), reduction)
 
 
@@ -598,13 +633,14 @@ def memorization_score(
             the run was trained with the example, for runs on any subsets.
 
     Returns:
-        The broadcast shape of both without `dim`. NaN where both are `-inf`, and where an example has no runs on one of
+        The shape of both without `dim`. NaN where both are `-inf`, and where an example has no runs on one of
         the sides of `included`.
 
     Raises:
         TypeError: an input is not a floating-point tensor; `included` is not a bool tensor; `log_px_out` and
             `included` are given, or neither.
-        ValueError: `dim` is out of range or holds no runs; devices differ; the shapes without `dim` do not broadcast.
+        ValueError: `dim` is out of range or holds no runs; devices differ; the shapes without `dim` differ
+            other than by a written 1.
 
     Example:
         >>> log_px, included = torch.randn(20, 5), torch.rand(20, 5) < 0.5
@@ -624,11 +660,13 @@ def memorization_score(
     if log_px_out.device != log_px_in.device:
         raise ValueError(f"log_px_out: got device {log_px_out.device}, expected {log_px_in.device} as log_px_in")
     shapes = [x.shape[:d] + x.shape[d + 1 :] for x, d in ((log_px_in, inside_dim), (log_px_out, outside_dim))]
-    if any(a != b and a != 1 and b != 1 for a, b in zip(shapes[0][::-1], shapes[1][::-1], strict=False)):
+    if len(shapes[0]) != len(shapes[1]) or any(a != b and 1 not in (a, b) for a, b in zip(*shapes, strict=True)):
         raise ValueError(
-            f"log_px_out: got shape {tuple(log_px_out.shape)}, expected one that without dim {dim} broadcasts with "
-            f"{tuple(log_px_in.shape)} of log_px_in"
+            f"log_px_out: got shape {tuple(log_px_out.shape)}, expected that of log_px_in, {tuple(log_px_in.shape)}, "
+            f"but for dim {dim}, or 1 where it is the same for all"
         )
+    if _values.on:
+        _values.log_weights(log_px_in=log_px_in, log_px_out=log_px_out)
     runs = min(log_px_in.size(inside_dim), log_px_out.size(outside_dim))
     return _of_stretches(log_px_in, inside_dim, runs) - _of_stretches(log_px_out, outside_dim, runs)
 

@@ -312,7 +312,7 @@ class GaussianKL(_Loss):
     def __init__(
         self,
         *,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         spread: str = "logvar",
         free_bits: float = 0.0,
         free_bits_mode: str = "sum",
@@ -350,7 +350,7 @@ class GaussianKLMonteCarlo(_Loss):
     def __init__(
         self,
         *,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         spread: str = "logvar",
         clamp_logvar: tuple[float, float] | None = None,
         normalize_weights: bool = False,
@@ -387,7 +387,7 @@ class BernoulliKL(_Loss):
     def __init__(
         self,
         *,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         normalize_weights: bool = False,
         scale: float = 1.0,
         reduction: str = "mean",
@@ -423,7 +423,7 @@ class SampleGaussianWithKL(_Loss):
         *,
         num_samples: int | None = None,
         sample_dim: int = 0,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         spread: str = "logvar",
         clamp_logvar: tuple[float, float] | None = None,
     ) -> None:
@@ -468,7 +468,7 @@ class MMD(_Loss):
 class BernoulliLogProb(_Loss):
     """`bernoulli_log_prob(logits, x, event_ndims=event_ndims)`."""
 
-    def __init__(self, *, event_ndims: int = 1) -> None:
+    def __init__(self, *, event_ndims: int | None = None) -> None:
         super().__init__(event_ndims=event_ndims)
 
     def forward(self, logits: Tensor, x: Tensor) -> Tensor:
@@ -481,7 +481,7 @@ class GaussianLogProb(_Loss):
     def __init__(
         self,
         *,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         spread: str = "logvar",
         clamp_logvar: tuple[float, float] | None = None,
     ) -> None:
@@ -494,7 +494,7 @@ class GaussianLogProb(_Loss):
 class LaplaceLogProb(_Loss):
     """`laplace_log_prob(x, mean, log_scale, event_ndims=event_ndims)`."""
 
-    def __init__(self, *, event_ndims: int = 1) -> None:
+    def __init__(self, *, event_ndims: int | None = None) -> None:
         super().__init__(event_ndims=event_ndims)
 
     def forward(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -505,7 +505,7 @@ class DiscretizedLogisticLogProb(_Loss):
     """`discretized_logistic_log_prob(x, mean, log_scale, …)`."""
 
     def __init__(
-        self, *, event_ndims: int = 1, bin_width: float = 2 / 255, low: float = -1.0, high: float = 1.0
+        self, *, event_ndims: int | None = None, bin_width: float = 2 / 255, low: float = -1.0, high: float = 1.0
     ) -> None:
         super().__init__(event_ndims=event_ndims, bin_width=bin_width, low=low, high=high)
 
@@ -516,7 +516,7 @@ class DiscretizedLogisticLogProb(_Loss):
 class NegativeBinomialLogProb(_Loss):
     """`negative_binomial_log_prob(x, mu, theta, …)`."""
 
-    def __init__(self, *, event_ndims: int = 1, eps: float = 0.0) -> None:
+    def __init__(self, *, event_ndims: int | None = None, eps: float = 0.0) -> None:
         super().__init__(event_ndims=event_ndims, eps=eps)
 
     def forward(self, x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
@@ -526,7 +526,7 @@ class NegativeBinomialLogProb(_Loss):
 class ZeroInflatedNegativeBinomialLogProb(_Loss):
     """`zero_inflated_negative_binomial_log_prob(x, mu, theta, gate_logits, …)`."""
 
-    def __init__(self, *, event_ndims: int = 1, eps: float = 0.0) -> None:
+    def __init__(self, *, event_ndims: int | None = None, eps: float = 0.0) -> None:
         super().__init__(event_ndims=event_ndims, eps=eps)
 
     def forward(self, x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor) -> Tensor:
@@ -613,7 +613,7 @@ class ELBOLoss(_Loss):
         *,
         likelihood: str = "bernoulli",
         likelihood_options: Mapping[str, Any] | None = None,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         kl_weight: float = 1.0,
         spread: str = "logvar",
         clamp_logvar: tuple[float, float] | None = None,
@@ -671,7 +671,7 @@ class IWAEObjective(_Loss):
         alpha: float | None = None,
         order: float | None = None,
         partition: Sequence[float] | None = None,
-        event_ndims: int = 1,
+        event_ndims: int | None = None,
         spread: str = "logvar",
         clamp_logvar: tuple[float, float] | None = None,
         scale: float = 1.0,

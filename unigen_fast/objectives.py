@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen_fast import _checks, _ops, divergence, importance
+from unigen_fast import _checks, _ops, _values, divergence, importance
 from unigen_fast import likelihood as _likelihood
 from unigen_fast._fused import FusedOp
 from unigen_fast.reference._common import reduce_rows, reduce_weighted
@@ -27,6 +27,13 @@ LIKELIHOODS: dict[str, tuple[str, ...]] = {
     "discretized_logistic_mixture": ("params",),
 }
 _GAUSSIANS = ("mean", "logvar", "prior_mean", "prior_logvar")
+_LIKELIHOOD_OPTIONS = {
+    "gaussian": ("spread", "clamp_logvar"),
+    "discretized_logistic": ("bin_width", "low", "high"),
+    "negative_binomial": ("eps",),
+    "zero_inflated_negative_binomial": ("eps",),
+    "categorical": ("class_dim",),
+}
 _NOT_ELEMENTWISE = ("categorical", "discretized_logistic_mixture")
 _ESTIMATORS = ("iwae", "stl", "dreg", "elbo", "miwae", "ciwae", "renyi", "cubo", "tvo")
 
@@ -56,7 +63,7 @@ def elbo_loss(
     *,
     likelihood: str = "bernoulli",
     likelihood_options: Mapping[str, Any] | None = None,
-    event_ndims: int = 1,
+    event_ndims: int | None = None,
     kl_weight: float = 1.0,
     prior_mean: Tensor | None = None,
     prior_logvar: Tensor | None = None,
@@ -75,19 +82,20 @@ def elbo_loss(
 
     Args:
         decoder: what the decoder gave for one sample of z per example, `[rows…, event…]`: the likelihood's parameters
-            in the order of `<likelihood>_log_prob`, one tensor or several, broadcastable. One that is the same for all
-            rows (a learned variance or dispersion, `[event…]` or `()`) has its gradient summed in the kernel. A
-            Gaussian's mean alone has variance 1.
-        x: the data, broadcastable with them.
+            in the order of `<likelihood>_log_prob`, one tensor or several. The first has the shape of x; one of the
+            others that is the same for all rows (a learned variance or dispersion, `[event…]` or `()`) has its
+            gradient summed in the kernel. A Gaussian's mean alone has variance 1.
+        x: the data.
         mean, logvar: of q(z | x), `[rows…, latent…]`.
         likelihood: bernoulli, gaussian, laplace, discretized_logistic, negative_binomial,
             zero_inflated_negative_binomial, categorical or discretized_logistic_mixture.
         likelihood_options: further options of `<likelihood>_log_prob`, such as `{"bin_width": 1 / 255}`.
-        event_ndims: how many trailing dimensions of x make one example and are summed.
+        event_ndims: how many trailing dimensions of x make one example and are summed. None: all but the rows of the
+            latent, which is a vector for each row if `mean` has two dimensions.
         kl_weight: beta of a beta-VAE, or a warm-up.
         prior_mean, prior_logvar: of p(z); standard normal where absent.
         spread, clamp_logvar: of q and p, as in `gaussian_kl`.
-        weights: of the examples, broadcastable to the rows. Nothing of an example of weight 0 is in the loss or its
+        weights: of the examples, as in `gaussian_kl`. Nothing of an example of weight 0 is in the loss or its
             gradients, even if it is NaN or infinite.
         normalize_weights: divide by the sum of the weights: masked means.
         scale: multiplies the loss.
@@ -110,18 +118,24 @@ def elbo_loss(
     parameters = decoder_parameters(likelihood, decoder)
     gaussians = _gaussians(mean, logvar, prior_mean, prior_logvar, spread, clamp_logvar)
     _data(x)
+    if _values.on:
+        _check_spreads(spread, logvar, prior_logvar)
     bins = _bins(likelihood, likelihood_options)
+    event_ndims = _event_of(event_ndims, x, gaussians[0])
     constants = x.requires_grad or (isinstance(weights, Tensor) and weights.requires_grad)
     if likelihood in _NOT_ELEMENTWISE or bins is None or constants:
+        _same_event(likelihood, parameters, x, None, likelihood_options)
+        found = _of_rows(gaussians, x.shape[: x.dim() - event_ndims])
         of_x = log_prob(likelihood, parameters, x, event_ndims, likelihood_options)
-        found = _of_rows(gaussians, of_x.shape)
         kl = divergence.gaussian_kl(*found, event_ndims=found[0].dim() - of_x.dim(), reduction="none")
         loss = kl * kl_weight - of_x
         weights, reduction = divergence.weighting(weights, normalize_weights, reduction, loss, 0)
         return Bound(reduce_weighted(loss, weights, scale, reduction), of_x, kl)
-    event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, None)
+    event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, None, bins)
     tensors = _one_width(event, _of_rows(gaussians, rows), "mean")
     of_data: Any = tensors[0]
+    if _values.on:
+        _check_values(likelihood, tensors, weights, event_ndims, len(rows), bins)
     weights, reduction = divergence.weighting(weights, normalize_weights, reduction, of_data, of_data.dim() - len(rows))
     tensors = *tensors, weights
     if _checks.learned(kl_weight):  # of a loss without KL, and the op's rows of it
@@ -149,7 +163,7 @@ def iwae_objective(
     alpha: float | None = None,
     order: float | None = None,
     partition: Sequence[float] | None = None,
-    event_ndims: int = 1,
+    event_ndims: int | None = None,
     prior_mean: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     spread: str = "logvar",
@@ -166,13 +180,14 @@ def iwae_objective(
 
     Args:
         decoder: `[rows…, event…]`, one of the rows' dimensions being that of the K samples: the likelihood's
-            parameters in the order of `<likelihood>_log_prob`, one tensor or several. The first has the full shape; the
-            others broadcast to it, and one that is the same for all rows (a learned variance, `[event…]` or `()`) has
-            its gradient summed in the kernel. A Gaussian's mean alone has variance 1.
-        x: the data, without the samples' dimension, broadcastable.
+            parameters in the order of `<likelihood>_log_prob`, one tensor or several. The first has the shape of x
+            beside the samples; one of the others that is the same for all rows (a learned variance, `[event…]` or
+            `()`) has its gradient summed in the kernel. A Gaussian's mean alone has variance 1.
+        x: the data, without the samples' dimension.
         z: the samples, `[rows…, latent…]`.
-        mean, logvar: of q(z | x), as z without the samples' dimension, broadcastable.
-        dim: the dimension of the samples, counted from the front: of `decoder`, z and log_w.
+        mean, logvar: of q(z | x), as z without the samples' dimension.
+        dim: the dimension of the samples of `decoder`, z and log_w, counted from the front; from the end if z and
+            `decoder` have as many dimensions.
         likelihood: bernoulli, gaussian, laplace, discretized_logistic, negative_binomial,
             zero_inflated_negative_binomial, categorical or discretized_logistic_mixture.
         likelihood_options: further options of `<likelihood>_log_prob`, such as `{"bin_width": 1 / 255}`.
@@ -187,7 +202,8 @@ def iwae_objective(
             reparameterised, and log q(z) is given to it as `log_q`.
             Other losses take `log_w`: `piwae_losses`, `rws_losses`, `vimco_loss`, …
         num_groups, beta, alpha, order, partition: of the estimators that have them.
-        event_ndims: how many trailing dimensions of x make one example and are summed.
+        event_ndims: how many trailing dimensions of x make one example and are summed. None: all but the rows of the
+            latent, which is a vector for each row if `mean` has two dimensions.
         prior_mean, prior_logvar: of p(z), as `mean`; standard normal where absent.
         spread, clamp_logvar: of q and p, as in `gaussian_kl`.
         scale: multiplies the loss.
@@ -216,12 +232,19 @@ def iwae_objective(
     if estimator in ("stl", "dreg"):
         gaussians = [*(g.detach() for g in gaussians[:2] if g is not None), *gaussians[2:]]
     _data(x)
+    if _values.on:
+        _check_spreads(spread, logvar, prior_logvar)
+    dim = _sample_dim(dim, z, parameters)
+    event_ndims = _event_of(event_ndims, x, z, dim)
     # what the kernel takes, the rest being composed of several: an elementwise likelihood as it stands
     bins = _bins(likelihood, likelihood_options)
     fused = likelihood not in _NOT_ELEMENTWISE and bins is not None and not x.requires_grad
     if fused:
-        event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, dim)
+        event, rows = _decoder_and_data(likelihood, parameters, x, event_ndims, dim, bins)
         tensors = _one_width(event, _latents(z, gaussians, rows, dim), "z")
+        if _values.on:
+            _check_values(likelihood, (*tensors[:4], *tensors[5:]), None, event_ndims, len(rows), bins)
+            _values.numbers(z=z)
     else:
         of_x, (z, *gaussians) = _log_likelihood(
             likelihood, parameters, x, z, gaussians, dim, event_ndims, likelihood_options
@@ -296,6 +319,10 @@ def adversary_activated_loss(
     ):
         _checks.floating(f"per_example_loss_{side}", loss)
         _checks.floating(f"{side}_logits", logits)
+        if logits.device != loss.device:
+            raise ValueError(
+                f"{side}_logits: got device {logits.device}, expected {loss.device} as per_example_loss_{side}"
+            )
         if logits.shape != loss.shape:
             if logits.shape != (*loss.shape, 1):
                 raise ValueError(
@@ -303,9 +330,16 @@ def adversary_activated_loss(
                     f"{tuple(loss.shape)} as per_example_loss_{side}"
                 )
             logits = logits.squeeze(-1)
+        if _values.on:
+            _values.numbers(**{f"per_example_loss_{side}": loss})
+            _values.logits(**{f"{side}_logits": logits})
         wide = torch.float64 if torch.float64 in (loss.dtype, logits.dtype) else torch.float32
         weights = logits.detach().to(wide).sigmoid()
         sides.append(reduce_weighted(loss.to(wide), weights, 0.5, reduction))
+    if sides[1].device != sides[0].device:
+        raise ValueError(
+            f"per_example_loss_fake: got device {sides[1].device}, expected {sides[0].device} as per_example_loss_real"
+        )
     return sides[0] + sides[1]
 
 
@@ -335,6 +369,8 @@ def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Ten
     with torch.no_grad():
         for chunk in log_w_chunks:
             found = _checks.sample_dimension("log_w_chunks", _checks.floating("log_w_chunks", chunk), dim)
+            if _values.on:
+                _values.log_weights(found, log_w_chunks=chunk)
             shift, total = _ops.log_mean_exp((chunk,), found, visible=2)[1].double()
             if running is None:
                 running = _RunningSum(shift, total, chunk.size(found), chunk.dtype)
@@ -451,35 +487,93 @@ def _power(estimator: str, option: Any, samples: int) -> tuple[int, float, float
 
 def _bins(likelihood: str, options: Mapping[str, Any] | None) -> list[float] | None:
     """The kernel's options of the likelihood; None where it has not those that are asked for."""
+    if options:
+        check_options(likelihood, options)
     if likelihood != "discretized_logistic":
         return None if options else []
-    if options and not options.keys() <= {"bin_width", "low", "high"}:
-        return None  # to `…_log_prob`, which says what it does not take
     return [*_likelihood.logistic_bins(**(options or {}))]
 
 
+def check_options(likelihood: str, options: Mapping[str, Any]) -> None:
+    """Refuses what `<likelihood>_log_prob` has no option for."""
+    if not isinstance(options, Mapping):
+        raise TypeError(f"likelihood_options: expected a mapping of names, got {type(options).__name__}")
+    allowed = _LIKELIHOOD_OPTIONS.get(likelihood, ())
+    for name in options:
+        if name not in allowed:
+            expected = f"one of {', '.join(map(repr, allowed))}" if allowed else "none"
+            hint = _checks.did_you_mean(name, allowed)
+            raise ValueError(
+                f"likelihood_options: got {name!r} for likelihood {likelihood!r}, expected {expected}{hint}"
+            )
+
+
 def _data(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested:
+        _checks.tensor("x", x)
+    if x.is_floating_point():
+        _checks.floating("x", x)
 
 
-def _sample_dim(dim: int, rows: int) -> int:
+def _sample_dim(dim: int, z: Tensor, parameters: Mapping[str, Tensor]) -> int:
+    """The dimension of the samples, from the front."""
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim: expected an int, got {type(dim).__name__}")
-    if not 0 <= dim < rows:
-        raise ValueError(f"dim: got {dim}, expected one of the {rows} leading dimensions of decoder, from the front")
-    return dim
-
-
-def _expanded(name: str, x: Tensor, shape: Sequence[int], what: str) -> Tensor:
-    if x.shape == shape:
-        return x
-    try:
-        return x.expand(shape)
-    except RuntimeError:
+    ndims = _checks.floating("z", z).dim(), next(iter(parameters.values())).dim()
+    if dim < 0 and ndims[0] != ndims[1]:
         raise ValueError(
-            f"{name}: got shape {tuple(x.shape)}, expected one that broadcasts to {tuple(shape)}: {what}"
-        ) from None
+            f"dim: got {dim}, expected a dimension counted from the front: z has {ndims[0]} dimensions and decoder "
+            f"{ndims[1]}, of which it is not the same"
+        )
+    found = dim + ndims[0] if dim < 0 else dim
+    if not 0 <= found < min(ndims):
+        raise ValueError(f"dim: got {dim}, expected one of the leading dimensions of decoder and z, from the front")
+    return found
+
+
+def _event_of(event_ndims: int | None, x: Tensor, latent: Any, dim: int | None = None) -> int:
+    """How many trailing dimensions of x make one event: where nobody said, those that are not rows of the latent.
+
+    A latent of one or two dimensions (samples apart) is a vector for each row; of more, rows are the leading
+    dimensions that it has in common with x.
+    """
+    if event_ndims is not None:
+        return _checks.event("x", x, event_ndims)
+    shape = latent.shape if dim is None else latent.shape[:dim] + latent.shape[dim + 1 :]
+    if len(shape) == 2 and x.dim() > 0:
+        return x.dim() - 1
+    if len(shape) < 2:
+        return _checks.read_event("x", x.shape)
+    most = min(len(shape) - 1, x.dim())
+    common = next((i for i in range(most) if shape[i] != x.shape[i]), most)
+    return _checks.read_event("x", x.shape, x.dim() - max(common, 1), x.dim() - 1)
+
+
+def _same_event(
+    likelihood: str,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    dim: int | None,
+    options: Mapping[str, Any] | None,
+) -> None:
+    """Refuses a decoder whose first output has not the shape of x, samples and classes apart."""
+    name, first = next(iter(parameters.items()))
+    shape, expected = list(first.shape), list(x.shape)
+    apart = [] if dim is None else [dim]
+    if likelihood == "categorical":
+        apart.append(_checks.dimension("class_dim", first, (options or {}).get("class_dim", -1)))
+    if likelihood == "discretized_logistic_mixture":
+        shape, expected = shape[:-1], expected[:-1]
+    for i in sorted(apart, reverse=True):
+        del shape[i]
+    if shape != expected:
+        without = f" without dimension {' and '.join(map(str, apart))}" if apart else ""
+        last = ", the last dimension apart" if len(expected) < x.dim() else ""
+        samples = " (for several samples per example there is iwae_objective)" if len(shape) > len(expected) else ""
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)} beside decoder's {name} {tuple(first.shape)}, expected the same"
+            f"{without}{last}{samples}"
+        )
 
 
 def _promoted(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -500,65 +594,87 @@ def _latents(z: Tensor, gaussians: Sequence[Tensor | None], rows: Sequence[int],
             if g.device != z.device:
                 raise ValueError(f"{name}: got device {g.device}, expected {z.device} as z")
             if g.shape != of_example:
-                g = _expanded(name, g, of_example, f"z {tuple(shape)} without dimension {dim}")
+                beside = f"z {tuple(shape)} without dimension {dim}, {tuple(of_example)}"
+                if name == "mean":
+                    raise ValueError(f"mean: got shape {tuple(g.shape)} beside {beside}, expected the same")
+                g = _checks.fitted(name, g, of_example, len(shape) - len(rows), beside)
         found.append(g)
     return _promoted(found)
 
 
 def _of_rows(gaussians: Sequence[Tensor | None], rows: Sequence[int]) -> tuple[Any, ...]:
     """The Gaussians' parameters in one shape `[rows…, latent…]`, in one dtype on one device."""
-    found = _checks.same_kind(optional=_GAUSSIANS[2:], **dict(zip(_GAUSSIANS, gaussians, strict=True)))
-    mean: Any = found[0]
+    mean: Any = gaussians[0]
     if mean.shape[: len(rows)] != rows:
         raise ValueError(
-            f"mean: got shape {tuple(mean.shape)}, expected the decoder's rows {tuple(rows)}, then any "
-            "(for several samples per example there is iwae_objective)"
+            f"mean: got shape {tuple(mean.shape)}, expected the decoder's rows {tuple(rows)}, then any (event_ndims "
+            "says which they are; for several samples per example there is iwae_objective)"
         )
-    return found
+    given = dict(zip(_GAUSSIANS, gaussians, strict=True))
+    return _checks.aligned(mean.dim() - len(rows), data="mean", optional=_GAUSSIANS[2:], **given)[0]
 
 
 def _decoder_and_data(
-    likelihood: str, parameters: Mapping[str, Tensor], x: Tensor, event_ndims: int, dim: int | None
+    likelihood: str,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    event_ndims: int,
+    dim: int | None,
+    bins: Sequence[float] | None,
 ) -> tuple[tuple[Tensor | None, ...], torch.Size]:
-    """What the decoder gave, three tensors or None, and x, expanded to it without the samples' dimension `dim`, if
-    there is one; and the rows."""
-    names, outputs = list(parameters), list(parameters.values())
+    """What the decoder gave, three tensors or None, those of the event's shape for all rows as they are, and x; and
+    the rows, that of the samples' dimension `dim` among them, if there is one."""
+    outputs = list(parameters.values())
     first = outputs[0]
-    if dim is None:
-        for t in (x, *outputs):
-            if t.shape != first.shape:
-                first = outputs[0] = _broadcast(first, x, *outputs[1:])
-                break
-    event_ndims = _checks.event(f"decoder's {names[0]}", first, event_ndims)
-    shape, rows = first.shape, first.dim() - event_ndims
-    of_example = shape
-    if dim is not None:
-        dim = _sample_dim(dim, rows)
-        of_example = shape[:dim] + shape[dim + 1 :]
-    for name, p in zip(names[1:], outputs[1:], strict=True):
-        if p.device != first.device:
-            raise ValueError(f"decoder's {name}: got device {p.device}, expected {first.device} as {names[0]}")
+    shape = first.shape
+    if x.shape != (shape if dim is None else shape[:dim] + shape[dim + 1 :]):
+        _same_event(likelihood, parameters, x, dim, None)
+    rows = first.dim() - event_ndims
     if x.device != first.device:
         raise ValueError(f"x: got device {x.device}, expected {first.device} as the decoder's outputs")
-    if not x.is_floating_point():
-        x = x.to(first.dtype) if likelihood == "bernoulli" else _likelihood.counts(x, *outputs)
-    for i, (name, p) in enumerate(zip(names[1:], outputs[1:], strict=True), 1):
-        if p.shape != shape:
-            shared = p.dim() <= event_ndims or math.prod(p.shape[: p.dim() - event_ndims]) == 1
-            of_event = p.reshape(p.shape[max(p.dim() - event_ndims, 0) :]) if shared else p
-            target = shape[rows:] if shared else shape
-            outputs[i] = _expanded(f"decoder's {name}", of_event, target, f"that of {names[0]}, {tuple(shape)}")
-    without = "" if dim is None else f" without dimension {dim}"
-    x = _expanded("x", x, of_example, f"decoder {tuple(shape)}{without}")
+    x = _floating_data(likelihood, x, outputs, bins)
+    if len(outputs) > 1:
+        names = list(parameters)
+        for i in range(1, len(outputs)):
+            p = outputs[i]
+            if p.device != first.device:
+                raise ValueError(f"decoder's {names[i]}: got device {p.device}, expected {first.device} as {names[0]}")
+            if p.shape != shape:
+                whole = _checks.fitted(f"decoder's {names[i]}", p, shape, event_ndims, f"{names[0]} {tuple(shape)}")
+                one = p.dim() <= event_ndims or math.prod(p.shape[:rows]) == 1  # for all rows
+                of_event = p.reshape(p.shape[max(p.dim() - event_ndims, 0) :]) if one else p
+                outputs[i] = of_event.expand(shape[rows:]) if one else whole
     return (*outputs, *(None,) * (3 - len(outputs)), x), shape[:rows]
 
 
-def _broadcast(first: Tensor, *others: Tensor) -> Tensor:
-    """`first` in the shape it has with the others, if there is one: who does not fit is said later."""
-    try:
-        return first.expand(torch.broadcast_shapes(first.shape, *(t.shape for t in others)))
-    except RuntimeError:
-        return first
+def _check_spreads(spread: str, logvar: Tensor, prior_logvar: Tensor | None) -> None:
+    """As they were given: what they are turned into is NaN at most."""
+    if spread == "std":
+        _values.spreads(spread, logvar=logvar, prior_logvar=prior_logvar)
+
+
+def _check_values(
+    likelihood: str, tensors: Sequence[Tensor | None], weights: Any, event_ndims: int, rows: int, bins: Any
+) -> None:
+    """Of a bound's decoder, data and Gaussians, in the kernel's order."""
+    first, x, mean = tensors[0], tensors[3], tensors[4]
+    assert first is not None and x is not None and mean is not None
+    parameters = dict(zip(LIKELIHOODS[likelihood], tensors, strict=False))
+    weights = weights if isinstance(weights, Tensor) else None
+    of_data, of_latent = _values.rows(weights, event_ndims), _values.rows(weights, mean.dim() - rows)
+    _values.likelihood(likelihood, x, parameters, bins, of_data, "decoder's ")
+    _values.numbers(of_latent, **dict(zip(_GAUSSIANS, tensors[4:], strict=False)))
+
+
+def _floating_data(likelihood: str, x: Tensor, outputs: Sequence[Tensor], bins: Sequence[float] | None) -> Tensor:
+    if x.is_floating_point():
+        return x
+    if likelihood == "bernoulli":
+        return _likelihood.binary(x, outputs[0])
+    if likelihood == "discretized_logistic" and bins is not None:
+        return _likelihood.levels(x, bins, *outputs)
+    of_counts = likelihood.endswith("negative_binomial")
+    return (_likelihood.counts if of_counts else _likelihood.real)(x, *outputs)
 
 
 def _one_width(
@@ -615,11 +731,11 @@ def _log_likelihood(
     options: Mapping[str, Any] | None,
 ) -> tuple[Tensor, list[Any]]:
     """log p(x | z) of every sample, with z and the Gaussians' parameters as `_latents` gives them."""
-    first = next(iter(parameters.values()))
-    dim = _sample_dim(dim, min(first.dim(), x.dim() + 1))
-    of_x = log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options)
-    _sample_dim(dim, of_x.dim())
-    return of_x, _latents(z, gaussians, of_x.shape, dim)
+    _same_event(likelihood, parameters, x, dim, options)
+    rows = list(x.shape[: x.dim() - event_ndims])
+    rows.insert(dim, z.size(dim))
+    latents = _latents(z, gaussians, torch.Size(rows), dim)
+    return log_prob(likelihood, parameters, x.unsqueeze(dim), event_ndims, options), latents
 
 
 def _composed(

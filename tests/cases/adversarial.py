@@ -309,7 +309,7 @@ CASES = [
     Case(
         "log_ratio[labels]",
         lambda x, y: uf.log_ratio(x, y=y, reversed=True),
-        lambda rows, n: [Spec((rows, n), "logits"), Spec((n,), "binary", differentiable=False)],
+        lambda rows, n: [Spec((rows, n), "logits"), Spec((1, n), "binary", differentiable=False)],
         lambda x, y: (1 - 2 * y) * x,
         every_size=False,
         composed=True,

@@ -160,7 +160,7 @@ CASES = [
     Case(
         "categorical_kl[broadcast prior]",
         lambda q, p: uf.categorical_kl(q, p, event_ndims=1),
-        lambda rows, n: [Spec((rows, n, 4), "logits"), Spec((1, 4), "logits")],
+        lambda rows, n: [Spec((rows, n, 4), "logits"), Spec((n, 4), "logits")],
         lambda q, p: kl(q, p.expand_as(q), event_ndims=1).mean(),
         every_size=False,
         broadcast=True,
@@ -247,7 +247,7 @@ CASES = [
     Case(
         "categorical_log_prob[classes in the middle,broadcast x]",
         lambda y, x: uf.categorical_log_prob(y, x, class_dim=1, event_ndims=1),
-        lambda rows, n: [Spec((rows, 3, 2, n), "logits"), Spec((n,), "labels")],
+        lambda rows, n: [Spec((rows, 3, 2, n), "logits"), Spec((1, 2, n), "labels")],
         lambda y, x: Categorical(logits=y.movedim(1, -1)).log_prob(x).sum(-1),
         every_size=False,
     ),

@@ -89,7 +89,7 @@ CASES = [
     Case(
         "gaussian_kl[broadcast prior]",
         lambda m, v, pm, pv: uf.gaussian_kl(m, v, pm, pv),
-        lambda rows, n: [Spec((2, rows, n)), Spec((rows, n)), Spec((rows, 1)), Spec((n,))],
+        lambda rows, n: [Spec((2, rows, n)), Spec((1, rows, n)), Spec((2, 1, n)), Spec((n,))],
         lambda m, v, pm, pv: kl(m, (v / 2).exp(), pm, (pv / 2).exp()).mean(),
         every_size=False,
         broadcast=True,
@@ -136,8 +136,8 @@ CASES = [
     ),
     Case(
         "gaussian_kl[weights,free bits,sum]",
-        lambda m, v, w: uf.gaussian_kl(m, v, weights=w, free_bits=1.5, reduction="sum"),
-        lambda rows, n: [Spec((2, rows, n)), Spec((2, rows, n)), Spec((rows,), "weights", differentiable=False)],
+        lambda m, v, w: uf.gaussian_kl(m, v, weights=w, event_ndims=1, free_bits=1.5, reduction="sum"),
+        lambda rows, n: [Spec((2, rows, n)), Spec((2, rows, n)), Spec((1, rows), "weights", differentiable=False)],
         lambda m, v, w: (kl(m, (v / 2).exp(), free_bits=1.5) * w).sum(),
         every_size=False,
     ),
@@ -151,7 +151,7 @@ CASES = [
     ),
     Case(
         "gaussian_kl[normalised weights]",
-        lambda m, v, w: uf.gaussian_kl(m, v, weights=w, normalize_weights=True, scale=0.5),
+        lambda m, v, w: uf.gaussian_kl(m, v, weights=w, event_ndims=1, normalize_weights=True, scale=0.5),
         lambda rows, n: [Spec((2, rows, n)), Spec((2, rows, n)), Spec((2, 1), "weights", differentiable=False)],
         lambda m, v, w: 0.5 * (kl(m, (v / 2).exp()) * w).sum() / w.expand(m.shape[:2]).sum(),
         every_size=False,
@@ -205,6 +205,7 @@ CASES = [
         "gaussian_kl_monte_carlo[weights in the middle,normalised]",
         lambda z, s, pm, ps, w: uf.gaussian_kl_monte_carlo(
             *(t.transpose(1, 2) if t is not None else None for t in (z, None, s, pm, ps)),
+            event_ndims=1,
             spread="logstd",
             weights=w.squeeze(1),
             normalize_weights=True,
@@ -218,8 +219,10 @@ CASES = [
     ),
     Case(
         "gaussian_kl_monte_carlo[weights,none]",
-        lambda z, m, v, pm, pv, w: uf.gaussian_kl_monte_carlo(z, m, v, pm, pv, weights=w, reduction="none"),
-        lambda rows, n: [Spec((2, rows, n))] * 5 + [Spec((rows,), "weights", differentiable=False)],
+        lambda z, m, v, pm, pv, w: uf.gaussian_kl_monte_carlo(
+            z, m, v, pm, pv, event_ndims=1, weights=w, reduction="none"
+        ),
+        lambda rows, n: [Spec((2, rows, n))] * 5 + [Spec((1, rows), "weights", differentiable=False)],
         lambda z, m, v, pm, pv, w: monte_carlo(z, m, (v / 2).exp(), pm, (pv / 2).exp()) * w,
         every_size=False,
     ),
@@ -241,7 +244,7 @@ CASES = [
         lambda rows, n: [
             Spec((2, rows, n), "logits"),
             Spec((n,), "logits"),
-            Spec((rows,), "weights", differentiable=False),
+            Spec((1, rows), "weights", differentiable=False),
         ],
         lambda q, p, w: (bernoulli(q, p) * w).sum(),
         every_size=False,

@@ -483,7 +483,15 @@ def _vits_kl(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Ten
 def _fused_vits_kl(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, mask: Tensor) -> Tensor:
     z_p, logs_q, m_p, logs_p = (t.transpose(1, 2) for t in (z_p, logs_q, m_p, logs_p))
     return uf.gaussian_kl_monte_carlo(
-        z_p, None, logs_q, m_p, logs_p, spread="logstd", weights=mask.squeeze(1), normalize_weights=True
+        z_p,
+        None,
+        logs_q,
+        m_p,
+        logs_p,
+        event_ndims=1,
+        spread="logstd",
+        weights=mask.squeeze(1),
+        normalize_weights=True,
     )
 
 

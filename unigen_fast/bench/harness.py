@@ -385,7 +385,7 @@ def time_and_memory(
     """Time and peak memory of each step, warmed up; `missing` takes the compiled ones that do not run, and why."""
     modes, running = _COMPILE_MODES[device.type], dict[str, Step]()
     if modes.keys() & steps:
-        torch.compiler.reset()  # none is recompiled, or compiled for dynamic shapes, because of what was measured before
+        torch.compiler.reset()  # none is compiled anew, or for dynamic shapes, because of what was measured before
     for name, step in steps.items():
         try:
             for _ in range(3):

@@ -38,7 +38,7 @@ def _kl(self: Any, other: Any = None, *, correct: bool = False) -> Any:
         return NotImplemented
     tensors = [self.mean, self.logvar]
     if other is not None:
-        tensors += [other.mean, other.logvar]
+        tensors = list(torch.broadcast_tensors(*tensors, other.mean, other.logvar))
     if not correct and event_ndims > 3:  # dimensions 1, 2 and 3 to the end
         tensors, event_ndims = [t.movedim((1, 2, 3), (-3, -2, -1)) for t in tensors], 3
     rows = gaussian_kl(*tensors, event_ndims=event_ndims, reduction="none")

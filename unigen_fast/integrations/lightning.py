@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unigen_fast import adversarial, divergence, importance, objectives
+from unigen_fast import _checks, adversarial, divergence, importance, objectives
 from unigen_fast._private import transforms_active
 from unigen_fast.integrations._patching import Exchange, exchange, substitute
 
@@ -67,10 +67,11 @@ def _of_posterior(kl: Tensor, event_ndims: int, mean: Tensor | None, weights: Te
     return {**found, "dimension": each}
 
 
-def _gaussian(given: Mapping[str, Any], event_ndims: int) -> Statistics:
-    tensors = [_detached(given.get(name)) for name in ("mean", "logvar", "prior_mean", "prior_logvar")]
+def _gaussian(given: Mapping[str, Any], event_ndims: int | None) -> Statistics:
+    named = {name: _detached(given.get(name)) for name in ("mean", "logvar", "prior_mean", "prior_logvar")}
+    tensors, event_ndims = _checks.aligned(event_ndims, optional=("prior_mean", "prior_logvar"), **named)  # type: ignore[arg-type]
     options = {name: given[name] for name in ("spread", "clamp_logvar")}
-    kl = divergence.gaussian_kl(*tensors, event_ndims=0, reduction="none", **options)  # type: ignore[arg-type]
+    kl = divergence.gaussian_kl(*tensors, event_ndims=0, reduction="none", **options)
     return _of_posterior(kl, event_ndims, tensors[0], given.get("weights"))
 
 
@@ -92,18 +93,20 @@ def _of_objective(given: Mapping[str, Any], result: objectives.MultiSampleBound)
 
 
 def _of_bernoulli_kl(given: Mapping[str, Any], result: Any) -> dict[str, Statistics]:
-    kl = divergence.bernoulli_kl(
-        given["logits_q"].detach(), _detached(given["logits_p"]), event_ndims=0, reduction="none"
-    )
-    return {"kl": _of_posterior(kl, given["event_ndims"], None, given["weights"])}
+    named = {name: _detached(given[name]) for name in ("logits_q", "logits_p")}
+    tensors, event_ndims = _checks.aligned(given["event_ndims"], optional=("logits_p",), **named)  # type: ignore[arg-type]
+    kl = divergence.bernoulli_kl(*tensors, event_ndims=0, reduction="none")
+    return {"kl": _of_posterior(kl, event_ndims, None, given["weights"])}
 
 
 def _of_categorical_kl(given: Mapping[str, Any], result: Any) -> dict[str, Statistics]:
     options = {name: given[name] for name in ("class_dim", "unimix")}
-    kl = divergence.categorical_kl(
-        given["logits_q"].detach(), _detached(given["logits_p"]), event_ndims=0, reduction="none", **options
+    named = {name: _detached(given[name]) for name in ("logits_q", "logits_p")}
+    tensors, event_ndims, _ = _checks.aligned_sites(
+        given["event_ndims"], given["class_dim"], optional=("logits_p",), **named
     )
-    return {"kl": _of_posterior(kl, given["event_ndims"], None, given["weights"])}
+    kl = divergence.categorical_kl(*tensors, event_ndims=0, reduction="none", **options)
+    return {"kl": _of_posterior(kl, event_ndims, None, given["weights"])}
 
 
 def _of_weights(log_w: Tensor, dim: int) -> dict[str, Statistics]:

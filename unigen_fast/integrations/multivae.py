@@ -56,5 +56,5 @@ def _iwae_looser(self: Any, qz_xs: Any, embeddings: Any, reconstructions: Any, i
 
 @_MULTIVAE.replaces("multivae.models.base.base_utils", "kl_divergence", accepted={"f2fdfab4dfe01f56": "1.0.0 to 1.0.3"})
 def _kl_divergence(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor) -> Tensor:
-    rows = gaussian_kl(mean, log_var, prior_mean, prior_log_var, reduction="none")
-    return as_theirs(rows, mean, log_var, prior_mean, prior_log_var)
+    tensors = torch.broadcast_tensors(mean, log_var, prior_mean, prior_log_var)
+    return as_theirs(gaussian_kl(*tensors, event_ndims=1, reduction="none"), *tensors)

@@ -32,7 +32,7 @@ def apply_to_pythae(*, check_version: bool = True, correct: bool = False) -> _pa
 def _reconstruction(self: Any, recon_x: Tensor, x: Tensor) -> Tensor:
     """Per row of `recon_x`, `[…, D]`; `x` broadcasts to it."""
     if self.model_config.reconstruction_loss == "mse":  # ½ |x - r|² is the KL of two normals of variance 1
-        return gaussian_kl(recon_x, recon_x.new_zeros(()), x, reduction="none")
+        return gaussian_kl(recon_x, recon_x.new_zeros(()), x, event_ndims=1, reduction="none")
     return F.binary_cross_entropy(recon_x, x.expand_as(recon_x), reduction="none").sum(-1)
 
 
@@ -44,7 +44,7 @@ def _rows(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z:
     """(reconstruction, KL by the sample) of each sample: of `[B, K, D]`, or of groups of them, `[B, M, K, D]`."""
     x = x.reshape(recon_x.shape[0], *[1] * (recon_x.dim() - 2), -1)
     standard = z.new_zeros(())
-    kl = gaussian_kl_monte_carlo(z, mu, log_var, standard, standard, reduction="none")
+    kl = gaussian_kl_monte_carlo(z, mu, log_var, standard, standard, event_ndims=1, reduction="none")
     return _reconstruction(self, recon_x, x), kl
 
 

@@ -42,6 +42,7 @@ def _log_nb_positive(
 ) -> Any:  # fmt: skip
     if not _usual(log_fn, lgamma_fn, x, mu, theta):
         return NotImplemented
+    x, mu, theta = torch.broadcast_tensors(x, mu, theta)
     log_prob = negative_binomial_log_prob(x, mu, theta, eps=0.0 if correct else eps, event_ndims=0)
     return as_theirs(log_prob, mu, theta)
 
@@ -58,5 +59,6 @@ def _log_zinb_positive(
 ) -> Any:  # fmt: skip
     if not _usual(log_fn, lgamma_fn, x, mu, theta, pi):
         return NotImplemented
+    x, mu, theta, pi = torch.broadcast_tensors(x, mu, theta, pi)
     log_prob = zero_inflated_negative_binomial_log_prob(x, mu, theta, pi, eps=0.0 if correct else eps, event_ndims=0)
     return as_theirs(log_prob, mu, theta, pi)

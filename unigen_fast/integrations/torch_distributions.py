@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Normal, kl
 
@@ -50,7 +51,7 @@ def apply_to_torch_distributions(*, check_version: bool = True, correct: bool = 
 
 
 def _normals(p: Normal, q: Normal, event_ndims: int) -> Tensor:
-    tensors = (p.loc, p.scale, q.loc, q.scale)
+    tensors = torch.broadcast_tensors(p.loc, p.scale, q.loc, q.scale)
     rows = gaussian_kl(*tensors, spread="std", event_ndims=event_ndims, reduction="none")
     return as_theirs(rows, *tensors)
 
@@ -96,7 +97,8 @@ def _of_logits(*distributions: Any) -> bool:
 def _kl_bernoulli_bernoulli(p: Any, q: Any, *, correct: bool = False) -> Any:
     if not correct or not _of_logits(p, q):
         return NotImplemented
-    return as_theirs(bernoulli_kl(p.logits, q.logits, event_ndims=0, reduction="none"), p.logits, q.logits)
+    tensors = torch.broadcast_tensors(p.logits, q.logits)
+    return as_theirs(bernoulli_kl(*tensors, event_ndims=0, reduction="none"), *tensors)
 
 
 @_DISTRIBUTIONS.replaces(
@@ -105,4 +107,5 @@ def _kl_bernoulli_bernoulli(p: Any, q: Any, *, correct: bool = False) -> Any:
 def _kl_categorical_categorical(p: Any, q: Any, *, correct: bool = False) -> Any:
     if not correct or not _of_logits(p, q):
         return NotImplemented
-    return as_theirs(categorical_kl(p.logits, q.logits, reduction="none"), p.logits, q.logits)
+    tensors = torch.broadcast_tensors(p.logits, q.logits)
+    return as_theirs(categorical_kl(*tensors, reduction="none"), *tensors)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unigen_fast.divergence import balanced_categorical_kl
@@ -31,6 +32,7 @@ _MODULE = "torchrl.objectives.dreamer_v3"
 def _categorical_kl_terms(
     posterior_logits: Tensor, prior_logits: Tensor, free_nats: float = 1.0, unimix: float = 0.01
 ) -> tuple[Tensor, Tensor]:
+    posterior_logits, prior_logits = torch.broadcast_tensors(posterior_logits, prior_logits)
     found = balanced_categorical_kl(
         posterior_logits, prior_logits, event_ndims=1, free_nats=max(free_nats, 0.0), unimix=unimix
     )
@@ -49,6 +51,7 @@ def _categorical_kl_balanced(
 ) -> Any:
     if not correct:
         return NotImplemented
+    posterior_logits, prior_logits = torch.broadcast_tensors(posterior_logits, prior_logits)
     found = balanced_categorical_kl(
         posterior_logits, prior_logits, event_ndims=0, free_nats=max(free_bits, 0.0), dynamics_scale=alpha,
         representation_scale=1 - alpha,

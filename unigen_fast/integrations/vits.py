@@ -41,8 +41,9 @@ def kl_loss(z_p: Tensor, logs_q: Tensor, m_p: Tensor, logs_p: Tensor, z_mask: Te
     """
     z_p, logs_q, m_p, logs_p = (t.transpose(1, 2) for t in (z_p, logs_q, m_p, logs_p))
     return gaussian_kl_monte_carlo(
-        z_p, None, logs_q, m_p, logs_p, spread="logstd", weights=z_mask.squeeze(1), normalize_weights=True
-    )
+        z_p, None, logs_q, m_p, logs_p, event_ndims=1, spread="logstd", weights=z_mask.squeeze(1),
+        normalize_weights=True,
+    )  # fmt: skip
 
 
 @_VITS.replaces("discriminator_loss")
