@@ -30,7 +30,6 @@ def build(folder: Path, isa: str) -> None:
     package = folder / "unigen_fast"
     package.mkdir(exist_ok=True)
     target = package / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    target.unlink(missing_ok=target.is_symlink())
     # the tables of the others are this one's
     others = " ".join(f"-Wl,--defsym={table(other)}={table(isa)}" for other in ISA_FLAGS if other != isa)
     ninja.link(objects, target, f"{BuildKernels.cxx()} -shared {FLAGS} {others}", BuildKernels.torch_libraries())
