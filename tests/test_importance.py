@@ -593,8 +593,8 @@ def test_tvo_signals_are_accurate(device: torch.device) -> None:
         samples = [k for k in range(6) if x[row, k] > -INF]
         own = x[row, samples]
         for k in range(len(samples)):
-            others = torch.cat((l[:k], l[k + 1 :]))
-            mean = [((b * t).softmax(0) * t).sum() for b in (0, 0.5) for t in (l, others)]
+            others = torch.cat((own[:k], own[k + 1 :]))
+            mean = [((b * t).softmax(0) * t).sum() for b in (0, 0.5) for t in (own, others)]
             want = 0.5 * (mean[0] - mean[1]) + 0.5 * (mean[2] - mean[3])
             assert_close(got[row, samples[k]], want, 1e-9)
     assert got[2, 0] == 0 and (got[3:] == 0).all()

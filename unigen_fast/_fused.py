@@ -479,7 +479,7 @@ class FusedOp:
             if not differentiably:
                 found, factor = self.made_gradients(given, made, options, needed), given[0]
                 if found is not None and factor is not None:
-                    return *(None if g is None else g * factor for g in found), *nothing
+                    return *(None if g is None else _times(g, factor, owned=False) for g in found), *nothing
         grads = _zero_filled(given, ctx.kinds)
         if differentiably:
             options = options if numbers is None else self._whole(options, numbers.tolist())
@@ -576,12 +576,18 @@ def _zero_filled(grads: Tensors, kinds: Sequence[tuple[torch.Size, torch.dtype, 
 
 
 def _times(gradient: Tensor, factor: Tensor, owned: bool) -> Tensor:
-    """gradient · factor, in the memory of the former where nobody else has it, and as it is for a factor of 1."""
-    if not owned or type(gradient) is not Tensor or type(factor) is not Tensor or graph_is_kept():
-        return gradient * factor
-    if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere one would wait for it
-        return gradient
-    return gradient.mul_(factor)
+    """gradient · factor, 0 for a factor of 0; in the memory of the former where nobody else has it, and as it is for a
+    factor of 1."""
+    owned = owned and type(gradient) is Tensor and type(factor) is Tensor and not graph_is_kept()
+    if factor.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere one would wait for the number
+        number = factor.item()
+        if number == 0:
+            return torch.zeros_like(gradient)
+        if number == 1 and owned:
+            return gradient
+        return gradient.mul_(factor) if owned else gradient * factor
+    product = gradient.mul_(factor) if owned else gradient * factor
+    return torch.where(factor == 0, 0.0, product)
 
 
 class _Fused(torch.autograd.Function):

@@ -5,7 +5,6 @@ renames one costs time, not the import: what takes its place is slower, or looks
 """
 
 import contextlib
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,7 +18,10 @@ T = TypeVar("T")
 
 def _found(*path: str) -> Any:
     """torch.path[0].path[1]…, or None."""
-    return functools.reduce(lambda at, name: getattr(at, name, None), path, torch)
+    at: Any = torch
+    for name in path:
+        at = getattr(at, name, None)
+    return at
 
 
 # A context in which an op's call skips the Python formula that it carries for autograd: half of a small call. Without

@@ -418,7 +418,7 @@ def tvo_loss(
     covariance gradient estimator.
     """
     if log_q is not None:
-        log_w, log_q = _checks.same_kind(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
+        log_w, log_q = _checks.elementwise(log_w=log_w, log_q=log_q)
         dim = _checks.several_samples("log_w", log_w, dim, "with log_q a sample is compared with the others")
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
     partition = _checks.increasing("partition", partition, 0.0, 1.0)

@@ -229,15 +229,18 @@ struct Fused : torch::autograd::Function<Fused> {
     return made != 0;
   }
 
-  // gradient · factor, in the memory of the former where nobody else has it, and as it is for a factor of 1.
+  // gradient · factor, 0 for a factor of 0; in the memory of the former where nobody else has it, and as it is for a factor
+  // of 1.
   static Tensor scaled(Tensor&& gradient, const Tensor& factor, bool packed) {
-    const bool kept = packed || torch::autograd::get_current_graph_task_keep_graph();
-    if (kept || !direct::plain(gradient) || !direct::plain(factor)) return gradient.mul(factor);
-    if (factor.is_cpu()) {  // elsewhere one would wait for it
-      const bool wide = factor.scalar_type() == at::kDouble;
-      if ((wide ? *factor.const_data_ptr<double>() : *factor.const_data_ptr<float>()) == 1) return std::move(gradient);
-    }
-    return gradient.mul_(factor);
+    const bool owned = !packed && !torch::autograd::get_current_graph_task_keep_graph() && direct::plain(gradient) &&
+                       direct::plain(factor);
+    const auto product = [&] { return owned ? gradient.mul_(factor) : gradient.mul(factor); };
+    if (!factor.is_cpu() || !direct::plain(factor))  // one would wait for the number
+      return at::where(factor.eq(0), at::zeros({}, gradient.options()), product());
+    const bool wide = factor.scalar_type() == at::kDouble;
+    const double number = wide ? *factor.const_data_ptr<double>() : *factor.const_data_ptr<float>();
+    if (number == 0) return at::zeros_like(gradient);
+    return owned && number == 1 ? std::move(gradient) : product();
   }
 
   static variable_list by_kernel(const Call& call, const variable_list& grads, const variable_list& saved,

@@ -131,7 +131,6 @@ tuple<Tensor, Tensor> mmd(const Tensor& x, const Tensor& y, const string& kernel
 template <class Backend>
 tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& gradients,
                                    const string& kernel, vector<double> scales, bool unbiased, int64_t saved, int64_t needed) {
-  const auto dtype = arithmetic_type(x.scalar_type());
   check_number(grad, x);
   STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1), "unigen_fast: expected points of one dimension");
   const bool complete = (needed & ~saved) == 0;

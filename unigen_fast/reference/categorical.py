@@ -42,7 +42,8 @@ def categorical_kl(
     """`event_ndims` counts dimensions without that of the classes."""
     q = upcast(logits_q).movedim(class_dim, -1)
     p = None if logits_p is None else upcast(logits_p).movedim(class_dim, -1)
-    rows = sum_event(_kl(*read(weights, event_ndims + 1, q, p), unimix), event_ndims)
+    q, p = read(weights, event_ndims + 1, q, p)
+    rows = sum_event(_kl(q, p, unimix), event_ndims)
     return reduce_weighted(rows, weights, scale, reduction)
 
 
@@ -75,7 +76,8 @@ def categorical_log_prob(logits: Tensor, x: Tensor, class_dim: int, event_ndims:
     """`x`: int64 classes. `ignore_index` gives 0, without gradient; any other that does not exist NaN, and so do its
     gradients."""
     counts = x != ignore_index
-    log_p = torch.log_softmax(*read(counts, 1, upcast(logits).movedim(class_dim, -1)), -1)
+    (own,) = read(counts, 1, upcast(logits).movedim(class_dim, -1))
+    log_p = torch.log_softmax(own, -1)
     exists = (x >= 0) & (x < log_p.size(-1))
     if log_p.size(-1) == 0:
         chosen = log_p.sum(-1)
