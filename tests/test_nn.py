@@ -270,6 +270,8 @@ AT_CALL = {
     "logits",
     "inputs",
     "discriminator",
+    "log_q",
+    "included",
 }
 
 
