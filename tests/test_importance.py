@@ -572,7 +572,7 @@ def test_tvo_of_many_discrete_samples_has_the_gradient_of_the_tvo(device: torch.
 
 
 def test_tvo_signals_are_accurate(device: torch.device) -> None:
-    """w_k (l_k - E) / (1 - w_k) of a sample with nearly all the weight; samples that are -inf; rows that are nothing."""
+    """Of a sample with nearly all the weight; of samples that are -inf; of rows that are nothing."""
     x = torch.randn(5, 6, dtype=torch.float64, device=device) * 2
     x[1, 3], x[2, 0], x[3], x[4, 1] = 300, -INF, -INF, NAN
     log_q = torch.zeros_like(x, requires_grad=True)
@@ -580,10 +580,10 @@ def test_tvo_signals_are_accurate(device: torch.device) -> None:
     got = -log_q.grad  # type: ignore[operator]
     for row in (0, 1, 2):
         samples = [k for k in range(6) if x[row, k] > -INF]
-        l = x[row, samples]
+        own = x[row, samples]
         for k in range(len(samples)):
-            others = torch.cat((l[:k], l[k + 1 :]))
-            mean = [((b * t).softmax(0) * t).sum() for b in (0, 0.5) for t in (l, others)]
+            others = torch.cat((own[:k], own[k + 1 :]))
+            mean = [((b * t).softmax(0) * t).sum() for b in (0, 0.5) for t in (own, others)]
             want = 0.5 * (mean[0] - mean[1]) + 0.5 * (mean[2] - mean[3])
             assert_close(got[row, samples[k]], want, 1e-9)
     assert got[2, 0] == 0 and (got[3:] == 0).all()
