@@ -583,7 +583,7 @@ def test_tvo_of_many_discrete_samples_has_the_gradient_of_the_tvo(device: torch.
 
 
 def test_tvo_signals_are_accurate(device: torch.device) -> None:
-    """w_k (l_k - E) / (1 - w_k) of a sample with nearly all the weight; samples at -inf; rows of nothing."""
+    """Of a sample with nearly all the weight; of samples that are -inf; of rows that are nothing."""
     x = torch.randn(5, 6, dtype=torch.float64, device=device) * 2
     x[1, 3], x[2, 0], x[3], x[4, 1] = 300, -INF, -INF, NAN
     log_q = torch.zeros_like(x, requires_grad=True)

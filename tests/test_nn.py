@@ -273,6 +273,8 @@ AT_CALL = {
     "logits",
     "inputs",
     "discriminator",
+    "log_q",
+    "included",
 }
 
 

@@ -138,7 +138,7 @@ class TVOLoss(_Loss):
     def __init__(self, *, dim: int, partition: Sequence[float], reduction: str = "mean") -> None:
         super().__init__(dim=dim, partition=partition, reduction=reduction)
 
-    def forward(self, log_w: Tensor, log_q: Tensor | None = None) -> Tensor:
+    def forward(self, log_w: Tensor, *, log_q: Tensor | None = None) -> Tensor:
         return importance.tvo_loss(log_w, log_q=log_q, **self.options)
 
 
