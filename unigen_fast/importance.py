@@ -675,6 +675,7 @@ def _of_stretches(log_px: Tensor, dim: int, runs: int) -> Tensor:
     """The mean of the LMEs of all stretches of `runs` consecutive runs, the first following the last."""
     if log_px.size(dim) == runs:
         return _ops.log_mean_exp((log_px,), dim)
+    log_px = upcast(log_px)  # the gradients of the stretches add up before they are rounded
     circle = torch.cat((log_px, log_px.narrow(dim, 0, runs - 1)), dim)
     return _ops.log_mean_exp((circle.unfold(dim, runs, 1),), log_px.dim()).mean(dim)
 
