@@ -129,12 +129,13 @@ def number(
     It stays a tensor where the number is an input of a graph in the making; and, if the result is `differentiable` by
     it, where it requires grad or reading it would mean to wait for another device. A tensor's range is not checked.
     """
+    given = value
     if not isinstance(value, float):
         value = _number_of(name, value, differentiable)
         if isinstance(value, Tensor):
             return value
     if not (value > minimum if exclusive else value >= minimum):  # NaN is neither
-        raise ValueError(f"{name}: got {value}, expected a number {'>' if exclusive else '>='} {minimum:g}")
+        raise ValueError(f"{name}: got {given}, expected a number {'>' if exclusive else '>='} {minimum:g}")
     return value
 
 

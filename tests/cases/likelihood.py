@@ -81,7 +81,7 @@ CASES = [
     ),
     Case(
         "bernoulli_log_prob[broadcast x with gradient]",
-        lambda x, y: uf.bernoulli_log_prob(x, y),
+        lambda x, y: uf.bernoulli_log_prob(x, y, event_ndims=1),
         lambda rows, n: [Spec((2, rows, n), "logits"), Spec((2, 1, n), "unit")],
         bce,
         every_size=False,
