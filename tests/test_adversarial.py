@@ -871,6 +871,14 @@ def test_log_discriminator_and_log_ratio(reversed: bool, logits: Tensor) -> None
     assert_close(soft, p * probability.log() + (1 - p) * (1 - probability).log(), 1e-12)
 
 
+def test_soft_labels_of_16_bits_reversed(device: torch.device) -> None:
+    """A label near 0, beside which 1 - y is 1 in 16 bits."""
+    y = torch.tensor([1e-4, 1e-3], dtype=torch.bfloat16, device=device)
+    x = torch.tensor([30.0, 20.0], dtype=torch.bfloat16, device=device)
+    expected = uf.log_discriminator(x.double(), 1 - y.double())
+    assert_close(uf.log_discriminator(x, y, reversed=True), expected, 1e-2)
+
+
 def test_labels_broadcast(device: torch.device) -> None:
     x = torch.randn(4, 3, dtype=torch.float64, device=device)
     y = torch.tensor([0, 1, 1, 0], device=device).unsqueeze(1)

@@ -695,13 +695,15 @@ def test_nan_outside_the_clamp(function: str, on_reference: bool, device: torch.
 @pytest.mark.parametrize("on_reference", [False, True])
 def test_bernoulli_kl_to_certainty(on_reference: bool, device: torch.device) -> None:
     points = [(0.0, INF), (0.0, -INF), (3.0, -INF), (-3.0, INF), (-INF, INF), (INF, INF), (-INF, -INF), (INF, 1.0)]
-    a, b = torch.tensor(points, device=device).unbind(1)
-    b.requires_grad_()
+    points += [(1e4, -INF), (-1e4, INF)]  # certain though finite
+    a, b = (t.clone().requires_grad_() for t in torch.tensor(points, device=device).unbind(1))
     with reference_path() if on_reference else nullcontext():
         rows = uf.bernoulli_kl(a, b, event_ndims=0, reduction="none")
-        assert_close(rows, a.new_tensor([INF, INF, INF, INF, INF, 0, 0, F.softplus(torch.tensor(-1.0))]), 1e-6)
-        (slopes,) = gradients(rows, b)
-    assert_close(slopes, b.detach().sigmoid() - a.sigmoid(), 1e-6)
+        expected = [INF, INF, INF, INF, INF, 0, 0, F.softplus(torch.tensor(-1.0)), INF, INF]
+        assert_close(rows, a.new_tensor(expected), 1e-6)
+        by_q, by_p = gradients(rows, a, b)
+    assert_close(by_p, b.sigmoid() - a.sigmoid(), 1e-6)
+    assert not by_q[a.abs() > 100].any()
 
 
 @pytest.mark.parametrize("on_reference", [False, True])

@@ -484,7 +484,8 @@ def log_discriminator(logits: Tensor, y: int | Tensor, *, reversed: bool = False
         _values.labels("y", y)
     if isinstance(y, Tensor):
         y = _checks.tensor("y", y).to(logits.dtype)
-        logits, y = _checks.elementwise(logits=logits, y=1 - y if reversed else y)
+        # log q(1-y|l) = log q(y|-l), and a sign is exact where 1 - y is rounded to the dtype
+        logits, y = _checks.elementwise(logits=-logits if reversed else logits, y=y)
         return _ops.bernoulli_log_prob((logits, y), 0)
     term = _TERM["logistic_real" if _label(y) != reversed else "logistic_fake"]
     return _ops.logit_term((logits,), term, -1.0)

@@ -179,8 +179,8 @@ def bernoulli_kl(
     near = u.abs() < 1
     small = torch.where(near, u, torch.zeros_like(u))
     of_near = p * exp_minus_1_minus(small) + log1p_minus(p * torch.expm1(small))
-    # softplus(b) - p u, without infinity times 0 or less infinity
-    certain, infinite = a == -math.inf, b == math.inf
+    # softplus(b) - p u, without infinity times 0 or less infinity; a finite logit can be certain too
+    certain, infinite = p == 0, b == math.inf
     of_far = softplus(torch.where(infinite, 0.0, b)) - softplus(a) - p * torch.where(certain | infinite, 0.0, u)
     of_infinite = torch.where(infinite, b, 1.0) * (1 - torch.where(certain, 0.0, p))
     of_far = torch.where(infinite, of_infinite, of_far)
