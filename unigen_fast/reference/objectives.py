@@ -54,7 +54,7 @@ def elbo_loss(
     which lead in the Gaussians' parameters too.
     """
     dtype = torch.promote_types(accumulate_dtype(decoder.dtype), accumulate_dtype(mean.dtype))
-    latent_ndims = mean.dim() - (decoder.dim() - event_ndims)
+    latent_ndims = mean.dim() - (x.dim() - event_ndims)
 
     def rows(counts: Tensor | None) -> tuple[Tensor, Tensor]:
         data, *parameters = read(counts, event_ndims, x, *(p for p in (decoder, decoder_2, decoder_3) if p is not None))
