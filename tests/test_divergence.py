@@ -538,7 +538,7 @@ def test_errors_of_gaussian_kl(device: torch.device) -> None:
     refused(ValueError, "reduction: got 'batchmean'", reduction="batchmean")
     refused(ValueError, "free_bits_mode: got 'batch', expected one of 'sum', 'per_dim'", free_bits_mode="batch")
     refused(ValueError, "free_bits: got -1, expected a number >= 0", free_bits=-1)
-    refused(TypeError, "free_bits: expected a number, got Tensor", free_bits=torch.tensor(1.0))
+    refused(ValueError, r"free_bits: got a tensor of shape \(2,\), expected a number", free_bits=torch.ones(2))
     refused(TypeError, "scale: expected a number, got NoneType", scale=None)
     refused(ValueError, r"clamp_logvar: got \(1.0, -1.0\), expected \(low, high\)", clamp_logvar=(1.0, -1.0))
     refused(ValueError, "clamp_logvar: got", clamp_logvar=(math.nan, 1.0))

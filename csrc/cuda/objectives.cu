@@ -177,12 +177,8 @@ struct BoundTiling {
   bool weighs = false, estimates = false, slopes = false;  // what is done: log-weights, the bounds, gradients
 };
 
-// double's registers are twice as many
-template <class Op>
-constexpr int kBoundResident = sizeof(typename Op::T) == 8 ? 1 : kResident;
-
 template <class Op, int C>
-__global__ void __launch_bounds__(kThreads, kBoundResident<Op>)
+__global__ void __launch_bounds__(kThreads, kResidentOf<Op>)
     bound_kernel(const __grid_constant__ Op op, const __grid_constant__ BoundTiling tile) {
   using T = typename Op::T;
   using Packs = Batch<Op, 1, C>;

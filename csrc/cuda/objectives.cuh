@@ -181,7 +181,7 @@ UNIGEN_DEVICE Group column_group() {
 // Gradients of what all rows share: their sums, of a part of the rows in the workspace if there are several. This reads the
 // numbers once more; blocks of the other kernels would have to keep a sum of every column. `groups`: for fill_window.
 template <class Op>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, kResidentOf<Op>)
     shared_slopes_kernel(const __grid_constant__ Op op, const __grid_constant__ Tiling groups, double* partial, int64_t parts) {
   using T = typename Op::T;
   __shared__ T coefficients[kWindow];

@@ -32,6 +32,9 @@ namespace unigen::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kResident = 2;  // blocks of a multiprocessor at least: 128 registers a thread
+// of kernels with many numbers at once: doubles take two registers each
+template <class Op>
+constexpr int kResidentOf = sizeof(typename Op::T) == 8 ? 1 : kResident;
 constexpr int kWarp = 32;
 constexpr int kInnermost = kMaxDims - 1;
 constexpr int64_t kMaxTotals = 4096;  // blocks whose sums a second launch adds up: doubles at the workspace's front

@@ -51,12 +51,8 @@ struct SiteTiling {
   bool partial = false;  // row sums of parts go to the workspace
 };
 
-// double's registers are twice as many
 template <class Op>
-constexpr int kSiteResident = sizeof(typename Op::T) == 8 ? 1 : kResident;
-
-template <class Op>
-__global__ void __launch_bounds__(kThreads, kSiteResident<Op>)
+__global__ void __launch_bounds__(kThreads, kResidentOf<Op>)
     sites_kernel(const __grid_constant__ Op op, const __grid_constant__ SiteTiling tile,
                  const __grid_constant__ Scratch scratch) {
   Tiling of_row;
