@@ -336,7 +336,7 @@ def test_errors_of_mmd() -> None:
     assert_refused(lambda: uf.mmd(x, y, kernel="linear"), ValueError, "kernel: got 'linear'")
     assert_refused(lambda: uf.mmd(x, y, scales=()), ValueError, "scales: got 0 of them, expected 1 to 16")
     assert_refused(lambda: uf.mmd(x, y, scales=[1.0] * 17), ValueError, "scales: got 17 of them, expected 1 to 16")
-    assert_refused(lambda: uf.mmd(x, y, scales=(0.0,)), ValueError, "scales: got 0.0, expected a number > 0")
+    assert_refused(lambda: uf.mmd(x, y, scales=(0.0,)), ValueError, r"scales\[0\]: got 0.0, expected a number > 0")
     assert_refused(
         lambda: uf.mmd(x[0], y), ValueError, r"got shapes \(2,\) and \(4, 2\), expected \[N, D\] and \[M, D\]"
     )

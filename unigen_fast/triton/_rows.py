@@ -444,6 +444,12 @@ def weighted(value, weight):
     return tl.where(weight == 0, 0.0, value * weight)
 
 
+@triton.jit
+def product(a, b):
+    """a · b, in which a 0 on either side excludes the other."""
+    return tl.where(a == 0, 0.0, weighted(a, b))
+
+
 # ---- device: closing a sum over rows ---------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from unigen_fast.triton._rows import (
     finite_base,
     load,
     log1p_unit,
+    product,
     program,
     sigmoid,
     softmax_weights,
@@ -210,7 +211,7 @@ def _term_backward_kernel(
             g = load(grad, row, col, shapes[i], mask, DTYPE) * value_of(factors[i], DTYPE)
             logit = load(x, row, col, shapes[i], mask, DTYPE)
             slope = _slope(logit, tl.constexpr(TERMS[i]))
-            store(out, row, col, shapes[i], mask, weighted(weighted(g, slope), g))
+            store(out, row, col, shapes[i], mask, product(g, slope))
 
 
 def logit_term(logits: Tensor, term: int, scale: float) -> Tensor:
@@ -602,7 +603,7 @@ def _coupled_backward_kernel(
             slope = weighted(_slope(coupled, tl.constexpr(TERMS[i])), factor)
             if COUPLINGS[i] == "averages":
                 slope -= through_mean
-            store(out, row, col, shapes[i], mask, weighted(weighted(slope, inner), slope))
+            store(out, row, col, shapes[i], mask, product(slope, inner))
 
 
 def _links(count: int, reals: int, coupling: str) -> tuple[list[str], list[int]]:

@@ -23,6 +23,7 @@ from unigen_fast.triton._rows import (
     load_splits,
     log1p,
     log1p_unit,
+    product,
     program,
     sigmoid,
     softmax_weights,
@@ -279,12 +280,6 @@ def importance_weights(log_w: Tensor, dim: int, temperature: float) -> Tensor:
 
 
 @triton.jit
-def _product(g, w):
-    """0 where either is."""
-    return weighted(weighted(g, w), g)
-
-
-@triton.jit
 def _dot_kernel(
     inputs, parameters, close, shape, counts,
     STAGE: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -295,7 +290,7 @@ def _dot_kernel(
     for start in range(first, last, BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
         g = load(grad, row, col, shape, mask, DTYPE)
-        total += _product(g, load(weights, row, col, shape, mask, DTYPE))
+        total += product(g, load(weights, row, col, shape, mask, DTYPE))
     close_rows(tl.sum(total, 1), row, split, close, shape, counts, STAGE, DTYPE)
 
 
@@ -310,10 +305,10 @@ def _weights_backward_kernel(
     g = load(grad, row, col, shape, mask, DTYPE)
     w = load(weights, row, col, shape, mask, DTYPE)
     if mean is None:
-        center = tl.sum(_product(g, w), 1)
+        center = tl.sum(product(g, w), 1)
     else:
         center = load_rows(mean, row, shape, counts, DTYPE)
-    value = _product(g - center[:, None], w) * value_of(inverse_temperature, DTYPE)
+    value = product(g - center[:, None], w) * value_of(inverse_temperature, DTYPE)
     store(out, row, col, shape, mask, value)
 
 
