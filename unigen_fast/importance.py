@@ -675,9 +675,11 @@ def _of_stretches(log_px: Tensor, dim: int, runs: int) -> Tensor:
     """The mean of the LMEs of all stretches of `runs` consecutive runs, the first following the last."""
     if log_px.size(dim) == runs:
         return _ops.log_mean_exp((log_px,), dim)
+    total = log_px.size(dim)
     log_px = upcast(log_px)  # the gradients of the stretches add up before they are rounded
     circle = torch.cat((log_px, log_px.narrow(dim, 0, runs - 1)), dim)
-    return _ops.log_mean_exp((circle.unfold(dim, runs, 1),), log_px.dim()).mean(dim)
+    stretches = torch.stack([circle.narrow(dim, start, runs) for start in range(total)])
+    return _ops.log_mean_exp((stretches,), dim + 1).mean(0)
 
 
 def _included(included: Tensor, log_px: Tensor) -> Tensor:

@@ -452,7 +452,9 @@ def forward(
 ) -> Tensor:  # fmt: skip
     first = tensors[0]
     columns = _rows.event_dims(first, event_ndims) if reduction == "none" else _rows.all_dims(first)
-    wide = formula in LARGE and first.dtype == torch.float64
+    budget = 1024
+    if formula in LARGE and (first.dtype == torch.float64 or parameters is not None):
+        budget = 64 if first.dtype == torch.float64 else 512  # with an eps, eight elements a thread spill
     value, _ = _rows.sum_rows(
         _formula_kernel,
         columns,
@@ -461,7 +463,7 @@ def forward(
         row_shape=first.shape[: first.dim() - event_ndims],
         reduction=reduction,
         factor=scale,
-        budget=64 if wide else 1024,
+        budget=budget,
         FORMULA=formula,
         SPREAD=spread,
     )
