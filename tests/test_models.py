@@ -796,7 +796,8 @@ def test_every_likelihood_and_option_is_sampled():
         takes = inspect.signature(getattr(uf, f"{name}_log_prob")).parameters
         options = {"channels"} if name.endswith("mixture") else set()
         # a label that is ignored is never drawn
-        options |= {key for key in takes if key not in ("x", "event_ndims", "ignore_index", *uf.objectives.LIKELIHOODS[name])}
+        others = ("x", "event_ndims", "ignore_index", *uf.objectives.LIKELIHOODS[name])
+        options |= {key for key in takes if key not in others}
         assert options == {key for sampled, _, given in SAMPLED if sampled == name for key in given}, name
 
 
