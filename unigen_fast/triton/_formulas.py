@@ -189,15 +189,15 @@ def _negative_binomial(x, given_mu, given_theta, eps):
     some = tl.where(none, 1.0, x)
     rest = _remainder(total) - _remainder(theta) - _remainder(some) - 0.5 * tl.log(some * _2_PI / share)
     value = tl.where(none, 0.0, rest) - (of_theta + tl.where(none, -excess, of_x))
+    if eps is not None:
+        added = value_of(eps, theta.dtype)
+        value = tl.where(none, _log_of_zero(given_mu, theta, eps), value + _scaled_log1p(theta, added / theta, added))
     if tl.max((raised_mu | raised_theta).to(tl.int32)) > 0:
         part, sum = mean / mu, given_theta + mean
         rise = (part * theta - given_theta) / sum
         near = rise > -0.5
         log_rise = tl.where(near, log1p(tl.where(near, rise, 0.0)), tl.log(part * ((theta + mu) / sum)))
         value += tl.where(none, 0.0, tl.log(given_theta / theta) + x * log_rise)
-    if eps is not None:
-        added = value_of(eps, theta.dtype)
-        value = tl.where(none, _log_of_zero(given_mu, theta, eps), value + _scaled_log1p(theta, added / theta, added))
     return value
 
 
