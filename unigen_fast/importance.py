@@ -6,7 +6,7 @@ has bound `-inf`, weights 0 and gradient 0; a NaN or `+inf` makes its row NaN, a
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,13 +58,19 @@ def importance_weights(log_w: Tensor, *, dim: int, temperature: float = 1.0, det
     Source: Hu et al., "On Unifying Deep Generative Models" (2018), Eq. 16, w~_i.
     """
     dim = _checks.sample_dimension("log_w", _checks.floating("log_w", log_w), dim)
+    log_w, temperature = _tempered(log_w, dim, temperature, detach)
+    return _ops.importance_weights((log_w,), dim, temperature)
+
+
+def _tempered(log_w: Tensor, dim: int, temperature: Any, detach: bool) -> tuple[Tensor, Any]:
+    """Checked log-weights, detached if wanted, and the temperature that an op is to divide them by."""
     temperature = _checks.temperature(temperature, detach)
     if _values.on:
         _values.log_weights(dim, log_w=log_w)
     log_w = log_w.detach() if detach else log_w
     if _checks.learned(temperature):
         log_w, temperature = upcast(log_w) / temperature, 1.0
-    return _ops.importance_weights((log_w,), dim, temperature)
+    return log_w, temperature
 
 
 def effective_sample_size(log_w: Tensor, *, dim: int) -> Tensor:
@@ -174,12 +180,7 @@ def importance_weighted_sum(
         )
     if payload.device != log_w.device:
         raise ValueError(f"payload: got device {payload.device}, expected {log_w.device} as log_w")
-    temperature = _checks.temperature(temperature, detach)
-    if _values.on:
-        _values.log_weights(dim, log_w=log_w)
-    log_w = log_w.detach() if detach else log_w
-    if _checks.learned(temperature):
-        log_w, temperature = upcast(log_w) / temperature, 1.0
+    log_w, temperature = _tempered(log_w, dim, temperature, detach)
     log_w, payload = _checks.promoted([log_w, payload])
     if payload.dim() > log_w.dim():
         log_w = log_w.reshape(log_w.shape + (1,) * (payload.dim() - log_w.dim())).expand(payload.shape)
