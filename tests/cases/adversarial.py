@@ -326,6 +326,7 @@ CASES = [
         lambda rows, n: [Spec((rows, n), "logits"), Spec((rows, 1), "binary", differentiable=False)],
         lambda x, y: bce(x, 1 - y, 0),
         every_size=False,
+        composed=True,
     ),
     Case(
         "discriminator_loss[least_squares]",

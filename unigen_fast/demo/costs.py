@@ -215,13 +215,14 @@ def _with_and_without_weights(networks: Mapping[str, Networks], x: Tensor) -> di
     """Loss and backward alone, of IWGAN as of GAN, of AAVAE as of VAE: on the same outputs of the networks."""
     gan, iwgan, aavae = (MODELS[name](networks[name], uf.models) for name in ("GAN", "IWGAN", "AAVAE"))
     with torch.no_grad():
-        logits = iwgan.discriminator(iwgan.sample(len(x))).requires_grad_()
+        images = iwgan.sample(len(x))
+        logits = iwgan.discriminator(images).requires_grad_()
     (fake,) = aavae.fake(x)
     both = torch.cat((x, fake))
 
     def generator_loss(model: uf.models.GAN) -> None:
         logits.grad = None
-        model.generator_loss(logits, ()).backward()
+        model.generator_loss(logits, (images,)).backward()
 
     def weighted(model: uf.models.AAVAE) -> None:
         weights = torch.cat((model.q_reversed(x), model.q_reversed(fake)))
