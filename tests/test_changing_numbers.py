@@ -119,16 +119,18 @@ OPTIONS: dict[str, Option] = {
     "elbo_loss.kl_weight": (lambda t, w: uf.elbo_loss(t.a, t.x, t.mean, t.logvar, kl_weight=w).loss, VALUES),
     "elbo_loss.scale": (lambda t, w: uf.elbo_loss(t.a, t.x, t.mean, t.logvar, scale=w).loss, VALUES),
     "elbo_loss.kl_weight categorical": (
-        lambda t, w: uf.elbo_loss(
-            t.classes, t.x[:, :2].long(), t.mean, t.logvar, likelihood="categorical", kl_weight=w
-        ).loss,
+        lambda t, w: (
+            uf.elbo_loss(t.classes, t.x[:, :2].long(), t.mean, t.logvar, likelihood="categorical", kl_weight=w).loss
+        ),
         VALUES,
     ),
     **{
         f"iwae_objective.{name}": (
-            lambda t, w, name=name, estimator=estimator, of=of: uf.iwae_objective(
-                t.decoder, t.x, t.z, t.mean, t.logvar, dim=1, estimator=estimator, **{name: of(w)}
-            ).loss,
+            lambda t, w, name=name, estimator=estimator, of=of: (
+                uf.iwae_objective(
+                    t.decoder, t.x, t.z, t.mean, t.logvar, dim=1, estimator=estimator, **{name: of(w)}
+                ).loss
+            ),
             values,
         )
         for name, estimator, of, values in (

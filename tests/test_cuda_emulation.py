@@ -1260,12 +1260,15 @@ PAIR_SHAPES = [(1, 1), (5, 3), (33, 2), (40, 35), (70, 7)]
 
 @pytest.mark.parametrize("estimator", ["mss", "mws", "mss_columns"])
 @pytest.mark.parametrize("turn,shape", enumerate(PAIR_SHAPES), ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_total_correlation(emulated: ctypes.CDLL, turn: int, shape: Any, dtype: torch.dtype, estimator: str) -> None:
+@pytest.mark.parametrize("away,dtype", [*((0, dtype) for dtype in DTYPES), (1e4, DTYPES[0]), (1e4, DTYPES[1])], ids=str)
+def test_total_correlation(
+    emulated: ctypes.CDLL, turn: int, shape: Any, away: float, dtype: torch.dtype, estimator: str
+) -> None:
+    """Of latents near their posteriors, and far `away` from every one."""
     layout = LAYOUTS[(turn + DTYPES.index(dtype)) % len(LAYOUTS)]
     rows, cols = shape
     mean, logvar, noise = (normal(shape, dtype, seed) for seed in range(3))
-    tensors = [layout(x) for x in (mean + (logvar / 2).exp() * noise, mean, logvar)]
+    tensors = [layout(x) for x in (mean + (logvar / 2).exp() * noise + away, mean, logvar)]
     wide = [x.detach().double().requires_grad_() for x in tensors]
     *expected, statistics = pairwise.total_correlation(*wide, 500, estimator)
     most, diagonal, following = pairwise.pair_weights(rows, 500, estimator)

@@ -619,17 +619,25 @@ def test_low_precision(case: Case, dtype: torch.dtype, device: torch.device) -> 
 @kernels
 @pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
-    ("estimator", "shape"),
-    [("mss", (37, 5)), ("mws", (9, 3)), ("mss", (70, 2)), ("mss_columns", (37, 5)), ("mss_columns", (2, 3))],
+    ("estimator", "shape", "away"),
+    [
+        ("mss", (37, 5), 0),
+        ("mws", (9, 3), 0),
+        ("mss", (70, 2), 0),
+        ("mss_columns", (37, 5), 0),
+        ("mss_columns", (2, 3), 0),
+        ("mss", (20, 3), 1e4),
+    ],
     ids=str,
 )
 def test_total_correlation(
-    estimator: str, shape: tuple[int, int], layout: Callable[[Tensor], Tensor], device: torch.device
+    estimator: str, shape: tuple[int, int], away: float, layout: Callable[[Tensor], Tensor], device: torch.device
 ) -> None:
     """Not among the cases: of equal rows, nothing is left of its differences but rounding."""
     case = Case("tc", _ops.total_correlation, "nnn", (100, estimator), shape)
     dtype = torch.float64 if layout is contiguous else torch.float32
-    check(case, [layout(t) for t in case.tensors(dtype, device)], layout)
+    z, mean, logvar = case.tensors(dtype, device)
+    check(case, [layout(t) for t in (z + away, mean, logvar)], layout)
 
 
 @kernels

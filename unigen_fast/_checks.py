@@ -21,6 +21,7 @@ REDUCTIONS = ("mean", "sum", "none")
 SPREADS = ("logvar", "logstd", "std")
 
 
+_STRIDED = torch.strided
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # what the field calls the options that are named otherwise here
@@ -93,7 +94,7 @@ def tensor(name: str, x: Tensor) -> Tensor:
 
 
 def floating(name: str, x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested:
+    if not isinstance(x, Tensor) or x.layout is not _STRIDED or x.is_nested:
         tensor(name, x)
     if x.dtype not in DTYPES:
         if x.is_floating_point():
@@ -165,6 +166,8 @@ def fraction(name: str, value: Any, *, differentiable: bool = False) -> Any:
 
 def temperature(value: Any, detach: bool) -> Any:
     """Of self-normalised weights, which carry its gradient unless they are detached."""
+    if type(value) is float and value > 0:  # most often
+        return value
     value = number("temperature", value, minimum=0.0, exclusive=True, differentiable=True)
     if detach and isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
         raise TypeError("temperature: got a tensor that requires grad, but the weights are detached: pass detach=False")
@@ -173,6 +176,8 @@ def temperature(value: Any, detach: bool) -> Any:
 
 def learned(value: Any) -> bool:
     """Whether a number that was checked as differentiable is to take part in PyTorch's arithmetic."""
+    if type(value) is float:  # most often
+        return False
     return isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu" or transforms_active(value))
 
 
@@ -284,7 +289,8 @@ def _compared(optional: Sequence[str], tensors: Mapping[str, Tensor | None]) -> 
     for name, x in tensors.items():
         if x is None and name in optional:
             continue
-        x = floating(name, x)  # type: ignore[arg-type]
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not _STRIDED or x.is_nested:
+            x = floating(name, x)  # type: ignore[arg-type]
         if first is None:
             first = x
         elif x.device != first.device:

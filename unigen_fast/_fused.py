@@ -15,13 +15,14 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from unigen_fast._private import (
     below_autograd,
-    forward_mode,
     graph_is_kept,
     known_true,
     saved_tensors_are_packed,
+    transformed,
     transforms_active,
     with_autograd,
 )
@@ -88,7 +89,8 @@ class FusedOp:
     """
 
     every: ClassVar[list["FusedOp"]] = []
-    native: Callable[[Tensors, Sequence[Any], int], Any] | None = None  # `_Fused` in C++, where it is loaded
+    # `_Fused` in C++, where it is loaded. It returns None where the reference is to serve, or an option is a tensor.
+    native: Callable[[Tensors, Sequence[Any], int], Any] | None = None
 
     def __init__(
         self,
@@ -143,15 +145,16 @@ class FusedOp:
         Every microsecond here is one in each loss of each step: loops rather than generators.
         """
         visible = visible or self.differentiable_outputs or 1
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._compiled(tensors, options, visible)
-        if self.scale is not None and isinstance(options[self.scale], Tensor):
-            return self._scaled(tensors, options, visible)
-        if self._transformed(tensors):
-            return self._by_reference(tensors, options, visible)
         if self.native is not None:
             outputs = self.native(tensors, options, visible)
-            return self._of_foreign(tensors, options, visible) if outputs is None else outputs
+            if outputs is not None:
+                return outputs
+        if self.scale is not None and isinstance(options[self.scale], Tensor):
+            return self._scaled(tensors, options, visible)
+        if transformed(*tensors):
+            return self._by_reference(tensors, options, visible)
         if self._foreign(tensors):
             return self._of_foreign(tensors, options, visible)
         if self.differentiable_outputs and torch.is_grad_enabled():
@@ -206,11 +209,6 @@ class FusedOp:
             if t is not None:
                 elements += t.numel()
         return known_true(elements < below)
-
-    @staticmethod
-    def _transformed(tensors: Tensors) -> bool:
-        """Whether `torch.func` or forward-mode AD is at work."""
-        return transforms_active(*tensors) or forward_mode(*tensors)
 
     @staticmethod
     def _foreign(tensors: Tensors) -> bool:
@@ -439,7 +437,6 @@ class FusedOp:
     ) -> list[Tensor]:
         """As the backward op returns them; `grads` may be of the first outputs alone."""
 
-
         def differentiated() -> list[Tensor | None]:
             leaves = [None if t is None else t.detach().requires_grad_(needed[i]) for i, t in enumerate(inputs)]
             return self._differentiate(grads, leaves, options, needed, create_graph=False)
@@ -473,7 +470,7 @@ class FusedOp:
         wanted = [i in where and t is not None and t.requires_grad for i, t in enumerate(inputs)]
         needed = self.reached(given, wanted)
         nothing = (None,) * (len(options) + ctx.of_numbers)
-        differentiably = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        differentiably = torch.is_grad_enabled() and not is_compiling()
         if self.gradients:
             saved, made = saved[: -self.gradients], cast(list[Tensor], saved[-self.gradients :])
             if not differentiably:
@@ -579,7 +576,7 @@ def _times(gradient: Tensor, factor: Tensor, owned: bool) -> Tensor:
     """gradient · factor, 0 for a factor of 0; in the memory of the former where nobody else has it, and as it is for a
     factor of 1."""
     owned = owned and type(gradient) is Tensor and type(factor) is Tensor and not graph_is_kept()
-    if factor.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere one would wait for the number
+    if factor.device.type == "cpu" and not is_compiling():  # elsewhere one would wait for the number
         number = factor.item()
         if number == 0:
             return torch.zeros_like(gradient)

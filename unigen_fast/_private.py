@@ -76,6 +76,11 @@ def forward_mode(*tensors: Tensor | None) -> bool:
         return False
 
 
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether `torch.func` or forward-mode AD is at work, on these tensors at least."""
+    return transforms_active(*tensors) or forward_mode(*tensors)
+
+
 _guard = _found("_C", "_ForceDispatchKeyGuard")
 _included, _excluded = _found("_C", "_dispatch_tls_local_include_set"), _found("_C", "_dispatch_tls_local_exclude_set")
 _keys, _key = _found("_C", "DispatchKeySet"), _found("_C", "DispatchKey", "AutogradCPU")

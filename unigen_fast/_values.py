@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigen_fast._fused import FusedOp
+from unigen_fast._private import transformed
 
 _ALWAYS = os.environ.get("UNIGEN_FAST_CHECK", "0") not in ("", "0")
 _lock = threading.Lock()
@@ -79,7 +79,7 @@ def _visible(x: Any) -> bool:
         and x.device.type != "meta"
         and x.numel() > 0
         and not torch.compiler.is_compiling()
-        and not FusedOp._transformed((x,))
+        and not transformed(x)
     )
 
 

@@ -364,7 +364,17 @@ bool has_kernel(at::ScalarType dtype) {
   }
 }
 
-// None where the reference has to serve.
+// Whether `torch.func` is at work, or a tensor carries a tangent.
+bool transformed(const variable_list& tensors) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet transforms({DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                            DispatchKey::FuncTorchDynamicLayerBackMode});
+  if (c10::impl::tls_local_dispatch_key_set().included_.has_any(transforms)) return true;
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(0).defined(); });
+}
+
+// None where the reference has to serve, or where an option is a tensor.
 PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   const Op& op = *static_cast<const Op*>(PyCapsule_GetPointer(self, nullptr));
@@ -382,7 +392,12 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
     if (!has_kernel(tensors[i].scalar_type())) Py_RETURN_NONE;
   }
   std::vector<IValue> options(PySequence_Fast_GET_SIZE(options_of.ptr()));
-  for (size_t i = 0; i < options.size(); ++i) options[i] = to_ivalue(PySequence_Fast_GET_ITEM(options_of.ptr(), Py_ssize_t(i)));
+  for (size_t i = 0; i < options.size(); ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(options_of.ptr(), Py_ssize_t(i));
+    if (THPVariable_Check(item)) Py_RETURN_NONE;
+    options[i] = to_ivalue(item);
+  }
+  if (transformed(tensors)) Py_RETURN_NONE;
   const size_t visible = PyLong_AsSize_t(arguments[2]);
 
   variable_list outputs;

@@ -110,6 +110,22 @@ struct Posteriors {
       shift[k] = std::isfinite(found) ? found : T(0);
     }
   }
+
+  // far marginals of a column: their maximum for a divisor, and slopes divided by the sum that belongs to it
+  UNIGEN_INLINE void renew(int64_t d, int64_t i, T* marginal, T* slope) const {
+    bool far = false;
+    for (int k = 0; k < kPairRows; ++k) far = far || far_marginal(marginal[k]);
+    if (__builtin_expect(!far, true)) return;
+    alignas(kVectorBytes) T own[kPairRows];
+    alignas(kVectorBytes) double totals[kPairRows];
+    maxima(d, i, own);
+    this->marginal(d, i, own, totals);
+    for (int k = 0; k < kPairRows; ++k) {
+      if (!far_marginal(marginal[k])) continue;
+      marginal[k] = own[k];
+      slope[k] = T(double(slope[k]) / totals[k]);
+    }
+  }
 };
 
 // A sum of exponentials below this is taken again with the row's own maximum for a shift, instead of the bound that serves
@@ -221,7 +237,8 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
   in_parallel(parallel, units, grain_of(ceil_div(blocks, units) * rows * cols), [&](int64_t begin, int64_t end) {
     alignas(kVectorBytes) double squares[kPairRows][kStretch];
     alignas(kVectorBytes) T joint[kPairRows][kStretch];
-    const Numbers<T> marginals = numbers<T>(cols * kPairRows);
+    // of each column and row: what the densities are divided by (a power of 2), and what the quotient counts
+    const Numbers<T> marginals = numbers<T>(cols * kPairRows), of_marginals = numbers<T>(cols * kPairRows);
     for (int64_t unit = begin; unit < end; ++unit) {
       first[unit] = Staged<T>(rows, cols);
       second[unit] = Staged<T>(rows, cols);
@@ -230,14 +247,12 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
       for (int64_t block = unit * blocks / units; block < (unit + 1) * blocks / units; ++block) {
         const int64_t i = block * kPairRows;
         const int valid = int(smaller(kPairRows, rows - i));
-        alignas(kVectorBytes) T of_marginals[kPairRows];
         double of_joint[kPairRows], of_own[kPairRows], of_prior[kPairRows], shift[kPairRows];
         for (int k = 0; k < kPairRows; ++k) {
           const int64_t row = i + smaller(k, valid - 1);  // rows beyond the last are its copies, without gradient
           const RowSlopes& slopes = slopes_of[row];
           const bool none = slopes.none();
           const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + 1) * rows + row]);
-          of_marginals[k] = T(counts * slopes.marginals);
           of_joint[k] = none || total == 0 ? 0 : counts * slopes.joint / total;
           of_own[k] = counts * slopes.own;
           of_prior[k] = counts * slopes.prior;
@@ -247,8 +262,10 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
             // no density at all: no weight, and no gradient
             marginals[d * kPairRows + k] =
                 none || marginal == T(-HUGE_VAL) ? T(HUGE_VAL) : T(double(marginal) / kLn2 - log2_most);
+            of_marginals[d * kPairRows + k] = T(counts * slopes.marginals);
           }
         }
+        for (int64_t d = 0; d < cols; ++d) posteriors.renew(d, i, marginals.get() + d * kPairRows, of_marginals.get() + d * kPairRows);
         for (int64_t d = 0; d < cols; ++d)
           for (int k = 0; k < valid; ++k) grad_z.at(d, i)[k] = T(-of_prior[k]) * posteriors.z.at(d, i)[k];
 
@@ -268,6 +285,7 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
           }
           for (int64_t d = 0; d < cols; ++d) {
             const T *points = posteriors.z.at(d, i), *lse = marginals.get() + d * kPairRows;
+            const T* of_marginal = of_marginals.get() + d * kPairRows;
             const T *m = posteriors.mean.at(d, j), *r = posteriors.rate.at(d, j), *p = posteriors.peak.at(d, j);
             T *sum_t = first[unit].at(d, j), *sum_t2 = second[unit].at(d, j);
             V of_z[kPairRows];
@@ -280,7 +298,7 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
                 const V t = (V(points[k]) - center) * scale;
                 V e = exp2_bounded(top - t * t - V(lse[k]));
                 if (__builtin_expect(weighted, false)) e = e * posteriors.weight(i + k, j + at);
-                const V g = load(joint[k] + at) + e * V(of_marginals[k]);
+                const V g = load(joint[k] + at) + e * V(of_marginal[k]);
                 const V u = g * t;
                 of_z[k] = of_z[k] + u * scale;
                 one = one + u;

@@ -2,6 +2,8 @@
 // beyond its tile. Whoever owns a point adds up its gradient, tile after tile: no atomics, the same sums in every run.
 #include "../formulas/pairwise.h"
 
+#include <type_traits>
+
 #include "rows.cuh"
 
 namespace unigen::cuda {
@@ -226,12 +228,34 @@ UNIGEN_DEVICE RowTerms<T> row_terms(const TotalCorrelationBackward& a, int64_t i
           T(slopes.own), T(slopes.prior), slopes.none()};
 }
 
-// log2 of the marginal; where there is no density at all, what leaves no weight
+// What the densities of a row and column are divided by: 2^shift · sum.
 template <class T>
-UNIGEN_DEVICE T marginal_of(const TotalCorrelationBackward& a, int64_t i, int64_t d, double log2_most) {
-  if (i >= a.rows || d >= a.cols) return T(HUGE_VAL);
-  const T marginal = static_cast<const T*>(a.statistics)[d * a.rows + i];
-  return marginal == T(-HUGE_VAL) ? T(HUGE_VAL) : T(double(marginal) / kLn2 - log2_most);
+struct Marginal {
+  T shift, inverse;  // 1 / sum
+};
+
+template <class E, class T>
+UNIGEN_DEVICE Marginal<T> far_marginal_of(const TotalCorrelationBackward& a, int64_t i, int64_t d) {
+  const T z = element<E>(a.z, i, d);
+  const auto density = [&](int64_t j) {
+    const ScaledGaussian<T> gaussian(element<E>(a.logvar, j, d));
+    const T t = (z - element<E>(a.mean, j, d)) * gaussian.rate;
+    return gaussian.peak - t * t;
+  };
+  T top = T(-HUGE_VAL), sum = 0;
+  for (int64_t j = 0; j < a.rows; ++j) top = larger(top, density(j));
+  for (int64_t j = 0; j < a.rows; ++j) sum += exp2_bounded(density(j) - top) * pair_weight<T>(a.weights, a.rows, i, j);
+  return {top, T(1) / sum};
+}
+
+template <class E, class T>
+UNIGEN_DEVICE Marginal<T> marginal_of(const TotalCorrelationBackward& a, int64_t i, int64_t d, bool none, double log2_most) {
+  const Marginal<T> nothing{T(HUGE_VAL), T(1)};  // leaves no weight
+  if (none || i >= a.rows || d >= a.cols) return nothing;
+  const T kept = static_cast<const T*>(a.statistics)[d * a.rows + i];
+  if (kept == T(-HUGE_VAL)) return nothing;
+  const T shift = T(double(kept) / kLn2 - log2_most);
+  return far_marginal(shift) ? far_marginal_of<E, T>(a, i, d) : Marginal<T>{shift, T(1)};
 }
 
 // A block owns a tile of points and one of columns: rows i, for d / d z, or rows j, for d / d mean and d / d logvar.
@@ -241,6 +265,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
   __shared__ PosteriorTile<T> tile;
   __shared__ Tile<T> slopes;  // [other point][own point]: what each pair's joint density counts
   __shared__ RowTerms<T> terms[kTile];
+  __shared__ bool far;  // whether some marginal of the tile has an inverse of its own
   const int64_t first = int64_t(blockIdx.x) * kTile;
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int64_t own = first + lane;
@@ -251,6 +276,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
       const int64_t i = own_i ? first : from, j = own_i ? from : first;
       __syncthreads();
       if (warp == 0) terms[lane] = row_terms<T>(a, i + lane);
+      if (threadIdx.x == 0) far = false;
       double found[kPerThread];
       joint_densities<own_i, E>(a, i, j, tile, found);
 #pragma unroll
@@ -267,14 +293,22 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
       stage_z<E>(a.z, a.rows, a.cols, i, d, tile.z);
       for_tile([&](int point, int c) { tile.z[point][c] = terms[point].none ? T(0) : tile.z[point][c]; });
       stage_posterior<E>(a.mean, a.logvar, a.rows, a.cols, j, d, tile);
-      // the posterior of an own point goes to registers; its place serves the marginals of the others
-      T own_mean[kPerThread], own_rate[kPerThread], own_peak[kPerThread], own_marginal[kPerThread];
+      // the posterior of an own point goes to registers; its place serves the marginals of the others: peak their shifts,
+      // mean their inverses
+      T own_mean[kPerThread], own_rate[kPerThread], own_peak[kPerThread], own_inverse[kPerThread];
+      const auto marginal = [&](int row, int c) {
+        const Marginal<T> found = marginal_of<E, T>(a, i + row, d + c, terms[row].none, log2_most);
+        if (found.inverse != T(1)) far = true;
+        return found;
+      };
       __syncthreads();
 #pragma unroll
       for (int k = 0; k < kPerThread; ++k) {
         const int c = warp * kPerThread + k;
         if constexpr (own_i) {
-          own_marginal[k] = terms[lane].none ? T(HUGE_VAL) : marginal_of<T>(a, own, d + c, log2_most);
+          const Marginal<T> found = marginal(lane, c);
+          own_peak[k] = found.shift;
+          own_inverse[k] = found.inverse;
         } else {
           own_mean[k] = tile.mean[lane][c];
           own_rate[k] = tile.rate[lane][c];
@@ -284,33 +318,41 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
       if constexpr (!own_i) {
         __syncthreads();
         for_tile([&](int c, int point) {
-          tile.peak[point][c] = terms[point].none ? T(HUGE_VAL) : marginal_of<T>(a, i + point, d + c, log2_most);
+          const Marginal<T> found = marginal(point, c);
+          tile.peak[point][c] = found.shift;
+          tile.mean[point][c] = found.inverse;
         });
-        __syncthreads();
       }
+      __syncthreads();
       T part_t[kPerThread] = {}, part_t2[kPerThread] = {};
+      const auto add_pairs = [&](auto with_inverse) {
 #pragma unroll(sizeof(T) == 8 ? 1 : 2)
-      for (int other = 0; other < kTile; ++other) {
-        const int row = own_i ? lane : other, col = own_i ? other : lane;
-        if (from + other >= a.rows) break;
-        const T weight = pair_weight<T>(a.weights, a.rows, i + row, j + col) * terms[row].marginals;
-        const T joint = slopes[other][lane];
+        for (int other = 0; other < kTile; ++other) {
+          const int row = own_i ? lane : other, col = own_i ? other : lane;
+          if (from + other >= a.rows) break;
+          const T weight = pair_weight<T>(a.weights, a.rows, i + row, j + col) * terms[row].marginals;
+          const T joint = slopes[other][lane];
 #pragma unroll
-        for (int k = 0; k < kPerThread; ++k) {
-          const int c = warp * kPerThread + k;
-          const T rate = own_i ? tile.rate[other][c] : own_rate[k];
-          const T t = (tile.z[row][c] - (own_i ? tile.mean[other][c] : own_mean[k])) * rate;
-          const T e = exp2_bounded((own_i ? tile.peak[other][c] : own_peak[k]) - t * t -
-                                   (own_i ? own_marginal[k] : tile.peak[other][c]));
-          const T g = joint + e * weight, u = g * t;
-          if constexpr (own_i) {
-            part_t[k] += u * rate;
-          } else {
-            part_t[k] += u;
-            part_t2[k] += u * t - g * T(kPeakShare);
+          for (int k = 0; k < kPerThread; ++k) {
+            const int c = warp * kPerThread + k;
+            const T rate = own_i ? tile.rate[other][c] : own_rate[k];
+            const T t = (tile.z[row][c] - (own_i ? tile.mean[other][c] : own_mean[k])) * rate;
+            // of the posterior, and of the marginal
+            const T peak = own_i ? tile.peak[other][c] : own_peak[k], shift = own_i ? own_peak[k] : tile.peak[other][c];
+            T e = exp2_bounded(peak - t * t - shift);
+            if constexpr (with_inverse) e *= own_i ? own_inverse[k] : tile.mean[other][c];
+            const T g = joint + e * weight, u = g * t;
+            if constexpr (own_i) {
+              part_t[k] += u * rate;
+            } else {
+              part_t[k] += u;
+              part_t2[k] += u * t - g * T(kPeakShare);
+            }
           }
         }
-      }
+      };
+      if (far) add_pairs(std::true_type{});
+      else add_pairs(std::false_type{});
 #pragma unroll
       for (int k = 0; k < kPerThread; ++k) {
         sum_t[k] += double(part_t[k]);

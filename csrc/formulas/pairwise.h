@@ -29,6 +29,15 @@ struct ScaledGaussian {
 constexpr double kMeanSlope = 2 * kLn2;
 constexpr double kPeakShare = kHalfLog2e;  // 1/2 over kLn2
 
+// Backward divides the densities of a column by their sum, whose logarithm forward has kept. Beyond this (powers of 2) the
+// logarithm's own rounding is seen in the quotient: maximum and sum are then taken again, of the very densities.
+constexpr double kFarMarginal = 128;
+
+template <class T>
+UNIGEN_INLINE bool far_marginal(T log2_marginal) {
+  return fabs(log2_marginal) > T(kFarMarginal) && fabs(log2_marginal) < T(HUGE_VAL);
+}
+
 // The gradients of the terms that a row of log-densities is made of, from those of the six rows.
 struct RowSlopes {
   double joint, marginals, own, prior;  // of log q(z), log prod q(z_d), log q(z|x), log p(z)

@@ -18,6 +18,7 @@ from unigen_fast.triton._rows import finite_base, finite_exp
 __all__ = ["mmd", "mmd_backward", "total_correlation", "total_correlation_backward"]
 
 LN_2PI = tl.constexpr(1.8378770664093453)
+FAR = tl.constexpr(100.0)  # of a log-marginal
 
 
 @triton.jit
@@ -94,14 +95,11 @@ def _joint(
 
 
 @triton.jit
-def _marginals_kernel(
-    z, mean, logvar, statistics, counts, size,
+def _column_sum(
+    zi, mean, logvar, i, d, points, size,
     ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    points = counts[0]
-    d = tl.program_id(1)
-    i = _points(tl.program_id(0), BLOCK_I, INDEX)
-    zi = _column(z, i, d, points, DTYPE)
+    """[BLOCK_I]: the highest log-density of column d, and the sum of the densities divided by it."""
     top = tl.full([BLOCK_I], -float("inf"), DTYPE)
     total = tl.zeros([BLOCK_I], DTYPE)
     for first in range(0, points, BLOCK_J):
@@ -113,8 +111,21 @@ def _marginals_kernel(
         terms = tl.where(w == 0, 0.0, w * tl.exp(density - shift[:, None]))
         total = tl.where(total == 0, 0.0, total * tl.exp(top - shift)) + tl.sum(terms, 1)
         top = highest
+    return finite_base(top), total
+
+
+@triton.jit
+def _marginals_kernel(
+    z, mean, logvar, statistics, counts, size,
+    ESTIMATOR: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    points = counts[0]
+    d = tl.program_id(1)
+    i = _points(tl.program_id(0), BLOCK_I, INDEX)
+    zi = _column(z, i, d, points, DTYPE)
+    top, total = _column_sum(zi, mean, logvar, i, d, points, size, ESTIMATOR, DTYPE, INDEX, BLOCK_I, BLOCK_J)
     total = tl.where(i < points, total, 1.0)
-    value = finite_base(top) + tl.log(total) + _log_most(points, size, ESTIMATOR, DTYPE)
+    value = top + tl.log(total) + _log_most(points, size, ESTIMATOR, DTYPE)
     tl.store(statistics + d * points + i, value, mask=i < points)
 
 
@@ -202,10 +213,19 @@ def _pair_slopes_kernel(
             marginal = tl.load(statistics + d * points + i, mask=i < points, other=float("inf"))
             nothing = none | (marginal == -float("inf"))  # no density at all: no weight
             marginal = tl.where(nothing, float("inf"), marginal - log_most)
+            # where the logarithm's rounding is seen in the quotient, the sum is taken again, of the very densities
+            far = (tl.abs(marginal) > FAR) & (tl.abs(marginal) < float("inf"))
+            of_marginal = marginal_slope
+            if tl.max(far.to(tl.int32)) > 0:
+                top, sum_of_top = _column_sum(
+                    zi, mean, logvar, i, d, points, size, ESTIMATOR, DTYPE, INDEX, BLOCK_I, BLOCK_J
+                )
+                marginal = tl.where(far, top, marginal)
+                of_marginal = tl.where(far, marginal_slope / tl.where(far, sum_of_top, 1.0), of_marginal)
             density, t, rate = _log_density(
                 zi, _column(mean, j, d, points, DTYPE), _column(logvar, j, d, points, DTYPE)
             )
-            g = slope + tl.where(w == 0, 0.0, w * tl.exp(density - marginal[:, None])) * marginal_slope[:, None]
+            g = slope + tl.where(w == 0, 0.0, w * tl.exp(density - marginal[:, None])) * of_marginal[:, None]
             inside = own < points
             place = d * points + own
             if OWN_I:
