@@ -489,7 +489,8 @@ class MixtureTile {
         for (int k = 0; k < Component::kNumbers; ++k) store(number(m, k), component.d_number[k]);
       }
     }
-    const V max_logit = tile_maximum(params, mixtures), max_joint = tile_maximum(joint, mixtures);
+    const V max_logit = tile_maximum(params, mixtures), highest = tile_maximum(joint, mixtures);
+    const V max_joint = select(highest == constant<V>(-HUGE_VAL), constant<V>(0), highest);  // none is possible: they sum to 0
     V sums[2] = {constant<V>(0), constant<V>(0)};
     sum_numbers<T>(mixtures, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
       const V e = exp_of_distance(load(params + i) - max_logit), f = exp_of_distance(load(joint + i) - max_joint);
@@ -552,8 +553,9 @@ void logistic_mixture_backward_as(const LogisticMixtureBackward& a, const Parall
       const T* source = grad.read(0, first, n, room);
       const V g = n == V::size ? load(source) : load(source, First<T>{n});
       tile.template log_prob<true>(first, n);
-      const V zero = constant<V>(0);
-      const V by_prior = select(g == zero, zero, g / tile.prior_sum), by_joint = select(g == zero, zero, g / tile.joint_sum);
+      const V zero = constant<V>(0), coefficient = select(tile.joint_sum == zero, zero, g);  // impossible: no gradient
+      const V by_prior = select(coefficient == zero, zero, coefficient / tile.prior_sum);
+      const V by_joint = select(coefficient == zero, zero, coefficient / tile.joint_sum);
       V by_x[C];
       for (int c = 0; c < C; ++c) by_x[c] = zero;
       if (C == 3 && grad_x.present()) params.read(first, n, given.data());

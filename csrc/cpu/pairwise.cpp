@@ -197,12 +197,13 @@ void total_correlation_in(const TotalCorrelation& a, const Parallel& parallel) {
         }
       }
       for (int k = 0; k < valid; ++k) {
-        // the sum belongs to the shift as it is saved, rounded
-        const T shift = std::isfinite(top[k]) ? T(top[k] * kLn2) : T(0);
         const double found = std::isfinite(top[k]) ? top[k] : 0;
-        const double sum = total[k] * std::exp2(found - double(shift) / kLn2);
-        statistics[cols * rows + i + k] = shift;
-        statistics[(cols + 1) * rows + i + k] = T(sum);
+        const KeptShift<T> shift(found);
+        // the sum belongs to the shift as it is kept
+        const double sum = total[k] * std::exp2(found - shift.value());
+        statistics[cols * rows + i + k] = shift.high;
+        statistics[(cols + 1) * rows + i + k] = shift.low;
+        statistics[(cols + 2) * rows + i + k] = T(sum);
         const double log_qz = found * kLn2 + std::log(total[k]) + log_most, log_qzx = own[k] * kLn2;
         const double values[kTotalCorrelationRows] = {log_qz,           log_prod[k],          log_qzx, log_qzx - log_qz,
                                                       log_qz - log_prod[k], log_prod[k] - log_pz[k]};
@@ -252,11 +253,12 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
           const int64_t row = i + smaller(k, valid - 1);  // rows beyond the last are its copies, without gradient
           const RowSlopes& slopes = slopes_of[row];
           const bool none = slopes.none();
-          const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + 1) * rows + row]);
+          const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + 2) * rows + row]);
           of_joint[k] = none || total == 0 ? 0 : counts * slopes.joint / total;
           of_own[k] = counts * slopes.own;
           of_prior[k] = counts * slopes.prior;
-          shift[k] = none ? HUGE_VAL : double(statistics[cols * rows + row]) / kLn2;
+          shift[k] = none ? HUGE_VAL
+                          : KeptShift<T>(statistics[cols * rows + row], statistics[(cols + 1) * rows + row]).value();
           for (int64_t d = 0; d < cols; ++d) {
             const T marginal = statistics[d * rows + row];
             // no density at all: no weight, and no gradient

@@ -317,7 +317,7 @@ struct MixtureBackwardOp : MixtureOp<Element, LogisticMixtureBackward, C> {
   using Component = LogisticComponent<C, T>;
 
   UNIGEN_DEVICE void write(const SiteAt& at, const SiteGroup& group, const MixtureSite<T, C>& s) const {
-    const T g = at.rows.template at<T>(this->grad, 0);
+    const T g = s.joint_sum == 0 ? T(0) : at.rows.template at<T>(this->grad, 0);  // impossible: no gradient
     const T by_prior = g == 0 ? T(0) : g / s.prior_sum, by_joint = g == 0 ? T(0) : g / s.joint_sum;
     T by_x[C] = {};
     for_numbers<T>(this->mixtures, group, [&](int64_t m) {

@@ -182,23 +182,24 @@ __global__ void __launch_bounds__(kThreads, kResident) joint_kernel(const __grid
   if (warp != 0 || i >= a.rows) return;
   for (int w = 1; w < kWarps; ++w) top = larger(top, tops[w][lane]);
   const double shift = top > -HUGE_VAL && top < HUGE_VAL ? top : 0.0;
-  // the sum belongs to the shift as it is saved, rounded
+  // the sum belongs to the shift as it is kept
   T* const statistics = static_cast<T*>(a.statistics);
-  const T saved = T(shift * kLn2);
+  const KeptShift<T> kept(shift);
   double sum = 0, log_prod = 0, log_pz = 0;
   for (int w = 0; w < kWarps; ++w) {
     if (totals[w][lane] == 0) continue;
     const double highest = tops[w][lane];
-    sum += totals[w][lane] * exp2((highest > -HUGE_VAL && highest < HUGE_VAL ? highest : 0.0) - double(saved) / kLn2);
+    sum += totals[w][lane] * exp2((highest > -HUGE_VAL && highest < HUGE_VAL ? highest : 0.0) - kept.value());
   }
   for (int64_t d = 0; d < a.cols; ++d) {
     const double z = double(element<E>(a.z, i, d));
     log_prod += double(statistics[d * a.rows + i]);
     log_pz -= 0.5 * (z * z + kLog2Pi);
   }
-  statistics[a.cols * a.rows + i] = saved;
-  statistics[(a.cols + 1) * a.rows + i] = T(sum);
-  const double log_qz = double(saved) + log(sum) + log(a.weights.most), log_qzx = own[lane] * kLn2;
+  statistics[a.cols * a.rows + i] = kept.high;
+  statistics[(a.cols + 1) * a.rows + i] = kept.low;
+  statistics[(a.cols + 2) * a.rows + i] = T(sum);
+  const double log_qz = kept.value() * kLn2 + log(sum) + log(a.weights.most), log_qzx = own[lane] * kLn2;
   static_cast<T*>(a.values[0])[i] = T(log_qz);
   static_cast<T*>(a.values[1])[i] = T(log_prod);
   static_cast<T*>(a.values[2])[i] = T(log_qzx);
@@ -223,8 +224,9 @@ UNIGEN_DEVICE RowTerms<T> row_terms(const TotalCorrelationBackward& a, int64_t i
   for (int v = 0; v < kTotalCorrelationRows; ++v) grads[v] = double(static_cast<const T*>(a.grads[v])[i * a.grad_stride[v]]);
   const RowSlopes slopes(grads);
   const T* const statistics = static_cast<const T*>(a.statistics);
-  const double total = double(statistics[(a.cols + 1) * a.rows + i]);
-  return {double(statistics[a.cols * a.rows + i]) / kLn2, T(total == 0 ? 0.0 : slopes.joint / total), T(slopes.marginals),
+  const double total = double(statistics[(a.cols + 2) * a.rows + i]);
+  const KeptShift<T> shift(statistics[a.cols * a.rows + i], statistics[(a.cols + 1) * a.rows + i]);
+  return {shift.value(), T(total == 0 ? 0.0 : slopes.joint / total), T(slopes.marginals),
           T(slopes.own), T(slopes.prior), slopes.none()};
 }
 
@@ -255,7 +257,10 @@ UNIGEN_DEVICE Marginal<T> marginal_of(const TotalCorrelationBackward& a, int64_t
   const T kept = static_cast<const T*>(a.statistics)[d * a.rows + i];
   if (kept == T(-HUGE_VAL)) return nothing;
   const T shift = T(double(kept) / kLn2 - log2_most);
-  return far_marginal(shift) ? far_marginal_of<E, T>(a, i, d) : Marginal<T>{shift, T(1)};
+  if constexpr (sizeof(T) == 4) {  // in float64 that costs some digits, and the registers that this kernel has not
+    if (far_marginal(shift)) return far_marginal_of<E, T>(a, i, d);
+  }
+  return {shift, T(1)};
 }
 
 // A block owns a tile of points and one of columns: rows i, for d / d z, or rows j, for d / d mean and d / d logvar.
@@ -340,7 +345,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
             // of the posterior, and of the marginal
             const T peak = own_i ? tile.peak[other][c] : own_peak[k], shift = own_i ? own_peak[k] : tile.peak[other][c];
             T e = exp2_bounded(peak - t * t - shift);
-            if constexpr (with_inverse) e *= own_i ? own_inverse[k] : tile.mean[other][c];
+            if constexpr (decltype(with_inverse)::value) e *= own_i ? own_inverse[k] : tile.mean[other][c];
             const T g = joint + e * weight, u = g * t;
             if constexpr (own_i) {
               part_t[k] += u * rate;
@@ -351,7 +356,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pair_slopes_kernel(const 
           }
         }
       };
-      if (far) add_pairs(std::true_type{});
+      if (sizeof(T) == 4 && far) add_pairs(std::true_type{});
       else add_pairs(std::false_type{});
 #pragma unroll
       for (int k = 0; k < kPerThread; ++k) {

@@ -168,8 +168,9 @@ struct NegativeBinomialLogProb : FormulaBase {
 
   template <class N>
   UNIGEN_INLINE N value(const N* in) const {
-    const N x = in[0], given_mu = and_eps(in[1]), given_theta = in[2], zero = constant<N>(0);
-    const auto none = x == zero;
+    const N given_mu = and_eps(in[1]), given_theta = in[2], zero = constant<N>(0), least_x = smallest_normal<N>();
+    const auto none = in[0] == zero;
+    const N x = select(zero < in[0], maximum(in[0], least_x), in[0]);
     const N least_theta = select(none, smallest_normal<N>(), least<N>());
     const N mu = maximum(given_mu, select(none, given_mu, least<N>()));
     const N theta = select(zero < given_theta, maximum(given_theta, least_theta), given_theta);
@@ -178,7 +179,7 @@ struct NegativeBinomialLogProb : FormulaBase {
     const N ratio = minimum((theta + mu) * inverse, largest<N>());
     const N excess = difference * (theta / (theta + mu));  // x - N q
     const N of_theta = deviance(theta, ratio, -excess, -difference * inverse);
-    const N of_x = deviance(x, x * over_mu * ratio, excess, difference * over_mu * share);
+    const N of_x = deviance(x, maximum(x * over_mu * ratio, least_x), excess, difference * over_mu * share);
     const N some = select(none, constant<N>(1), x);
     const N rest = Stirling<N>(total).remainder() - Stirling<N>(theta).remainder() - Stirling<N>(some).remainder() -
                    constant<N>(0.5) * log(constant<N>(6.28318530717958647693) * some / share);
@@ -235,7 +236,7 @@ struct NegativeBinomialLogProb : FormulaBase {
     out[0] = zero;
     if (data_slope) {
       const N next = x + one;
-      out[0] = of_total.digamma_minus_log() - Stirling<N>(next).digamma_minus_log() + log(total * inverse * (mu / next));
+      out[0] = of_total.digamma_minus_log() - Stirling<N>(next).digamma_minus_log() + log((total / next) * (mu * inverse));
       if (any(tiny)) out[0] = select(none, select(tiny, -one / given_theta, out[0]), out[0]);
     }
   }

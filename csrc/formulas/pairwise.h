@@ -15,12 +15,19 @@ constexpr double kLn2 = 0.69314718055994530942, kLog2Pi = 1.83787706640934548356
 constexpr double kHalfLog2e = 0.72134752044448170368;  // s²
 constexpr double kRootHalfLog2e = 0.84932180028801904272;
 
+// 1 / sigma of a posterior that has become certain is kept so small that t is finite and t² is not: its weight is 0, and
+// 0 times t is 0.
+template <class N>
+UNIGEN_INLINE N most_rate() {
+  return constant<N>(sizeof(Scalar<N>) == 8 ? 1e300 : 1e30);
+}
+
 template <class N>
 struct ScaledGaussian {
   N rate, peak;
 
   UNIGEN_INLINE explicit ScaledGaussian(N logvar)
-      : rate(finite_exp(constant<N>(-0.5) * logvar) * constant<N>(kRootHalfLog2e)),
+      : rate(minimum(finite_exp(constant<N>(-0.5) * logvar) * constant<N>(kRootHalfLog2e), most_rate<N>())),
         peak(constant<N>(-kHalfLog2e) * (logvar + constant<N>(kLog2Pi))) {}
 };
 
@@ -37,6 +44,18 @@ template <class T>
 UNIGEN_INLINE bool far_marginal(T log2_marginal) {
   return fabs(log2_marginal) > T(kFarMarginal) && fabs(log2_marginal) < T(HUGE_VAL);
 }
+
+// The shift of the joint densities, which are sums in float64, given as a power of 2 and kept as one of e: in two numbers
+// of the arithmetic type, for the rounding of one alone may be more than an exponential can hold.
+template <class T>
+struct KeptShift {
+  T high, low;
+
+  UNIGEN_INLINE explicit KeptShift(double shift) : high(T(shift * kLn2)), low(T(shift * kLn2 - double(high))) {}
+  UNIGEN_INLINE KeptShift(T high, T low) : high(high), low(low) {}
+
+  UNIGEN_INLINE double value() const { return (double(high) + double(low)) / kLn2; }
+};
 
 // The gradients of the terms that a row of log-densities is made of, from those of the six rows.
 struct RowSlopes {

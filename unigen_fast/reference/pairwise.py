@@ -72,20 +72,25 @@ def _log_normal(t: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (t.square() + logvar + math.log(2 * math.pi))
 
 
+def _rate(logvar: Tensor) -> Tensor:
+    """e^{-logvar / 2}, for a posterior that has become certain so small that 0 times t is 0."""
+    return finite_exp(-0.5 * logvar).clamp(max=1e300 if logvar.dtype == torch.float64 else 1e30)
+
+
 def total_correlation(
     z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the six rows of `TotalCorrelation` and statistics `[D + 2, B]`.
+    """Returns the six rows of `TotalCorrelation` and statistics `[D + 3, B]`.
 
-    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), and the sum over j of
-    W_ij q(z_i | x_j) / e^maximum, W relative to the weight of most pairs.
+    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), in two numbers that are
+    added, and the sum over j of W_ij q(z_i | x_j) / e^maximum, W relative to the weight of most pairs.
     """
     z, mean, logvar = upcast(z), upcast(mean), upcast(logvar)
     rows = z.size(0)
     log_most = _log(pair_weights(rows, dataset_size, estimator)[0], z)
 
     def block(first: int, last: int, z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
-        t = (z[first:last, None, :] - mean) * finite_exp(-0.5 * logvar)
+        t = (z[first:last, None, :] - mean) * _rate(logvar)
         pairs = _log_normal(t, logvar)
         relative = _log_weights(first, last, z, dataset_size, estimator) - log_most
         # many dimensions make large sums, of which the differences count
@@ -102,11 +107,12 @@ def total_correlation(
     else:
         log_qz = shift = total = z.sum(1)
         marginals = z
-    log_qz, shift, total = log_qz.to(z.dtype), shift.to(z.dtype), total.to(z.dtype)
+    log_qz, high, total = log_qz.to(z.dtype), shift.to(z.dtype), total.to(z.dtype)
+    low = (shift - high).to(z.dtype)
     log_prod = marginals.sum(1)
-    log_qzx = _log_normal((z - mean) * finite_exp(-0.5 * logvar), logvar).sum(1)
+    log_qzx = _log_normal((z - mean) * _rate(logvar), logvar).sum(1)
     log_pz = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
-    statistics = torch.cat([marginals.t(), shift[None], total[None]]).detach()
+    statistics = torch.cat([marginals.t(), high[None], low[None], total[None]]).detach()
     return log_qz, log_prod, log_qzx, log_qzx - log_qz, log_qz - log_prod, log_prod - log_pz, statistics
 
 

@@ -173,6 +173,7 @@ def _negative_binomial(x, given_mu, given_theta, eps):
     if eps is not None:
         mean += value_of(eps, mean.dtype)
     none = x == 0
+    x = tl.where((x > 0) & (x < NORMAL), NORMAL, x)
     raised_mu, raised_theta = ~none & (mean < LEAST), given_theta < tl.where(none, NORMAL, LEAST)
     raised_theta &= given_theta > 0
     mu = tl.where(raised_mu, LEAST, mean)
@@ -185,7 +186,7 @@ def _negative_binomial(x, given_mu, given_theta, eps):
     ratio = _finite(ratio)
     excess = difference * (theta / (theta + mu))
     of_theta = _deviance(theta, ratio, -excess, -difference * inverse)
-    of_x = _deviance(x, x / mu * ratio, excess, difference / mu * share)
+    of_x = _deviance(x, tl.maximum(x / mu * ratio, NORMAL), excess, difference / mu * share)
     some = tl.where(none, 1.0, x)
     rest = _remainder(total) - _remainder(theta) - _remainder(some) - 0.5 * tl.log(some * _2_PI / share)
     value = tl.where(none, 0.0, rest) - (of_theta + tl.where(none, -excess, of_x))
@@ -245,7 +246,7 @@ def _negative_binomial_slopes(x, given_mu, given_theta, eps, DATA: tl.constexpr)
         next = x + 1
         _, far_next, slope_next, below_next = _digamma_parts(next)
         of_x = slope_total - 0.5 * far_total + below_total - (slope_next - 0.5 * far_next + below_next)
-        of_x += tl.log(total * inverse * (mu / next))
+        of_x += tl.log((total / next) * (mu * inverse))
         of_x = tl.where(tiny & none, -1 / given_theta, of_x)
     return of_x, of_mu, of_theta
 

@@ -495,7 +495,7 @@ def _mixture(numbers, x, row, shape, counts, CHANNELS: tl.constexpr, DTYPE: tl.c
     joint = logits + _component_value(numbers, x, row, m, mask, shape, counts, CHANNELS, DTYPE)
     logits = tl.where(mask, logits, float("-inf"))
     joint = tl.where(mask, joint, float("-inf"))
-    max_logit, max_joint = tl.max(logits, 1), tl.max(joint, 1)
+    max_logit, max_joint = tl.max(logits, 1), _rows.finite_base(tl.max(joint, 1))
     prior = tl.sum(tl.where(mask, tl.exp(logits - max_logit[:, None]), 0.0), 1)
     total = tl.sum(tl.where(mask, tl.exp(joint - max_joint[:, None]), 0.0), 1)
     return m, mask, logits, joint, max_logit, max_joint, prior, total
@@ -521,7 +521,7 @@ def _mixture_backward_kernel(
         numbers, x, row, shape, counts, CHANNELS, DTYPE, BLOCK_M
     )  # fmt: skip
     n = counts[1]
-    g = load_rows(grad, row, shape, counts, DTYPE)[:, None]
+    g = tl.where(total == 0, 0.0, load_rows(grad, row, shape, counts, DTYPE))[:, None]  # impossible: no gradient
     share = divide(g * tl.exp(joint - max_joint[:, None]), tl.broadcast_to(total[:, None], joint.shape))
     share = tl.where(mask & (g != 0), share, 0.0)
     if grad_params is not None:
