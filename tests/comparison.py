@@ -685,7 +685,8 @@ EXPLAINED: tuple[Known, ...] = (
         "the difference of two terms that are both beyond the range",
     ),
     Known(
-        rf"(elbo_loss|iwae_objective) \| {_ANY} \| value \| (NaN for -?inf|-?inf for NaN) \| (impossible|one-hot|strange)",
+        rf"(elbo_loss|iwae_objective) \| {_ANY} \| value \| (NaN for -?inf|-?inf for NaN) \| "
+        r"(impossible|one-hot|strange)",
         "two infinities of a row, of which the kernel and autograd meet another one first",
     ),
     Known(

@@ -370,6 +370,21 @@ def test_wide_scales(log_scale: float, device: torch.device) -> None:
     assert abs(float(g[0, 2]) + 1) < 1e-2
 
 
+def test_a_site_that_no_component_explains(device: torch.device) -> None:
+    """Components of log-mass -inf: an impossible site has -inf and no gradient, and the others are as without it."""
+    params = torch.randn(2, 6, device=device)
+    params[0, :2], params[0, 2:4] = torch.tensor([0.3, -1.0]), math.inf  # means
+    params.requires_grad_()
+    x = torch.zeros(2, 1, device=device)
+    found = uf.discretized_logistic_mixture_log_prob(params, x, event_ndims=1)
+    (gradient,) = torch.autograd.grad(found.sum(), params)
+    assert found[0] == -math.inf and (gradient[0] == 0).all()
+    alone = params.detach()[1:].requires_grad_()
+    expected = uf.discretized_logistic_mixture_log_prob(alone, x[1:], event_ndims=1)
+    assert_close(found[1:], expected, 1e-6)
+    assert_close(gradient[1:], torch.autograd.grad(expected.sum(), alone)[0], 1e-6)
+
+
 def test_means_depend_on_the_channels_before(device: torch.device) -> None:
     """Sampled means m_1 + c_0 x_0 and m_2 + c_1 x_0 + c_2 x_1, by NumPy, channel by channel."""
     rng = np.random.default_rng(0)

@@ -298,6 +298,15 @@ def test_negative_binomial_of_tiny_parameters(eps: float, path: str, device: tor
     assert ((got[2] == of_theta) | ((got[2] - of_theta).abs() <= 1e-5 * scale.clamp(max=3e38))).all()
 
 
+def test_negative_binomial_of_a_count_below_the_normal_range(path: str, device: torch.device) -> None:
+    """A count that is a real number, as good as 0."""
+    points = [
+        (x, mu, theta) for x in (1.4e-45, 1e-42, 0) for mu in (1e-10, 1e-3, 3.0, 1e7) for theta in (1e-3, 1.0, 1e4)
+    ]
+    values = counts_with_gradients(points, torch.float32, device)[0].reshape(3, -1)
+    assert_close(values[:2], values[2].expand(2, -1), 1e-6, 1e-15)
+
+
 @pytest.mark.parametrize("eps", [1e-8, 1e-3, 3.0])
 def test_eps_over_all_magnitudes(eps: float, path: str, device: torch.device) -> None:
     """As without: it is not lost in mu or theta, nor they in it. A zero keeps its digits where its two parts cancel."""

@@ -172,6 +172,24 @@ def test_latents_far_from_every_posterior() -> None:
     check_total_correlation([far, mean, logvar], 1000, "mss", 1e-5, 1e-5)
 
 
+def test_posteriors_of_certain_examples() -> None:
+    """1e5 standard deviations away, and a deviation below fp32's range: no weight, and no NaN of 0 times infinity."""
+    z, mean, _ = posterior(20, 3, torch.float32)
+    narrow = torch.full_like(mean, -20.0).requires_grad_()
+    check_total_correlation([z, (mean.detach() + 20).requires_grad_(), narrow], 1000, "mss", 1e-5, 1e-5)
+    certain = torch.ones(2, 3)
+    certain[0, 1] = -200
+    lost = torch.ones(2, 3)
+    lost[1, 1] = 200
+    tensors = [x.requires_grad_() for x in (lost, torch.ones(2, 3), certain)]
+    found = uf.total_correlation(*tensors, dataset_size=10)
+    gradients = torch.autograd.grad((found.log_qz + found.log_prod_qzi).sum(), tensors)
+    wide = upcast(tensors)
+    expected = oracle.total_correlation(*wide, 10)
+    for got, want in zip(gradients, torch.autograd.grad((expected[0] + expected[1]).sum(), wide), strict=True):
+        assert_close(got, want, 1e-5)
+
+
 def test_latents_without_any_density() -> None:
     z, mean, logvar = posterior(20, 3, torch.float32)
     lost = z.detach().clone()
