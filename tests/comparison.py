@@ -699,6 +699,23 @@ EXPLAINED: tuple[Known, ...] = (
         "a logit of 1e4 has 4 digits behind the point, and so have the weights",
     ),
     Known(
+        rf"\w*categorical\w* \| {_ANY} \| value \| inexact \| (?!excluded|strange).*",
+        "a log-sum-exp of logits of 100 is rounded to 1e-5, and what is below that is lost",
+    ),
+    Known(
+        rf"(gaussian_kl_monte_carlo|iwae_objective) \| {_ANY} \| value \| (a number|-?inf) for overflow \| "
+        r"(scales|specials|constants|equal|one-hot)",
+        "a standard deviation below e^-88: its reciprocal is kept at the largest number",
+    ),
+    Known(
+        r"discretized_logistic_log_prob \| reference \| gradient \| NaN for a number \| specials",
+        "a scale below e^-88, of which autograd multiplies the infinite reciprocal by 0",
+    ),
+    Known(
+        r"\w*negative_binomial\w* \| kernel \| gradient \| -?inf for a number \| (specials|constants)",
+        "the slope in a count where the mean or the dispersion is below 1e-30 and the count 1e7",
+    ),
+    Known(
         r"discriminator_loss \| float64 \| value \| NaN of finite inputs \| .*",
         "the same in float64: fgan_neyman of logits of 1e4",
     ),

@@ -103,7 +103,7 @@ struct Power {
   // of a log-weight, relative to that of `base`
   template <class N>
   UNIGEN_INLINE N weight(N log_w, N base) const {
-    if (kind() == PowerKind::mean) return constant<N>(1);
+    if (kind() == PowerKind::mean) return select(log_w == log_w, constant<N>(1), log_w);
     if (kind() == PowerKind::extreme) {
       const N one = select(log_w == base, constant<N>(1), constant<N>(0));
       return select(log_w == log_w, one, log_w);

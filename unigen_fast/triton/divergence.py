@@ -117,7 +117,7 @@ def _kl_backward_kernel(
     if prior_spread is not None:
         pv, prior_slope = logvar_of(load(prior_spread, row, col, shape, mask, DTYPE), clamp, SPREAD)
     if free_bits is not None:
-        g = tl.where(gaussian_kl_value(d, v, pv) >= value_of(free_bits, DTYPE), g, 0.0)
+        g = tl.where(gaussian_kl_value(d, v, pv) < value_of(free_bits, DTYPE), 0.0, g)  # that of NaN stays
 
     of_mean, of_logvar, of_prior_logvar = gaussian_kl_slopes(d, v, pv)
     if grad_mean is not None:
