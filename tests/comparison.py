@@ -359,7 +359,7 @@ def representable(x: Tensor, dtype: torch.dtype, positive: bool) -> Tensor:
 def make_draw(case: Case, pattern: str, dtype: torch.dtype, size: tuple[int, int], layout: str) -> Draw | None:
     """From PyTorch's generator as it stands; None where the pattern has no meaning for the case."""
     specs = case.specs(*size)
-    # (functions of pairs have no rows: a NaN in one point reaches all)
+    # a function of pairs has no rows: a NaN in one point reaches all of them
     silent = pattern == "zero gradient"
     if silent and (not case.differentiable or case.function in ("mmd", "total_correlation")):
         return None
@@ -547,10 +547,10 @@ def compare(draw: Draw) -> dict[Found, Place]:
         part, name = ("value", f"value {i}") if of_value else ("gradient", f"gradient of {inputs[i - len(outputs)]}")
 
         three = (kernel, plain, true)
+        lost = torch.zeros_like(true, dtype=torch.bool) if of_value else of_lost_rows(rows, true.shape)
         wrong: dict[str, dict[str, int]] = {}
         for who, x in (("kernel", kernel), ("reference", plain)):
             if not draw.silent:
-                lost = torch.zeros_like(true, dtype=torch.bool) if of_value else of_lost_rows(rows, true.shape)
                 wrong[who] = symptoms(x, true, draw.finite, not of_value, lost, lambda i=i: change(i))
             elif not of_value and who == "kernel" and not draw.case.composed and bool((x != 0).any()):
                 wrong[who] = {"not 0 of an incoming 0": int((x.reshape(-1) != 0).nonzero()[0])}

@@ -289,8 +289,7 @@ def _compared(optional: Sequence[str], tensors: Mapping[str, Tensor | None]) -> 
     for name, x in tensors.items():
         if x is None and name in optional:
             continue
-        if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not _STRIDED or x.is_nested:
-            x = floating(name, x)  # type: ignore[arg-type]
+        x = floating(name, x)  # type: ignore[arg-type]
         if first is None:
             first = x
         elif x.device != first.device:

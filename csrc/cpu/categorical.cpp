@@ -489,8 +489,7 @@ class MixtureTile {
         for (int k = 0; k < Component::kNumbers; ++k) store(number(m, k), component.d_number[k]);
       }
     }
-    const V max_logit = tile_maximum(params, mixtures), highest = tile_maximum(joint, mixtures);
-    const V max_joint = select(highest == constant<V>(-HUGE_VAL), constant<V>(0), highest);  // none is possible: they sum to 0
+    const V max_logit = tile_maximum(params, mixtures), max_joint = finite_shift(tile_maximum(joint, mixtures));
     V sums[2] = {constant<V>(0), constant<V>(0)};
     sum_numbers<T>(mixtures, sums, [&](int64_t i, V* sum) UNIGEN_FORCED {
       const V e = exp_of_distance(load(params + i) - max_logit), f = exp_of_distance(load(joint + i) - max_joint);

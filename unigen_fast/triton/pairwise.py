@@ -5,6 +5,7 @@ tile. A program owns its points and adds up their gradients tile after tile, in 
 every run.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from unigen_fast.triton._rows import finite_base, finite_exp
 __all__ = ["mmd", "mmd_backward", "total_correlation", "total_correlation_backward"]
 
 LN_2PI = tl.constexpr(1.8378770664093453)
-FAR = tl.constexpr(100.0)  # of a log-marginal
+FAR = tl.constexpr(128 * math.log(2))  # kFarMarginal of csrc/formulas/pairwise.h, which counts in powers of 2
 
 
 @triton.jit
