@@ -103,7 +103,7 @@ struct Power {
   // of a log-weight, relative to that of `base`
   template <class N>
   UNIGEN_INLINE N weight(N log_w, N base) const {
-    if (kind() == PowerKind::mean) return select(log_w == log_w, constant<N>(1), log_w);
+    if (kind() == PowerKind::mean) return constant<N>(1);
     if (kind() == PowerKind::extreme) {
       const N one = select(log_w == base, constant<N>(1), constant<N>(0));
       return select(log_w == log_w, one, log_w);
@@ -141,7 +141,8 @@ struct PowerBound : Estimator {
   }
   template <class N>
   UNIGEN_INLINE void close(int, const N* sums, N* kept, N*) const {
-    const N none = select(sums[0] == sums[0], constant<N>(0), sums[0]);  // a NaN stays
+    const N sum = sums[power.kind() == PowerKind::mean ? 1 : 0];
+    const N none = select(sum == sum, constant<N>(0), sum);  // a NaN stays
     kept[1] = select(kept[4] == constant<N>(0), sums[0], none);
     kept[2] = sums[1] * constant<N>(1 / count);
     kept[3] = sums[2];
