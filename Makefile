@@ -68,7 +68,7 @@ bench: $(VENV)/ready
 # the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer; ARGS: what Python is to run on them
 ARGS ?= -m pytest -q -x tests/test_likelihood.py tests/test_divergence.py tests/test_categorical.py tests/test_importance.py
 sanitize: $(VENV)/ready
-	$(BIN)/python tests/sanitize.py $(ARGS)
+	$(BIN)/python tests/cpu_unit.py --sanitize $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
