@@ -172,6 +172,15 @@ def test_latents_far_from_every_posterior() -> None:
     check_total_correlation([far, mean, logvar], 1000, "mss", 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("narrow", [-40.0, -45.0, -50.0, -55.0])
+def test_latents_beyond_the_last_bit_of_a_joint_density(narrow: float, dtype: torch.dtype) -> None:
+    """1e9 to 1e12 standard deviations away, where the joint densities' logarithms have last bits of 1e2 to 1e8."""
+    z, mean, logvar = posterior(20, 3, dtype)
+    tensors = [z, (mean.detach() - 9).requires_grad_(), (logvar.detach() / 4 + narrow).requires_grad_()]
+    check_total_correlation(tensors, 1000, "mss", 1e-5, 1e-5)
+
+
 def test_posteriors_of_certain_examples() -> None:
     """1e5 standard deviations away, and a deviation below fp32's range: no weight, and no NaN of 0 times infinity."""
     z, mean, _ = posterior(20, 3, torch.float32)

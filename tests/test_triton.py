@@ -627,6 +627,7 @@ def test_low_precision(case: Case, dtype: torch.dtype, device: torch.device) -> 
         ("mss_columns", (37, 5), 0),
         ("mss_columns", (2, 3), 0),
         ("mss", (20, 3), 1e4),
+        ("mss", (20, 3), 1e10),
     ],
     ids=str,
 )

@@ -44,7 +44,7 @@ tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> total_correlation(
   const auto dtype = arithmetic_type(z.scalar_type());
   const auto row = [&] { return empty_contiguous(z, {a.rows}, dtype); };
   Tensor values[kTotalCorrelationRows] = {row(), row(), row(), row(), row(), row()};
-  Tensor statistics = empty_contiguous(z, {a.cols + 3, a.rows}, dtype);
+  Tensor statistics = empty_contiguous(z, {a.cols + kShiftRows + 1, a.rows}, dtype);
   for (int i = 0; i < kTotalCorrelationRows; ++i) a.values[i] = values[i].data_ptr();
   a.statistics = statistics.data_ptr();
   Backend::total_correlation(a, z);
@@ -68,7 +68,7 @@ tuple<Tensor, Tensor, Tensor> total_correlation_backward(const Tensor& g0, const
     a.grads[i] = grads[i]->data_ptr();
     a.grad_stride[i] = grads[i]->stride(0);
   }
-  check_buffer(statistics, z, (a.cols + 3) * a.rows);
+  check_buffer(statistics, z, (a.cols + kShiftRows + 1) * a.rows);
   a.statistics = statistics.data_ptr();
   const auto gradient = [&](int bit, const Tensor& tensor, Matrix& matrix) {
     if (!(needed >> bit & 1)) return empty_absent(z);

@@ -197,14 +197,10 @@ void total_correlation_in(const TotalCorrelation& a, const Parallel& parallel) {
         }
       }
       for (int k = 0; k < valid; ++k) {
-        const double found = std::isfinite(top[k]) ? top[k] : 0;
-        const KeptShift<T> shift(found);
-        // the sum belongs to the shift as it is kept
-        const double sum = total[k] * std::exp2(found - shift.value());
-        statistics[cols * rows + i + k] = shift.high;
-        statistics[(cols + 1) * rows + i + k] = shift.low;
-        statistics[(cols + 2) * rows + i + k] = T(sum);
-        const double log_qz = found * kLn2 + std::log(total[k]) + log_most, log_qzx = own[k] * kLn2;
+        const double shift = std::isfinite(top[k]) ? top[k] : 0;
+        keep_shift(shift, statistics + cols * rows + i + k, rows);
+        statistics[(cols + kShiftRows) * rows + i + k] = T(total[k]);
+        const double log_qz = shift * kLn2 + std::log(total[k]) + log_most, log_qzx = own[k] * kLn2;
         const double values[kTotalCorrelationRows] = {log_qz,           log_prod[k],          log_qzx, log_qzx - log_qz,
                                                       log_qz - log_prod[k], log_prod[k] - log_pz[k]};
         for (int v = 0; v < kTotalCorrelationRows; ++v) static_cast<T*>(a.values[v])[i + k] = T(values[v]);
@@ -253,12 +249,11 @@ void total_correlation_backward_in(const TotalCorrelationBackward& a, const Para
           const int64_t row = i + smaller(k, valid - 1);  // rows beyond the last are its copies, without gradient
           const RowSlopes& slopes = slopes_of[row];
           const bool none = slopes.none();
-          const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + 2) * rows + row]);
+          const double counts = k < valid ? 1 : 0, total = double(statistics[(cols + kShiftRows) * rows + row]);
           of_joint[k] = none || total == 0 ? 0 : counts * slopes.joint / total;
           of_own[k] = counts * slopes.own;
           of_prior[k] = counts * slopes.prior;
-          shift[k] = none ? HUGE_VAL
-                          : KeptShift<T>(statistics[cols * rows + row], statistics[(cols + 1) * rows + row]).value();
+          shift[k] = none ? HUGE_VAL : kept_shift(statistics + cols * rows + row, rows);
           for (int64_t d = 0; d < cols; ++d) {
             const T marginal = statistics[d * rows + row];
             // no density at all: no weight, and no gradient

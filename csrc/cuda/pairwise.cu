@@ -182,24 +182,21 @@ __global__ void __launch_bounds__(kThreads, kResident) joint_kernel(const __grid
   if (warp != 0 || i >= a.rows) return;
   for (int w = 1; w < kWarps; ++w) top = larger(top, tops[w][lane]);
   const double shift = top > -HUGE_VAL && top < HUGE_VAL ? top : 0.0;
-  // the sum belongs to the shift as it is kept
   T* const statistics = static_cast<T*>(a.statistics);
-  const KeptShift<T> kept(shift);
   double sum = 0, log_prod = 0, log_pz = 0;
   for (int w = 0; w < kWarps; ++w) {
     if (totals[w][lane] == 0) continue;
     const double highest = tops[w][lane];
-    sum += totals[w][lane] * exp2((highest > -HUGE_VAL && highest < HUGE_VAL ? highest : 0.0) - kept.value());
+    sum += totals[w][lane] * exp2((highest > -HUGE_VAL && highest < HUGE_VAL ? highest : 0.0) - shift);
   }
   for (int64_t d = 0; d < a.cols; ++d) {
     const double z = double(element<E>(a.z, i, d));
     log_prod += double(statistics[d * a.rows + i]);
     log_pz -= 0.5 * (z * z + kLog2Pi);
   }
-  statistics[a.cols * a.rows + i] = kept.high;
-  statistics[(a.cols + 1) * a.rows + i] = kept.low;
-  statistics[(a.cols + 2) * a.rows + i] = T(sum);
-  const double log_qz = kept.value() * kLn2 + log(sum) + log(a.weights.most), log_qzx = own[lane] * kLn2;
+  keep_shift(shift, statistics + a.cols * a.rows + i, a.rows);
+  statistics[(a.cols + kShiftRows) * a.rows + i] = T(sum);
+  const double log_qz = shift * kLn2 + log(sum) + log(a.weights.most), log_qzx = own[lane] * kLn2;
   static_cast<T*>(a.values[0])[i] = T(log_qz);
   static_cast<T*>(a.values[1])[i] = T(log_prod);
   static_cast<T*>(a.values[2])[i] = T(log_qzx);
@@ -224,9 +221,8 @@ UNIGEN_DEVICE RowTerms<T> row_terms(const TotalCorrelationBackward& a, int64_t i
   for (int v = 0; v < kTotalCorrelationRows; ++v) grads[v] = double(static_cast<const T*>(a.grads[v])[i * a.grad_stride[v]]);
   const RowSlopes slopes(grads);
   const T* const statistics = static_cast<const T*>(a.statistics);
-  const double total = double(statistics[(a.cols + 2) * a.rows + i]);
-  const KeptShift<T> shift(statistics[a.cols * a.rows + i], statistics[(a.cols + 1) * a.rows + i]);
-  return {shift.value(), T(total == 0 ? 0.0 : slopes.joint / total), T(slopes.marginals),
+  const double total = double(statistics[(a.cols + kShiftRows) * a.rows + i]);
+  return {kept_shift(statistics + a.cols * a.rows + i, a.rows), T(total == 0 ? 0.0 : slopes.joint / total), T(slopes.marginals),
           T(slopes.own), T(slopes.prior), slopes.none()};
 }
 

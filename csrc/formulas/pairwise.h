@@ -45,17 +45,21 @@ UNIGEN_INLINE bool far_marginal(T log2_marginal) {
   return fabs(log2_marginal) > T(kFarMarginal) && fabs(log2_marginal) < T(HUGE_VAL);
 }
 
-// The shift of the joint densities, which are sums in float64, given as a power of 2 and kept as one of e: in two numbers
-// of the arithmetic type, for the rounding of one alone may be more than an exponential can hold.
+// The shift of the joint densities (a power of 2) between forward and backward. It is kept to its last bit, in three rows
+// of the arithmetic type: 10^8 standard deviations away the last bit of a float64 is more than an exponential can hold.
+constexpr int kShiftRows = 3;
+
 template <class T>
-struct KeptShift {
-  T high, low;
-
-  UNIGEN_INLINE explicit KeptShift(double shift) : high(T(shift * kLn2)), low(T(shift * kLn2 - double(high))) {}
-  UNIGEN_INLINE KeptShift(T high, T low) : high(high), low(low) {}
-
-  UNIGEN_INLINE double value() const { return (double(high) + double(low)) / kLn2; }
-};
+UNIGEN_INLINE void keep_shift(double shift, T* row, int64_t stride) {
+  for (int k = 0; k < kShiftRows; ++k) {
+    row[k * stride] = T(shift);
+    shift -= double(row[k * stride]);
+  }
+}
+template <class T>
+UNIGEN_INLINE double kept_shift(const T* row, int64_t stride) {
+  return double(row[0]) + (double(row[stride]) + double(row[2 * stride]));
+}
 
 // The gradients of the terms that a row of log-densities is made of, from those of the six rows.
 struct RowSlopes {

@@ -23,8 +23,8 @@ struct PairWeights {
 
 constexpr int kTotalCorrelationRows = 6;
 
-// values [rows] each; statistics [cols + 2, rows]: logarithms of the marginals, maximum and sum of the joint. Contiguous,
-// of the arithmetic type.
+// values [rows] each; statistics [cols + kShiftRows + 1, rows]: logarithms of the marginals, shift and sum of the joint.
+// Contiguous, of the arithmetic type.
 struct TotalCorrelation {
   DType dtype = DType::float32;
   int64_t rows = 0, cols = 0;

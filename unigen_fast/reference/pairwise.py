@@ -80,10 +80,11 @@ def _rate(logvar: Tensor) -> Tensor:
 def total_correlation(
     z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the six rows of `TotalCorrelation` and statistics `[D + 3, B]`.
+    """Returns the six rows of `TotalCorrelation` and statistics `[D + 4, B]`.
 
-    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), in two numbers that are
-    added, and the sum over j of W_ij q(z_i | x_j) / e^maximum, W relative to the weight of most pairs.
+    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), in three numbers that
+    are added (a kernel's may be a logarithm to base 2); and the sum over j of W_ij q(z_i | x_j) / e^maximum, W relative
+    to the weight of most pairs.
     """
     z, mean, logvar = upcast(z), upcast(mean), upcast(logvar)
     rows = z.size(0)
@@ -108,11 +109,12 @@ def total_correlation(
         log_qz = shift = total = z.sum(1)
         marginals = z
     log_qz, high, total = log_qz.to(z.dtype), shift.to(z.dtype), total.to(z.dtype)
-    low = (shift - high).to(z.dtype)
+    middle = (shift - high).to(z.dtype)
+    low = (shift - high - middle).to(z.dtype)
     log_prod = marginals.sum(1)
     log_qzx = _log_normal((z - mean) * _rate(logvar), logvar).sum(1)
     log_pz = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
-    statistics = torch.cat([marginals.t(), high[None], low[None], total[None]]).detach()
+    statistics = torch.cat([marginals.t(), high[None], middle[None], low[None], total[None]]).detach()
     return log_qz, log_prod, log_qzx, log_qzx - log_qz, log_qz - log_prod, log_prod - log_pz, statistics
 
 

@@ -152,13 +152,13 @@ def _joint_kernel(
         terms = tl.where(w == 0, 0.0, w * tl.exp((density - shift[:, None]).to(DTYPE)))
         total = tl.where(total == 0, 0.0, total * tl.exp(top - shift)) + tl.sum(terms, 1).to(tl.float64)
         top = highest
-    # the sum belongs to the shift as it is kept, in two numbers: the rounding of one alone may be beyond an exponential
+    # kept to its last bit, in three numbers: far away that is more than an exponential can hold
     shift = finite_base(top)
     high = shift.to(DTYPE)
-    low = (shift - high.to(tl.float64)).to(DTYPE)
-    kept = high.to(tl.float64) + low.to(tl.float64)
-    total = tl.where(i < points, total * tl.exp(shift - kept), 1.0)
-    log_qz = kept + tl.log(total) + _log_most(points, size, ESTIMATOR, tl.float64)
+    middle = (shift - high.to(tl.float64)).to(DTYPE)
+    low = (shift - high.to(tl.float64) - middle.to(tl.float64)).to(DTYPE)
+    total = tl.where(i < points, total, 1.0)
+    log_qz = shift + tl.log(total) + _log_most(points, size, ESTIMATOR, tl.float64)
     log_prod = tl.zeros([BLOCK_I], tl.float64)
     log_pz = tl.zeros([BLOCK_I], tl.float64)
     for d in range(0, cols):
@@ -167,8 +167,9 @@ def _joint_kernel(
         log_pz -= 0.5 * (zi * zi + LN_2PI)
     inside = i < points
     tl.store(statistics + cols * points + i, high, mask=inside)
-    tl.store(statistics + (cols + 1) * points + i, low, mask=inside)
-    tl.store(statistics + (cols + 2) * points + i, total.to(DTYPE), mask=inside)
+    tl.store(statistics + (cols + 1) * points + i, middle, mask=inside)
+    tl.store(statistics + (cols + 2) * points + i, low, mask=inside)
+    tl.store(statistics + (cols + 3) * points + i, total.to(DTYPE), mask=inside)
     tl.store(outputs[0] + i, log_qz.to(DTYPE), mask=inside)
     tl.store(outputs[1] + i, log_prod.to(DTYPE), mask=inside)
     tl.store(outputs[2] + i, own.to(DTYPE), mask=inside)
@@ -205,9 +206,10 @@ def _pair_slopes_kernel(
         g3, g4, g5 = _gradient(grads[3], i, points), _gradient(grads[4], i, points), _gradient(grads[5], i, points)
         marginal_slope = g1 - g4 + g5
         none = (g0 - g3 + g4 == 0) & (marginal_slope == 0) & (g2 + g3 == 0) & (g5 == 0)  # no gradient, whatever z is
-        shift = tl.load(statistics + cols * points + i, mask=i < points, other=0.0).to(tl.float64)
+        shift = tl.load(statistics + (cols + 2) * points + i, mask=i < points, other=0.0).to(tl.float64)
         shift += tl.load(statistics + (cols + 1) * points + i, mask=i < points, other=0.0).to(tl.float64)
-        total = tl.load(statistics + (cols + 2) * points + i, mask=i < points, other=1.0)
+        shift += tl.load(statistics + cols * points + i, mask=i < points, other=0.0).to(tl.float64)
+        total = tl.load(statistics + (cols + 3) * points + i, mask=i < points, other=1.0)
         joint_slope = tl.where(none | (total == 0), 0.0, (g0 - g3 + g4) / tl.where(total == 0, 1.0, total))
         w = _weights(i, j, points, size, ESTIMATOR, DTYPE)
         joint = _joint(z, mean, logvar, i, j, counts, DTYPE, BLOCK_I, BLOCK_J, CHUNK)
@@ -275,7 +277,7 @@ def total_correlation(
     rows, cols = z.shape
     dtype = _rows.result_dtype(z)
     outputs = tuple(torch.empty(rows, dtype=dtype, device=z.device) for _ in range(6))
-    statistics = torch.empty((cols + 3, rows), dtype=dtype, device=z.device)
+    statistics = torch.empty((cols + 4, rows), dtype=dtype, device=z.device)
     size, estimator = _sampling(rows, dataset_size, estimator)
     block_i, block_j = _tile(z, rows)
     tensors = tuple(_matrix(x) for x in (z, mean, logvar))
