@@ -645,7 +645,7 @@ _SQUARES = (
     r"(gaussian_\w+|laplace_log_prob|sample_gaussian\w*|elbo_loss|iwae_objective|total_correlation|mmd"
     r"|discretized_logistic\w*|\w*iwae_loss\w*|renyi_loss|cubo_loss|vimco_loss|log_variance_loss"
     r"|trajectory_balance_loss|discriminator_loss|generator_loss|importance_weight\w*|\w*negative_binomial\w*"
-    r"|\w*categorical\w*|rws_losses|tvo_loss)"
+    r"|\w*categorical\w*|rws_losses|tvo_loss|memorization_score|adversary_activated_loss)"
 )
 
 # right as they are; docs/numerics.md has the rules
@@ -666,7 +666,7 @@ EXPLAINED: tuple[Known, ...] = (
     ),
     Known(
         r"(\w*negative_binomial\w*|elbo_loss|iwae_objective) \| kernel \| \w+ \| inexact \| "
-        r"(specials|constants|equal|scales)",
+        r"(specials|constants|equal|scales|one-hot)",
         "counts below the normal range, and slopes in which numbers near 1 cancel",
     ),
     Known(
@@ -675,8 +675,8 @@ EXPLAINED: tuple[Known, ...] = (
         "a spread of e^100 or e^-100 in one element, beside which the sensitivity of the others is not seen",
     ),
     Known(
-        rf"(gaussian_\w+|sample_gaussian\w*|elbo_loss|iwae_objective|discriminator_loss|generator_loss) \| {_ANY} \| "
-        r"\w+ \| -?inf for a number \| (?!excluded|strange).*",
+        r"(gaussian_\w+|sample_gaussian\w*|elbo_loss|iwae_objective|discriminator_loss|generator_loss|total_correlation)"
+        rf" \| {_ANY} \| \w+ \| -?inf for a number \| (?!excluded|strange).*",
         "within a factor of the number of rows, or of a square, of the largest number: the scale is applied last",
     ),
     Known(
@@ -703,16 +703,16 @@ EXPLAINED: tuple[Known, ...] = (
         "a log-sum-exp of logits of 100 is rounded to 1e-5, and what is below that is lost",
     ),
     Known(
-        rf"(gaussian_kl_monte_carlo|iwae_objective) \| {_ANY} \| value \| (a number|-?inf) for overflow \| "
-        r"(scales|specials|constants|equal|one-hot)",
+        rf"(gaussian_kl_monte_carlo|iwae_objective|elbo_loss|laplace_log_prob) \| {_ANY} \| value \| "
+        r"(a number|-?inf) for overflow \| (scales|specials|constants|equal|one-hot)",
         "a standard deviation below e^-88: its reciprocal is kept at the largest number",
     ),
     Known(
-        r"discretized_logistic_log_prob \| reference \| gradient \| NaN for a number \| specials",
+        r"discretized_logistic_log_prob \| reference \| gradient \| NaN for a number \| (specials|equal)",
         "a scale below e^-88, of which autograd multiplies the infinite reciprocal by 0",
     ),
     Known(
-        r"\w*negative_binomial\w* \| kernel \| gradient \| -?inf for a number \| (specials|constants)",
+        r"\w*negative_binomial\w* \| kernel \| gradient \| -?inf for a number \| (specials|constants|equal)",
         "the slope in a count where the mean or the dispersion is below 1e-30 and the count 1e7",
     ),
     Known(
@@ -724,15 +724,49 @@ EXPLAINED: tuple[Known, ...] = (
         "a log-weight beyond the range is +inf, and so NaN for every statistic of its row",
     ),
     Known(
-        r"mmd \| kernel \| \w+ \| a number for NaN \| (strange|impossible|one-hot)",
+        r"mmd \| kernel \| \w+ \| a number for NaN \| (strange|impossible|one-hot|scales)",
         "a point at infinity is infinitely far from the others: the limit, where the reference has inf - inf",
     ),
     Known(
-        rf"(rws_losses|mmd|gaussian_kl_monte_carlo|discriminator_loss|categorical_kl|gaussian_kl) \| {_ANY} \| value "
-        r"\| inexact \| (equal|constants)",
+        r"(rws_losses|piwae_losses|mmd|gaussian_kl_monte_carlo|discriminator_loss|categorical_kl|gaussian_kl)"
+        rf" \| {_ANY} \| value \| inexact \| (equal|constants)",
         "equal terms that cancel: what is left is the rounding of one of them",
     ),
     Known(rf"mmd \| {_ANY} \| value \| inexact \| .*", "three means that cancel"),
+    Known(
+        rf"gaussian_kl_monte_carlo \| {_ANY} \| value \| NaN for a number \| (equal|one-hot)",
+        "the densities of one distribution twice, both beyond the range: inf - inf where the exact difference is 0",
+    ),
+    Known(
+        r"(importance_weighted_sum|vimco_loss) \| (kernel|both) \| value \| (a number for inf|-inf for NaN) \| "
+        r"(one-hot|scales)",
+        "a weight of e^-300 is 0, and what is behind it is not read; in float64 the weight is a number",
+    ),
+    Known(
+        rf"(rws_losses|vimco_loss) \| {_ANY} \| \w+ \| inexact \| (one-hot|specials)",
+        "a log-weight of 1e4, the difference of two given numbers, is rounded to 1e-3",
+    ),
+    Known(
+        r"iwae_objective \| (each other|float64) \| gradient \| (kernel a number, reference NaN|NaN of finite inputs)"
+        r" \| (constants|scales|specials)",
+        "ciwae of a sample whose density is 0 in float64 too: its mean of log-weights, and the loss, is infinite",
+    ),
+    Known(
+        r"elbo_loss \| reference \| gradient \| NaN for a number \| excluded",
+        "an excluded row of infinities whose value is a number: autograd multiplies its infinite slopes by 0",
+    ),
+    Known(
+        r"log_discriminator \| kernel \| gradient \| inexact \| constants",
+        "a soft label and a probability that differ by less than 1e-10",
+    ),
+    Known(
+        rf"sample_gaussian\w* \| {_ANY} \| value \| a number for overflow \| .*",
+        "above the largest number of float16 by less than half a rounding, it becomes that number",
+    ),
+    Known(
+        r"weight_diagnostics \| float64 \| value \| NaN of finite inputs \| scales",
+        "the shape of a tail whose weights are equal to the last bit",
+    ),
     Known(rf"weight_diagnostics \| {_ANY} \| value \| inexact \| .*", "the entropy of nearly one sample"),
 )
 
