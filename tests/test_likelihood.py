@@ -307,6 +307,21 @@ def test_negative_binomial_of_a_count_below_the_normal_range(path: str, device: 
     assert_close(values[:2], values[2].expand(2, -1), 1e-6, 1e-15)
 
 
+@both_paths
+def test_slope_in_a_count_whose_mean_is_next_to_nothing(device: torch.device) -> None:
+    """mu / theta leaves fp32's range, its logarithm does not."""
+    x, mu, theta = torch.cartesian_prod(
+        torch.tensor([0.0, 0.5, 1.0, 5.0]), torch.tensor([1e-42, 1e-38, 1e-30, 0.5]), torch.tensor([1e3, 1e7, 1e30])
+    ).unbind(1)
+    x, mu, theta = (t.clone().to(device) for t in (x, mu, theta))
+    x.requires_grad_()
+    (got,) = gradient(uf.negative_binomial_log_prob(x, mu, theta, event_ndims=0), x)
+    count, mean, inverse_dispersion = x.detach().double(), mu.double(), theta.double()
+    total = count + inverse_dispersion
+    expected = torch.digamma(total) - torch.digamma(count + 1) + mean.log() - (mean + inverse_dispersion).log()
+    assert_close(got, expected, 1e-5)
+
+
 @pytest.mark.parametrize("eps", [1e-8, 1e-3, 3.0])
 def test_eps_over_all_magnitudes(eps: float, path: str, device: torch.device) -> None:
     """As without: it is not lost in mu or theta, nor they in it. A zero keeps its digits where its two parts cancel."""

@@ -205,6 +205,7 @@ def _negative_binomial(x, given_mu, given_theta, eps):
 @triton.jit
 def _negative_binomial_slopes(x, given_mu, given_theta, eps, DATA: tl.constexpr):
     LEAST: tl.constexpr = 2.0**-500 if x.dtype == tl.float64 else 2.0**-60
+    NORMAL: tl.constexpr = 2.0**-1022 if x.dtype == tl.float64 else 2.0**-126
     none = x == 0
     # of a zero, and all but the slope in theta of others, only the ratio of mu and theta counts
     mean, of_zero = given_mu, given_theta
@@ -246,7 +247,12 @@ def _negative_binomial_slopes(x, given_mu, given_theta, eps, DATA: tl.constexpr)
         next = x + 1
         _, far_next, slope_next, below_next = _digamma_parts(next)
         of_x = slope_total - 0.5 * far_total + below_total - (slope_next - 0.5 * far_next + below_next)
-        of_x += tl.log((total / next) * (mu * inverse))
+        # where the mean is next to nothing, of one that is 1 / LEAST times as large
+        of_mean = mu * inverse
+        faint = of_mean < NORMAL
+        of_x += tl.log(tl.where(faint, total * inverse * (mu * (1 / LEAST) / next), total / next * of_mean))
+        LOG_LEAST: tl.constexpr = -0.6931471805599453 * (500 if x.dtype == tl.float64 else 60)
+        of_x += tl.where(faint, LOG_LEAST, 0.0)
         of_x = tl.where(tiny & none, -1 / given_theta, of_x)
     return of_x, of_mu, of_theta
 
