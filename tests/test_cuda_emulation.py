@@ -1262,7 +1262,7 @@ PAIR_SHAPES = [(1, 1), (5, 3), (33, 2), (40, 35), (70, 7)]
 @pytest.mark.parametrize("turn,shape", enumerate(PAIR_SHAPES), ids=str)
 @pytest.mark.parametrize(
     "away,dtype",
-    [*((0, dtype) for dtype in DTYPES), (1e4, torch.float32), (1e10, torch.float32), (1e12, torch.float64)],
+    [*((0, dtype) for dtype in DTYPES), (1e4, torch.float32), (1e10, torch.float32)],
     ids=str,
 )
 def test_total_correlation(

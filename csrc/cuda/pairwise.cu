@@ -253,7 +253,8 @@ UNIGEN_DEVICE Marginal<T> marginal_of(const TotalCorrelationBackward& a, int64_t
   const T kept = static_cast<const T*>(a.statistics)[d * a.rows + i];
   if (kept == T(-HUGE_VAL)) return nothing;
   const T shift = T(double(kept) / kLn2 - log2_most);
-  if constexpr (sizeof(T) == 4) {  // in float64 that costs some digits, and the registers that this kernel has not
+  // In float64 this kernel has not the registers: some digits are lost, and 1e8 standard deviations away all of them.
+  if constexpr (sizeof(T) == 4) {
     if (far_marginal(shift)) return far_marginal_of<E, T>(a, i, d);
   }
   return {shift, T(1)};
