@@ -141,8 +141,9 @@ struct PowerBound : Estimator {
   }
   template <class N>
   UNIGEN_INLINE void close(int, const N* sums, N* kept, N*) const {
-    const N sum = sums[power.kind() == PowerKind::mean ? 1 : 0];
-    const N none = select(sum == sum, constant<N>(0), sum);  // a NaN stays
+    // a NaN stays; no index that is not constant, for sums are in registers
+    N none = select(sums[0] == sums[0], constant<N>(0), sums[0]);
+    if (power.kind() == PowerKind::mean) none = select(sums[1] == sums[1], constant<N>(0), sums[1]);
     kept[1] = select(kept[4] == constant<N>(0), sums[0], none);
     kept[2] = sums[1] * constant<N>(1 / count);
     kept[3] = sums[2];
