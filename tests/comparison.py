@@ -712,10 +712,6 @@ EXPLAINED: tuple[Known, ...] = (
         "a scale below e^-88, of which autograd multiplies the infinite reciprocal by 0",
     ),
     Known(
-        r"\w*negative_binomial\w* \| kernel \| gradient \| -?inf for a number \| (specials|constants|equal)",
-        "the slope in a count where the mean or the dispersion is below 1e-30 and the count 1e7",
-    ),
-    Known(
         r"discriminator_loss \| float64 \| value \| NaN of finite inputs \| .*",
         "the same in float64: fgan_neyman of logits of 1e4",
     ),

@@ -237,11 +237,11 @@ struct NegativeBinomialLogProb : FormulaBase {
     if (data_slope) {
       const N next = x + one;
       // log(N mu / ((x + 1) (theta + mu))); where the mean is next to nothing, of one that is 1 / least times as large
-      const N of_mean = mu * inverse, log_least = constant<N>(-0.6931471805599453 * (sizeof(Scalar<N>) == 8 ? 500 : 60));
+      const N of_mean = mu * inverse;
       const auto faint = of_mean < smallest_normal<N>();
       const N ratio = select(faint, total * inverse * (mu * (one / least<N>()) / next), total / next * of_mean);
       out[0] = of_total.digamma_minus_log() - Stirling<N>(next).digamma_minus_log() + log(ratio) +
-               select(faint, log_least, zero);
+               select(faint, log(least<N>()), zero);
       if (any(tiny)) out[0] = select(none, select(tiny, -one / given_theta, out[0]), out[0]);
     }
   }
