@@ -708,10 +708,6 @@ EXPLAINED: tuple[Known, ...] = (
         "a standard deviation below e^-88: its reciprocal is kept at the largest number",
     ),
     Known(
-        r"discretized_logistic_log_prob \| reference \| gradient \| NaN for a number \| (specials|equal)",
-        "a scale below e^-88, of which autograd multiplies the infinite reciprocal by 0",
-    ),
-    Known(
         r"discriminator_loss \| float64 \| value \| NaN of finite inputs \| .*",
         "the same in float64: fgan_neyman of logits of 1e4",
     ),

@@ -497,6 +497,16 @@ def test_discretized_logistic_of_scales_without_reciprocal(log_scale: float, dev
 
 
 @both_paths
+@pytest.mark.parametrize("log_scale", [-300.0, -177.0, -90.0])
+def test_discretized_logistic_of_an_extreme_bin_that_has_all_mass(log_scale: float, device: torch.device) -> None:
+    """The nearest edge is an infinite number of scales away."""
+    x = torch.tensor([-1.0, 1.0], device=device, requires_grad=True)
+    m, s = (89 * x).detach().requires_grad_(), torch.full_like(x, log_scale).requires_grad_()
+    rows = uf.discretized_logistic_log_prob(x, m, s, event_ndims=0)
+    assert all((found == 0).all() for found in (rows, *gradient(rows, x, m, s)))
+
+
+@both_paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spread", [-80.0, -90.0, -170.0, -300.0])
 @pytest.mark.parametrize("density", ["gaussian", "laplace"])

@@ -38,6 +38,14 @@ def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: in
     return sum_event(-((difference * root * root).abs() + log_scale + math.log(2)), event_ndims)
 
 
+def _log_tail(distance: Tensor, root: Tensor, outermost: Tensor) -> Tensor:
+    """softplus(distance / b), beyond an edge that outermost bins do not have. Where it is 0, so are its gradients."""
+    none = outermost | (distance * root * root < -1e3)  # e^-1000 is below every number
+    kept = torch.where(none, torch.zeros_like(distance), distance)
+    value = softplus(kept * root * root)
+    return torch.where(none, torch.zeros_like(value), value)
+
+
 def discretized_logistic_log_prob(
     x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: int, half_bin: float, low: float, high: float
 ) -> Tensor:
@@ -54,8 +62,8 @@ def discretized_logistic_log_prob(
     of_width = torch.where(tiny, series, of_width)
     lowest, highest = x < low + half_bin, x > high - half_bin
     nothing = torch.zeros_like(distance * width)
-    below = torch.where(lowest, nothing, softplus((distance - half_bin) * root * root))
-    above = torch.where(highest, nothing, softplus(-(distance + half_bin) * root * root))
+    below = _log_tail(distance - half_bin, root, lowest)
+    above = _log_tail(-distance - half_bin, root, highest)
     return sum_event(torch.where(lowest | highest, nothing, of_width) - above - below, event_ndims)
 
 
