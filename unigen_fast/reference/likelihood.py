@@ -41,9 +41,7 @@ def laplace_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, event_ndims: in
 def _log_tail(distance: Tensor, root: Tensor, outermost: Tensor) -> Tensor:
     """softplus(distance / b), beyond an edge that outermost bins do not have. Where it is 0, so are its gradients."""
     none = outermost | (distance * root * root < -1e3)  # e^-1000 is below every number
-    kept = torch.where(none, torch.zeros_like(distance), distance)
-    value = softplus(kept * root * root)
-    return torch.where(none, torch.zeros_like(value), value)
+    return torch.where(none, 0.0, softplus(torch.where(none, 0.0, distance) * root * root))
 
 
 def discretized_logistic_log_prob(
@@ -61,10 +59,9 @@ def discretized_logistic_log_prob(
     of_width = torch.where(wide, torch.log1p(-(-far).exp()), torch.log(-torch.expm1(-narrow)))
     of_width = torch.where(tiny, series, of_width)
     lowest, highest = x < low + half_bin, x > high - half_bin
-    nothing = torch.zeros_like(distance * width)
     below = _log_tail(distance - half_bin, root, lowest)
     above = _log_tail(-distance - half_bin, root, highest)
-    return sum_event(torch.where(lowest | highest, nothing, of_width) - above - below, event_ndims)
+    return sum_event(torch.where(lowest | highest, 0.0, of_width) - above - below, event_ndims)
 
 
 def _stirling_remainder(n: Tensor) -> Tensor:

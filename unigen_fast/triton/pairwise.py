@@ -294,7 +294,7 @@ def total_correlation_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = z.shape
     size, estimator = _sampling(rows, dataset_size, estimator)
     block_i, block_j = _tile(z, rows)
-    block_j = min(block_j, 32)  # a column's sum, taken again in the middle, has a tile of its own
+    block_j = min(block_j, 32)  # 4 pairs a thread: a column's sum, taken again in the middle, has a tile of its own
     tensors = tuple(_matrix(x) for x in (z, mean, logvar))
     slopes = tuple((g, g.stride(0)) for g in grads)
     found: list[Tensor | None] = [None, None, None]
