@@ -89,6 +89,8 @@ class FusedOp:
     """
 
     every: ClassVar[list["FusedOp"]] = []
+    # kinds of device that kernels are loaded for; tensors of any other go through the reference under PyTorch's autograd
+    devices: ClassVar[set[str]] = set()
     # `_Fused` in C++, where it is loaded. It returns None where the reference is to serve, or an option is a tensor.
     native: Callable[[Tensors, Sequence[Any], int], Any] | None = None
 
@@ -157,6 +159,8 @@ class FusedOp:
             return self._by_reference(tensors, options, visible)
         if self._foreign(tensors):
             return self._of_foreign(tensors, options, visible)
+        if not self._served(tensors):
+            return self._by_reference(tensors, options, visible)
         if self.differentiable_outputs and torch.is_grad_enabled():
             for t in tensors:
                 if t is not None and t.requires_grad:
@@ -168,7 +172,7 @@ class FusedOp:
         """The call as a graph of `torch.compile` or `torch.export` takes it in."""
         if self.scale is not None and _changes(options[self.scale]):
             return self._scaled(tensors, options, visible)
-        if transforms_active(*tensors):
+        if transforms_active(*tensors) or not self._served(tensors):
             return self._by_reference(tensors, options, visible)
         packed = self._pack(tensors)
         for i in self.numbers:
@@ -209,6 +213,12 @@ class FusedOp:
             if t is not None:
                 elements += t.numel()
         return known_true(elements < below)
+
+    @classmethod
+    def _served(cls, tensors: Tensors) -> bool:
+        """Whether kernels are loaded for the tensors' device."""
+        first = tensors[0]  # no op takes None for it
+        return first is not None and first.device.type in cls.devices
 
     @staticmethod
     def _foreign(tensors: Tensors) -> bool:

@@ -74,6 +74,8 @@ def _autograd(disabled: set[str], cpu: Backend) -> Backend:
 
     It uses more than the stable ABI has: only the torch it was built with will do.
     """
+    if not cpu.loaded and "autograd" not in disabled:
+        return Backend("autograd", False, "not needed: no CPU kernels")
     built_with = _build_report().get("torch")
     there = importlib.util.find_spec("unigen_fast._autograd") is not None
     if there and "autograd" not in disabled and built_with != torch.__version__:
@@ -81,10 +83,9 @@ def _autograd(disabled: set[str], cpu: Backend) -> Backend:
     backend = _extension("autograd", disabled)
     if backend.loaded:
         module = importlib.import_module("unigen_fast._autograd")
+        module.call_directly(importlib.import_module("unigen_fast._cpu").kernels())
         for op in FusedOp.every:
             op.native = module.bind(op)
-        if cpu.loaded:
-            module.call_directly(importlib.import_module("unigen_fast._cpu").kernels())
     return backend
 
 
@@ -99,4 +100,9 @@ def load() -> tuple[Backend, ...]:
         cuda = _extension("cuda", disabled)
     else:
         cuda = Backend("cuda", False, "no GPU")
-    return cpu, cuda, _triton(disabled, interpret, cuda.loaded), _autograd(disabled, cpu)
+    triton = _triton(disabled, interpret, cuda.loaded)
+    if cpu.loaded or (interpret and triton.loaded):
+        FusedOp.devices.add("cpu")
+    if cuda.loaded or (not interpret and triton.loaded):
+        FusedOp.devices.add("cuda")
+    return cpu, cuda, triton, _autograd(disabled, cpu)
