@@ -5,13 +5,13 @@ TRITON ?= triton==3.7.1
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test framework test-integrations test-theirs fingerprints demo paper bench sanitize lint kernels compat clean
+.PHONY: test framework test-integrations test-theirs fingerprints demo paper bench sanitize lint kernels wheel compat clean
 
-# torch first and pinned: the build must find it, and no other
-$(VENV)/ready: setup.py pyproject.toml Makefile $(shell find csrc -type f)
+# torch first and pinned: autograd's node is built for it
+$(VENV)/ready: setup.py pyproject.toml Makefile unigen_fast/_build.py unigen_fast/_ops.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)" setuptools wheel pybind11 ninja ruff mypy
-	$(BIN)/pip install -q --no-build-isolation -e ".[demo,bench,test]"
+	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)" "setuptools>=77" ninja ruff mypy
+	$(BIN)/pip install -q -e ".[demo,bench,test]"
 	$(BIN)/python -m unigen_fast info
 	touch $@
 
@@ -80,13 +80,21 @@ kernels: $(VENV)/ready
 	$(BIN)/python benches/compile_cuda.py
 	$(BIN)/python benches/compile_triton.py $(TRITON_TARGETS:%=--target %)
 
-# the module built here, under another torch, in an environment of its own
-OTHER_TORCH ?= 2.10.0
-compat: $(VENV)/ready
-	$(PYTHON) -m venv build/torch-$(OTHER_TORCH)
-	build/torch-$(OTHER_TORCH)/bin/pip install -q torch==$(OTHER_TORCH) numpy pytest scipy mpmath mlxtend
-	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m unigen_fast info
-	PYTHONPATH=. build/torch-$(OTHER_TORCH)/bin/python -m pytest -q tests/test_likelihood.py tests/test_random.py tests/test_models.py
+# source distribution and wheel, built without torch, and what a package index would say of them
+RELEASE = build/release
+wheel:
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install -q build twine check-wheel-contents auditwheel
+	rm -rf dist
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/check-wheel-contents dist/*.whl
+	$(RELEASE)/bin/auditwheel show dist/*.whl
+
+# that wheel under other Pythons and other torches, each in an environment of its own: docs/compatibility.md. Gigabytes.
+COMPAT ?= python3.10=2.10.0 python3.11=2.13.0 python3.11=2.14.1 python3.12=2.12.0 python3.13=2.13.0
+compat: wheel
+	$(PYTHON) tests/compatibility.py dist/*.whl $(COMPAT)
 
 clean:
-	rm -rf $(VENV) build demo-output *.egg-info unigen_fast/*.so unigen_fast/_build_report.json
+	rm -rf $(VENV) build demo-output *.egg-info dist unigen_fast/*.so unigen_fast/_build_report.json

@@ -1,4 +1,4 @@
-"""Compiles every CUDA kernel with setup.py's flags, for sm_80 and sm_90, without a GPU, and reports what each needs.
+"""Compiles every CUDA kernel as a build does, for sm_80 and sm_90, without a GPU, and reports what each needs.
 
     python benches/compile_cuda.py [--all]
 
@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from setup import NVCC_FLAGS, architectures  # noqa: E402
+from unigen_fast._build import NVCC_FLAGS, architectures  # noqa: E402
 
+CAPABILITIES = ("8.0", "9.0")
 LONGEST = ("likelihood", "objectives", "elbo")  # to compile: they go first
 
 
@@ -35,7 +36,7 @@ class Kernel(NamedTuple):
 
 def compile_file(source: pathlib.Path, folder: pathlib.Path) -> tuple[list[Kernel], str]:
     """The kernels of a file, and what nvcc said if it failed."""
-    flags = [*NVCC_FLAGS.split(), *architectures(source).split(), "-Xptxas", "-v", "-fatbin"]
+    flags = [*NVCC_FLAGS.split(), *architectures(source, CAPABILITIES).split(), "-Xptxas", "-v", "-fatbin"]
     start = time.perf_counter()
     run = subprocess.run(
         ["nvcc", *flags, str(source), "-o", str(folder / f"{source.stem}.fatbin")],

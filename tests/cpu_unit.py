@@ -11,41 +11,40 @@ has none. What is run imports the package from a folder of links to it, in which
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from setup import CXX_FLAGS, ISA_FLAGS, STABLE_ABI, BuildKernels, Ninja  # noqa: E402
+from unigen_fast import _build  # noqa: E402
 
 FLAGS = "-O0 -g1 -fno-omit-frame-pointer"
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
 def build(folder: Path, isa: str, flags: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    ninja, source = Ninja(folder), ROOT / "csrc" / "cpu"
+    steps, source, compiler = _build.Ninja(folder), ROOT / "csrc" / "cpu", _build.quoted(_build.cxx())
     bindings = source / "bindings.cpp"
-    objects = [ninja.compile(bindings, "", BuildKernels.binding(f"{STABLE_ABI} {flags}"))]
-    command = f"{BuildKernels.cxx()} {CXX_FLAGS} -DUNIGEN_ISA={isa} {isa_flags(isa)} {flags}"
-    objects += [ninja.compile(unit, f".{isa}", command) for unit in sorted({*source.glob("*.cpp")} - {bindings})]
+    objects = [steps.compile(bindings, "", _build.bindings(flags))]
+    command = f"{compiler} {_build.CXX_FLAGS} -DUNIGEN_ISA={isa} {isa_flags(isa)} {flags}"
+    objects += [steps.compile(unit, f".{isa}", command) for unit in sorted({*source.glob("*.cpp")} - {bindings})]
     package = folder / "unigen_fast"
     package.mkdir(exist_ok=True)
-    target = package / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = package / _build.LIBRARIES["cpu"]
     # the tables of the others are this one's
-    others = " ".join(f"-Wl,--defsym={table(other)}={table(isa)}" for other in ISA_FLAGS if other != isa)
-    ninja.link(objects, target, f"{BuildKernels.cxx()} -shared {flags} {others}", BuildKernels.torch_libraries())
-    ninja.run(target)
+    others = " ".join(f"-Wl,--defsym={table(other)}={table(isa)}" for other in _build.ISA_FLAGS if other != isa)
+    libraries = _build.loaded_by_torch(folder, ["torch_cpu"])
+    steps.link(objects, target, _build.linker(f"{flags} {others}"), libraries)
+    steps.run(target)
     for path in (ROOT / "unigen_fast").iterdir():
         link = package / path.name
-        if not path.name.startswith("_cpu.") and not link.is_symlink():
+        if path.name != target.name and not link.is_symlink():
             link.symlink_to(path)
 
 
 def isa_flags(isa: str) -> str:
     if isa != "avx512" or "avx512f" in Path("/proc/cpuinfo").read_text():
-        return ISA_FLAGS[isa]
-    return f"{ISA_FLAGS['avx2']} -Wno-psabi -include {ROOT / 'tests' / 'avx512.h'}"
+        return _build.ISA_FLAGS[isa]
+    return f"{_build.ISA_FLAGS['avx2']} -Wno-psabi -include {ROOT / 'tests' / 'avx512.h'}"
 
 
 def table(isa: str) -> str:
@@ -55,7 +54,7 @@ def table(isa: str) -> str:
 
 def sanitizers() -> dict[str, str]:
     """The environment in which Python runs what is built with them."""
-    command = [BuildKernels.cxx(), "-print-file-name=libasan.so"]
+    command = [*_build.cxx(), "-print-file-name=libasan.so"]
     runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 

@@ -131,9 +131,9 @@ __all__ = [
     "zero_inflated_negative_binomial_log_prob",
 ]
 
-_BACKENDS = _loader.load()
+_loader.load()
 
 
 def info() -> _info.Info:
     """Versions, device, and which kernels are loaded, with a one-line reason for each set that is not."""
-    return _info.collect(__version__, _BACKENDS)
+    return _info.collect(__version__, _loader.backends())

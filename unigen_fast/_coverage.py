@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import unigen_fast
-from unigen_fast import adversarial, divergence, importance, likelihood, objectives
+from unigen_fast import _loader, adversarial, divergence, importance, likelihood, objectives
 from unigen_fast._fused import KERNEL_DTYPES, FusedOp
 from unigen_fast._loader import Backend
 
@@ -90,10 +90,7 @@ def _kernels(layer: str) -> frozenset[str]:
             return frozenset()
         return frozenset(importlib.import_module("unigen_fast.triton").OPS)
     # one list in csrc/bindings/ops.h serves both
-    for name in ("_cuda", "_cpu") if layer == "cuda" else ("_cpu",):
-        if importlib.util.find_spec(f"unigen_fast.{name}") is not None:
-            return frozenset(importlib.import_module(f"unigen_fast.{name}").ops())
-    return frozenset()
+    return frozenset((_loader.ops("cuda") if layer == "cuda" else set()) or _loader.ops("cpu"))
 
 
 def entries() -> list[Entry]:

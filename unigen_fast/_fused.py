@@ -89,8 +89,10 @@ class FusedOp:
     """
 
     every: ClassVar[list["FusedOp"]] = []
-    # kinds of device that kernels are loaded for; tensors of any other go through the reference under PyTorch's autograd
+    # kinds of device that kernels are loaded for; those of any other go through the reference under PyTorch's autograd
     devices: ClassVar[set[str]] = set()
+    load_gpu: ClassVar[Callable[[], None]]  # adds "cuda", if there is anything to load; asks the driver, once
+    schemas: ClassVar[list[str]] = []
     # `_Fused` in C++, where it is loaded. It returns None where the reference is to serve, or an option is a tensor.
     native: Callable[[Tensors, Sequence[Any], int], Any] | None = None
 
@@ -218,7 +220,11 @@ class FusedOp:
     def _served(cls, tensors: Tensors) -> bool:
         """Whether kernels are loaded for the tensors' device."""
         first = tensors[0]  # no op takes None for it
-        return first is not None and first.device.type in cls.devices
+        if first is None:
+            return False
+        if first.is_cuda and "cuda" not in cls.devices:
+            cls.load_gpu()
+        return first.device.type in cls.devices
 
     @staticmethod
     def _foreign(tensors: Tensors) -> bool:
@@ -333,6 +339,7 @@ class FusedOp:
 
     def _define(self, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
         name = schema.partition("(")[0]
+        self.schemas.append(schema)
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"unigen_fast::{name}", fake, lib=LIBRARY)
@@ -411,7 +418,13 @@ class FusedOp:
     def _as_schema(self, grads: list[Tensor]) -> Any:
         return grads if self.tensor_list else grads[0] if len(grads) == 1 else tuple(grads)
 
+    def _late(self, inputs: Tensors) -> bool:
+        """Whether the first tensors of a GPU have brought kernels for them: the bare ops load none before."""
+        return "cuda" not in self.devices and self._served(inputs) and "cuda" in self.devices
+
     def _reference_forward(self, *args: Any) -> Any:
+        if self._late(self._split_forward(args)[0]):
+            return self.forward(*args)
         with torch.no_grad():
             outputs = self.reference(*args)
         # an op's outputs are contiguous and alias none of its inputs
@@ -440,7 +453,10 @@ class FusedOp:
         return needed
 
     def _reference_backward(self, *args: Any) -> Any:
-        return self._as_schema(self._reference_gradients(*self._split_backward(args)))
+        grads, inputs, options, needed = self._split_backward(args)
+        if self._late(inputs):
+            return self.backward(*args)
+        return self._as_schema(self._reference_gradients(grads, inputs, options, needed))
 
     def _reference_gradients(
         self, grads: Tensors, inputs: Tensors, options: Sequence[Any], needed: Sequence[bool]

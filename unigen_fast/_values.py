@@ -16,7 +16,10 @@ from torch import Tensor
 
 from unigen_fast._private import transformed
 
-_ALWAYS = os.environ.get("UNIGEN_FAST_CHECK", "0") not in ("", "0")
+_WANTED = os.environ.get("UNIGEN_FAST_CHECK", "")
+if _WANTED not in ("", "0", "1"):
+    raise ValueError(f"UNIGEN_FAST_CHECK: got {_WANTED!r}, expected 0 or 1")
+_ALWAYS = _WANTED == "1"
 _lock = threading.Lock()
 _depth = 0
 

@@ -1,7 +1,7 @@
 // The ops of unigen_fast/adversarial.py.
 #pragma once
 
-#include "../formulas/adversarial.h"
+#include "../kernels/adversarial.h"
 #include "importance.h"
 
 namespace unigen {
@@ -19,21 +19,21 @@ Tensor importance_weighted_generator_loss_backward(const Tensor& grad, const Ten
   return weight_rows_backward<Backend>(grad, fake, statistics, dim, RowValue::iwgan, temperature, detach, reduction);
 }
 
-inline void check_term(int64_t term) { STD_TORCH_CHECK(0 <= term && term < kTerms, "unigen_fast: unknown term ", term); }
+inline void check_term(int64_t term) { UNIGEN_CHECK(0 <= term && term < kTerms, "unigen_fast: unknown term ", term); }
 
 // The first `reals` tensors have real_term, the others fake_term.
 struct LogitItems {
   LogitItems(const vector<Tensor>& logits, int64_t reals, int64_t real_term, int64_t fake_term, const string& reduction,
              const vector<Tensor>* grads = nullptr)
       : items(logits.size()) {
-    STD_TORCH_CHECK(!logits.empty(), "unigen_fast: expected at least one tensor of logits");
+    UNIGEN_CHECK(!logits.empty(), "unigen_fast: expected at least one tensor of logits");
     check_term(real_term);
     check_term(fake_term);
     const auto dtype = logits[0].scalar_type();
     const bool mean = reduction == "mean";
     for (size_t i = 0; i < logits.size(); ++i) {
       const Tensor& tensor = logits[i];
-      STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.device() == logits[0].device(),
+      UNIGEN_CHECK(tensor.scalar_type() == dtype && tensor.device() == logits[0].device(),
                       "unigen_fast: expected logits of one dtype on one device");
       LogitItem& item = items[i];
       if (tensor.is_contiguous()) {  // most often; then so is its gradient
@@ -94,13 +94,13 @@ vector<Tensor> logit_loss_backward(const Tensor& grad, const vector<Tensor>& log
 }
 
 inline int coupling_named(const string& name) {
-  STD_TORCH_CHECK(name == "averages" || name == "ratios", "unigen_fast: unknown coupling ", name);
+  UNIGEN_CHECK(name == "averages" || name == "ratios", "unigen_fast: unknown coupling ", name);
   return int(name == "averages" ? Coupling::averages : Coupling::ratios);
 }
 
 inline void check_reals(const vector<Tensor>& logits, int64_t reals, int coupling) {
   const bool paired = Coupling(coupling) != Coupling::averages || 2 * reals == int64_t(logits.size());
-  STD_TORCH_CHECK(0 <= reals && reals <= int64_t(logits.size()) && paired, "unigen_fast: expected as many real as fake tensors");
+  UNIGEN_CHECK(0 <= reals && reals <= int64_t(logits.size()) && paired, "unigen_fast: expected as many real as fake tensors");
 }
 
 template <class Backend>
@@ -131,7 +131,6 @@ vector<Tensor> coupled_logit_loss_backward(const Tensor& grad, const vector<Tens
   grads.reserve(logits.size());
   for (const Tensor& tensor : logits) grads.push_back(empty_gradient(tensor));
   const LogitItems items(logits, reals, real_term, fake_term, reduction, &grads);
-  const auto dtype = arithmetic_type(logits[0].scalar_type());
   check_number(grad, logits[0]);
   check_buffer(statistics, logits[0], int64_t(logits.size()) * kCoupledColumns);
   CoupledLogitLossBackward a;
@@ -146,7 +145,7 @@ vector<Tensor> coupled_logit_loss_backward(const Tensor& grad, const vector<Tens
 }
 
 inline void check_groups(const Tensor& fake, const Tensor& groups) {
-  STD_TORCH_CHECK(fake.dim() == 1 && groups.dim() == 1, "unigen_fast: expected logits and labels of one dimension");
+  UNIGEN_CHECK(fake.dim() == 1 && groups.dim() == 1, "unigen_fast: expected logits and labels of one dimension");
 }
 
 template <class Backend>

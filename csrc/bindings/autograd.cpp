@@ -374,7 +374,9 @@ bool transformed(const variable_list& tensors) {
                      [](const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(0).defined(); });
 }
 
-// None where the reference has to serve, or where an option is a tensor.
+bool cuda_is_served = false;  // whether kernels are loaded for CUDA tensors
+
+// None where the reference has to serve, where an option is a tensor, or where kernels are not loaded yet.
 PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   const Op& op = *static_cast<const Op*>(PyCapsule_GetPointer(self, nullptr));
@@ -389,7 +391,8 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
     if (item == Py_None) continue;
     if (!THPVariable_CheckExact(item)) Py_RETURN_NONE;  // a subclass
     tensors[i] = THPVariable_Unpack(item);
-    if (!has_kernel(tensors[i].scalar_type())) Py_RETURN_NONE;
+    if (!has_kernel(tensors[i].scalar_type()) || !(tensors[i].is_cpu() || (tensors[i].is_cuda() && cuda_is_served)))
+      Py_RETURN_NONE;
   }
   std::vector<IValue> options(PySequence_Fast_GET_SIZE(options_of.ptr()));
   for (size_t i = 0; i < options.size(); ++i) {
@@ -483,6 +486,10 @@ py::object bind(py::object fused_op) {
 
 PYBIND11_MODULE(_autograd, m) {
   m.def("bind", unigen::bind);
-  m.def("call_directly", [](const py::capsule& kernels) { unigen::direct::kernels = kernels; });
+  m.def("call_directly", [](intptr_t kernels) {
+    unigen::direct::kernels = reinterpret_cast<const unigen::cpu::ChosenKernels*>(kernels);
+  });
+  m.def("serve_cuda", [] { unigen::cuda_is_served = true; });
+  m.def("sources", [] { return UNIGEN_SOURCES; });
   m.def("build_info", [] { return std::string("C++, torch " TORCH_VERSION); });
 }

@@ -13,7 +13,7 @@ void describe_pair(Arguments& a, GridBuilder& builder, const Tensor& q, const Te
   builder.vectors(a.logits_q, q, class_dim);
   if (!p) return;
   builder.vectors(a.logits_p, *p, class_dim);
-  STD_TORCH_CHECK(p->size(class_dim) == a.classes, "unigen_fast: got ", p->size(class_dim), " classes, expected ", a.classes);
+  UNIGEN_CHECK(p->size(class_dim) == a.classes, "unigen_fast: got ", p->size(class_dim), " classes, expected ", a.classes);
 }
 
 template <class Backend>
@@ -157,12 +157,12 @@ Tensor categorical_log_prob_backward(const Tensor& grad, const Tensor& logits, c
 template <class Arguments>
 void set_mixture(Arguments& a, const Tensor& params, const Tensor& x) {
   a.dtype = dtype_of(params);
-  STD_TORCH_CHECK(params.dim() > 0 && x.dim() > 0, "unigen_fast: expected a dimension of channels");
+  UNIGEN_CHECK(params.dim() > 0 && x.dim() > 0, "unigen_fast: expected a dimension of channels");
   a.channels = int(x.size(x.dim() - 1));
-  STD_TORCH_CHECK(a.channels == 1 || a.channels == 3, "unigen_fast: expected 1 or 3 channels");
+  UNIGEN_CHECK(a.channels == 1 || a.channels == 3, "unigen_fast: expected 1 or 3 channels");
   const int64_t size = params.size(params.dim() - 1), each = a.channels == 3 ? 10 : 3;
   a.mixtures = size / each;
-  STD_TORCH_CHECK(size % each == 0, "unigen_fast: got ", size, " parameters, expected a multiple of ", each);
+  UNIGEN_CHECK(size % each == 0, "unigen_fast: got ", size, " parameters, expected a multiple of ", each);
 }
 
 template <class Backend>

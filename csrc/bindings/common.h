@@ -34,10 +34,10 @@ inline Tensor empty_gradient(const Tensor& tensor) {
 
 // numbers in a row, of the arithmetic type
 inline void check_buffer(const Tensor& tensor, const Tensor& like, int64_t numel) {
-  STD_TORCH_CHECK(tensor.scalar_type() == arithmetic_type(like.scalar_type()) && tensor.device() == like.device() &&
+  UNIGEN_CHECK(tensor.scalar_type() == arithmetic_type(like.scalar_type()) && tensor.device() == like.device() &&
                       tensor.is_contiguous() && int64_t(tensor.numel()) == numel,
                   "unigen_fast: expected ", numel, " numbers of ",
-                  torch::headeronly::toString(arithmetic_type(like.scalar_type())), " in a row");
+                  toString(arithmetic_type(like.scalar_type())), " in a row");
 }
 
 // the gradient of a reduced loss
@@ -47,14 +47,14 @@ inline void check_number(const Tensor& tensor, const Tensor& like) { check_buffe
 
 // `rows` is what a mean divides by.
 inline Reduction reduction_of(const string& name, int64_t rows, double scale = 1) {
-  STD_TORCH_CHECK(name == "mean" || name == "sum" || name == "none", "unigen_fast: unknown reduction ", name);
+  UNIGEN_CHECK(name == "mean" || name == "sum" || name == "none", "unigen_fast: unknown reduction ", name);
   return {name != "none", scale, name == "mean" ? double(rows) : 1.0};
 }
 
 inline Spread spread_of(const string& name) {
   if (name == "std") return Spread::std;
   if (name == "logstd") return Spread::logstd;
-  STD_TORCH_CHECK(name == "logvar", "unigen_fast: unknown spread ", name);
+  UNIGEN_CHECK(name == "logvar", "unigen_fast: unknown spread ", name);
   return Spread::logvar;
 }
 

@@ -74,7 +74,7 @@ tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, c
 }
 
 inline const int64_t* random_state(const Tensor& state, const Tensor& like) {
-  STD_TORCH_CHECK(state.scalar_type() == ScalarType::Long && state.dim() == 1 && state.size(0) == 2 && state.is_contiguous() &&
+  UNIGEN_CHECK(state.scalar_type() == ScalarType::Long && state.dim() == 1 && state.size(0) == 2 && state.is_contiguous() &&
                       state.device() == like.device(),
                   "unigen_fast: expected a generator's state of two int64 on the device of the tensors");
   return static_cast<const int64_t*>(state.data_ptr());
@@ -83,7 +83,7 @@ inline const int64_t* random_state(const Tensor& state, const Tensor& like) {
 // samples, and how many elements of `mean` follow the sample dimension
 template <class Arguments>
 void set_samples(Arguments& a, const Tensor& mean, int64_t num_samples, int64_t sample_dim) {
-  STD_TORCH_CHECK(num_samples < 0 || (0 <= sample_dim && sample_dim <= mean.dim()), "unigen_fast: sample_dim out of range");
+  UNIGEN_CHECK(num_samples < 0 || (0 <= sample_dim && sample_dim <= mean.dim()), "unigen_fast: sample_dim out of range");
   a.samples = num_samples < 0 ? 1 : num_samples;
   a.inner = 1;
   for (int64_t d = num_samples < 0 ? 0 : sample_dim; d < mean.dim(); ++d) a.inner *= mean.size(d);
@@ -128,7 +128,7 @@ tuple<Tensor, Tensor> sample_backward(const Tensor& grad_z, const optional<Tenso
     builder.element(a.grad_z, grad_z);
   } else {
     builder.element_without(a.grad_z, grad_z, sample_dim, a.grad_z_sample_stride);
-    STD_TORCH_CHECK(grad_z.size(sample_dim) == num_samples, "unigen_fast: got a gradient of ", grad_z.size(sample_dim),
+    UNIGEN_CHECK(grad_z.size(sample_dim) == num_samples, "unigen_fast: got a gradient of ", grad_z.size(sample_dim),
                     " samples, expected ", num_samples);
   }
   builder.element(a.mean, mean);

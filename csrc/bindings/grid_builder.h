@@ -24,7 +24,7 @@ inline DType dtype_of(const Tensor& tensor) {
     case ScalarType::Double: return DType::float64;
     case ScalarType::BFloat16: return DType::bfloat16;
     case ScalarType::Half: return DType::float16;
-    default: STD_TORCH_CHECK(false, "unigen_fast: expected float32, float64, bfloat16 or float16");
+    default: UNIGEN_CHECK(false, "unigen_fast: expected float32, float64, bfloat16 or float16");
   }
   return DType::float32;
 }
@@ -38,14 +38,14 @@ class Dims {
   Dims(std::initializer_list<int64_t> items) {
     for (int64_t item : items) push_back(item);
   }
-  explicit Dims(const IntHeaderOnlyArrayRef& items) {
+  explicit Dims(const Shape& items) {
     for (int64_t item : items) push_back(item);
   }
 
   void push_back(int64_t item) { insert(size_, item); }
 
   void insert(int64_t place, int64_t item) {
-    STD_TORCH_CHECK(size_ < kMaxTensorDims && 0 <= place && place <= size_, "unigen_fast: expected fewer dimensions");
+    UNIGEN_CHECK(size_ < kMaxTensorDims && 0 <= place && place <= size_, "unigen_fast: expected fewer dimensions");
     for (int64_t i = size_++; i > place; --i) items_[i] = items_[i - 1];
     items_[place] = item;
   }
@@ -53,7 +53,7 @@ class Dims {
   void pop_back() { --size_; }
 
   void erase(int64_t place) {
-    STD_TORCH_CHECK(0 <= place && place < size_, "unigen_fast: dim out of range");
+    UNIGEN_CHECK(0 <= place && place < size_, "unigen_fast: dim out of range");
     for (int64_t i = place + 1; i < size_; ++i) items_[i - 1] = items_[i];
     --size_;
   }
@@ -118,7 +118,7 @@ class GridBuilder {
   // The shape that every element operand has; the dimensions from `first_column` on, or those of `is_column`, are columns.
   GridBuilder(const Tensor& shape_of, int64_t first_column)
       : shape_of_(shape_of), size_(shape_of.sizes()), ndim_(int(size_.size())), dtype_(shape_of.scalar_type()) {
-    STD_TORCH_CHECK(0 <= first_column && first_column <= ndim_, "unigen_fast: event_ndims out of range");
+    UNIGEN_CHECK(0 <= first_column && first_column <= ndim_, "unigen_fast: event_ndims out of range");
     for (int d = 0; d < ndim_; ++d) is_column_[d] = d >= first_column;
   }
 
@@ -126,7 +126,7 @@ class GridBuilder {
   static GridBuilder over(const Tensor& shape_of, std::optional<int64_t> dim) {
     GridBuilder builder(shape_of, dim ? shape_of.dim() : 0);
     if (dim) {
-      STD_TORCH_CHECK(0 <= *dim && *dim < shape_of.dim(), "unigen_fast: dim out of range");
+      UNIGEN_CHECK(0 <= *dim && *dim < shape_of.dim(), "unigen_fast: dim out of range");
       builder.is_column_[*dim] = true;
     }
     return builder;
@@ -148,12 +148,12 @@ class GridBuilder {
 
   // The grid of the other dimensions, of which the last `event_ndims` are columns: `skipped` is that of vectors.
   static GridBuilder without(const Tensor& shape_of, int64_t skipped, int64_t event_ndims) {
-    STD_TORCH_CHECK(0 <= skipped && skipped < shape_of.dim(), "unigen_fast: dim out of range");
+    UNIGEN_CHECK(0 <= skipped && skipped < shape_of.dim(), "unigen_fast: dim out of range");
     GridBuilder builder(shape_of, shape_of.dim());
     const Dims all = builder.size_;
     builder.size_ = Dims();
     builder.ndim_ = int(all.size()) - 1;
-    STD_TORCH_CHECK(0 <= event_ndims && event_ndims <= builder.ndim_, "unigen_fast: event_ndims out of range");
+    UNIGEN_CHECK(0 <= event_ndims && event_ndims <= builder.ndim_, "unigen_fast: event_ndims out of range");
     for (int d = 0; d < builder.ndim_; ++d) {
       builder.size_.push_back(all[d < skipped ? d : d + 1]);
       builder.is_column_[d] = d >= builder.ndim_ - event_ndims;
@@ -164,7 +164,7 @@ class GridBuilder {
   // Samples of examples: the dimensions before `first_column` are rows, in this order but for `samples`, the innermost.
   static GridBuilder of_samples(const Tensor& shape_of, int64_t first_column, int64_t samples) {
     GridBuilder builder(shape_of, first_column);
-    STD_TORCH_CHECK(0 <= samples && samples < first_column, "unigen_fast: dim out of range");
+    UNIGEN_CHECK(0 <= samples && samples < first_column, "unigen_fast: dim out of range");
     builder.samples_ = int(samples);
     return builder;
   }
@@ -198,7 +198,7 @@ class GridBuilder {
 
   // An element operand with one dimension more, which is skipped, and its stride.
   void element_without(Operand& operand, const Tensor& tensor, int64_t skipped, int64_t& stride) {
-    STD_TORCH_CHECK(0 <= skipped && skipped < tensor.dim(), "unigen_fast: dim out of range");
+    UNIGEN_CHECK(0 <= skipped && skipped < tensor.dim(), "unigen_fast: dim out of range");
     add<Form::without>(operand, tensor, dtype_, int(skipped), &stride);
   }
   void vectors(Vectors& vectors, const Tensor& tensor, int64_t skipped) {
@@ -227,18 +227,18 @@ class GridBuilder {
   // Planes of rows, [count, rows…] contiguous: strides of one plane.
   void planes(Operand& operand, const Tensor& tensor, int64_t count) {
     check_dtype(tensor, arithmetic_type(dtype_));
-    STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
-    STD_TORCH_CHECK(tensor.dim() > 0 && tensor.size(0) == count && tensor.is_contiguous(), "unigen_fast: expected ", count,
+    UNIGEN_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
+    UNIGEN_CHECK(tensor.dim() > 0 && tensor.size(0) == count && tensor.is_contiguous(), "unigen_fast: expected ", count,
                     " planes of rows");
     Source& source = add(operand, tensor.data_ptr());
     int64_t stride = 1, from = tensor.dim();
     for (int d = ndim_ - 1; d >= 0; --d) {
       if (is_column_[d]) continue;
-      STD_TORCH_CHECK(--from > 0 && tensor.size(from) == size_[d], "unigen_fast: a row tensor has the wrong shape");
+      UNIGEN_CHECK(--from > 0 && tensor.size(from) == size_[d], "unigen_fast: a row tensor has the wrong shape");
       source.stride[d] = stride;
       stride *= size_[d];
     }
-    STD_TORCH_CHECK(from == 1, "unigen_fast: a row tensor has the wrong shape");
+    UNIGEN_CHECK(from == 1, "unigen_fast: a row tensor has the wrong shape");
   }
 
   // Sums do not care for the order of dimensions: with `reorder` the innermost one is that of the smallest strides.
@@ -266,7 +266,7 @@ class GridBuilder {
     Grid grid;
     if (!collapse(grid, reorder_rows, reorder_cols)) {
       make_contiguous();
-      STD_TORCH_CHECK(collapse(grid, reorder_rows, reorder_cols), "unigen_fast: expected fewer dimensions");
+      UNIGEN_CHECK(collapse(grid, reorder_rows, reorder_cols), "unigen_fast: expected fewer dimensions");
     }
     return grid;
   }
@@ -291,12 +291,12 @@ class GridBuilder {
   }
 
   static void check_dtype(const Tensor& tensor, ScalarType dtype) {
-    STD_TORCH_CHECK(tensor.scalar_type() == dtype, "unigen_fast: got ", torch::headeronly::toString(tensor.scalar_type()),
-                    ", expected ", torch::headeronly::toString(dtype));
+    UNIGEN_CHECK(tensor.scalar_type() == dtype, "unigen_fast: got ", toString(tensor.scalar_type()),
+                    ", expected ", toString(dtype));
   }
 
   Source& add(Operand& operand, void* data) {
-    STD_TORCH_CHECK(count_ < kMaxOperands, "unigen_fast: expected fewer tensors");
+    UNIGEN_CHECK(count_ < kMaxOperands, "unigen_fast: expected fewer tensors");
     operand.data = data;
     Source& source = sources_[count_++];
     source.operand = &operand;
@@ -307,7 +307,7 @@ class GridBuilder {
   template <Form form>
   void add(Operand& operand, const Tensor& tensor, ScalarType dtype, int skipped = -1, int64_t* skipped_stride = nullptr) {
     check_dtype(tensor, dtype);
-    STD_TORCH_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
+    UNIGEN_CHECK(tensor.device() == shape_of_.device(), "unigen_fast: expected tensors on one device");
     Source& source = add(operand, tensor.data_ptr());
     if (ndim_ > kMaxDims) {  // else its strides are few enough, whatever they are
       source.held = int(held_.size());
@@ -334,7 +334,7 @@ class GridBuilder {
       if (form == Form::event && !is_column_[d]) continue;
       if (form == Form::row && (is_column_[d] || d == source.skipped)) continue;
       if (form == Form::without && from == source.skipped) ++from;
-      STD_TORCH_CHECK(from < ndim && sizes[from] == size_[d], "unigen_fast: got a tensor of shape ", written(sizes),
+      UNIGEN_CHECK(from < ndim && sizes[from] == size_[d], "unigen_fast: got a tensor of shape ", written(sizes),
                       " beside one of shape ", written(shape_of_.sizes()));
       source.stride[d] = strides[from++];
     }
@@ -342,7 +342,7 @@ class GridBuilder {
       if (from == source.skipped) ++from;
       *source.skipped_stride = strides[source.skipped];
     }
-    STD_TORCH_CHECK(from == ndim, "unigen_fast: got a tensor of shape ", written(sizes), " beside one of shape ",
+    UNIGEN_CHECK(from == ndim, "unigen_fast: got a tensor of shape ", written(sizes), " beside one of shape ",
                     written(shape_of_.sizes()));
   }
 

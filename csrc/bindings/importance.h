@@ -204,7 +204,7 @@ Tensor power_bound_loss_backward(const Tensor& grad, const Tensor& log_w, const 
 }
 
 inline EstimatorOptions tvo_options(const vector<double>& partition) {
-  STD_TORCH_CHECK(partition.size() >= 2, "unigen_fast: expected a partition of at least two points");
+  UNIGEN_CHECK(partition.size() >= 2, "unigen_fast: expected a partition of at least two points");
   EstimatorOptions options;
   options.kind = EstimatorKind::tvo;
   options.partition = partition.data();
@@ -287,14 +287,14 @@ Tensor weight_diagnostics(const Tensor& log_w, int64_t dim) {
 
 template <class Backend>
 Tensor pareto_shape(const Tensor& tail) {
-  STD_TORCH_CHECK(tail.dim() >= 1 && tail.size(-1) > 1 && tail.is_contiguous() &&
+  UNIGEN_CHECK(tail.dim() >= 1 && tail.size(-1) > 1 && tail.is_contiguous() &&
                       tail.scalar_type() == arithmetic_type(tail.scalar_type()),
                   "unigen_fast: expected contiguous rows of float32 or float64");
   ParetoShape a;
   a.dtype = dtype_of(tail);
   a.count = tail.size(-1) - 1;
   a.rows = tail.numel() / (a.count + 1);
-  STD_TORCH_CHECK(ParetoTail::points(a.count) <= kMaxParetoPoints, "unigen_fast: a tail of ", a.count, " weights is too long");
+  UNIGEN_CHECK(pareto_points(a.count) <= kMaxParetoPoints, "unigen_fast: a tail of ", a.count, " weights is too long");
   Dims sizes(tail.sizes());
   sizes.pop_back();
   Tensor shapes = empty_contiguous(tail, sizes, tail.scalar_type());

@@ -16,7 +16,7 @@ inline Likelihood likelihood_of(const string& name, bool second) {
   if (name == "laplace") return Likelihood::laplace;
   if (name == "discretized_logistic") return Likelihood::discretized_logistic;
   if (name == "negative_binomial") return Likelihood::negative_binomial;
-  STD_TORCH_CHECK(name == "zero_inflated_negative_binomial", "unigen_fast: unknown likelihood ", name);
+  UNIGEN_CHECK(name == "zero_inflated_negative_binomial", "unigen_fast: unknown likelihood ", name);
   return Likelihood::zero_inflated_negative_binomial;
 }
 
@@ -70,7 +70,7 @@ void describe_decoder(ObjectiveTensors& a, GridBuilder& event, Grads& grads, con
 inline void check_rows(const Tensor& decoder, const Tensor& latent, int64_t rows) {
   bool same = rows <= latent.dim();
   for (int64_t d = 0; same && d < rows; ++d) same = decoder.size(d) == latent.size(d);
-  STD_TORCH_CHECK(same, "unigen_fast: the latent and what the decoder gave differ in their rows");
+  UNIGEN_CHECK(same, "unigen_fast: the latent and what the decoder gave differ in their rows");
 }
 
 // The Gaussians of the latent, each with its gradient, by add(operand, tensor) to a builder.
@@ -104,7 +104,7 @@ struct ElboCall {
   const string& reduction;
 
   int64_t rows() const {
-    STD_TORCH_CHECK(0 <= event_ndims && event_ndims <= decoder.dim(), "unigen_fast: event_ndims out of range");
+    UNIGEN_CHECK(0 <= event_ndims && event_ndims <= decoder.dim(), "unigen_fast: event_ndims out of range");
     return decoder.dim() - event_ndims;
   }
 
@@ -189,7 +189,7 @@ struct BoundCall {
   const string& reduction;
 
   int64_t rows() const {
-    STD_TORCH_CHECK(0 <= event_ndims && event_ndims <= decoder.dim(), "unigen_fast: event_ndims out of range");
+    UNIGEN_CHECK(0 <= event_ndims && event_ndims <= decoder.dim(), "unigen_fast: event_ndims out of range");
     return decoder.dim() - event_ndims;
   }
 
@@ -206,7 +206,7 @@ struct BoundCall {
     check_rows(decoder, z, rows());
     GridBuilder event = GridBuilder::of_samples(decoder, rows(), dim), latent = GridBuilder::of_samples(z, rows(), dim);
     a.samples = decoder.size(dim);
-    STD_TORCH_CHECK(groups > 0 && a.samples % groups == 0, "unigen_fast: got ", groups, " groups of ", a.samples, " samples");
+    UNIGEN_CHECK(groups > 0 && a.samples % groups == 0, "unigen_fast: got ", groups, " groups of ", a.samples, " samples");
     a.groups = groups;
     a.power = power;
     a.elbo_weight = elbo_weight;

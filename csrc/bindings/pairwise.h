@@ -6,14 +6,14 @@
 namespace unigen {
 
 inline Matrix matrix_of(const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.scalar_type() == like.scalar_type() && tensor.device() == like.device(),
+  UNIGEN_CHECK(tensor.dim() == 2 && tensor.scalar_type() == like.scalar_type() && tensor.device() == like.device(),
                   "unigen_fast: expected matrices of one dtype on one device");
   return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 
 inline PairWeights pair_weights(int64_t rows, int64_t dataset_size, const string& estimator) {
   const bool columns = estimator == "mss_columns";
-  STD_TORCH_CHECK(columns || estimator == "mss" || estimator == "mws", "unigen_fast: unknown estimator ", estimator);
+  UNIGEN_CHECK(columns || estimator == "mss" || estimator == "mws", "unigen_fast: unknown estimator ", estimator);
   const double b = double(std::max<int64_t>(rows, 1)), n = std::max(double(dataset_size), b), m = b - 1;
   if (estimator == "mws") return {1 / (b * n), 1, 1};
   if (rows < 2) return {1, 1, 1};
@@ -28,7 +28,7 @@ void describe_total_correlation(Arguments& a, const Tensor& z, const Tensor& mea
   a.rows = z.size(0);
   a.cols = z.size(1);
   for (const Tensor* tensor : {&mean, &logvar})
-    STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == a.rows && tensor->size(1) == a.cols,
+    UNIGEN_CHECK(tensor->dim() == 2 && tensor->size(0) == a.rows && tensor->size(1) == a.cols,
                     "unigen_fast: expected tensors of one shape");
   a.mean = matrix_of(mean, z);
   a.logvar = matrix_of(logvar, z);
@@ -62,7 +62,7 @@ tuple<Tensor, Tensor, Tensor> total_correlation_backward(const Tensor& g0, const
   const auto dtype = arithmetic_type(z.scalar_type());
   const Tensor* grads[kTotalCorrelationRows] = {&g0, &g1, &g2, &g3, &g4, &g5};
   for (int i = 0; i < kTotalCorrelationRows; ++i) {
-    STD_TORCH_CHECK(grads[i]->dim() == 1 && grads[i]->size(0) == a.rows && grads[i]->scalar_type() == dtype &&
+    UNIGEN_CHECK(grads[i]->dim() == 1 && grads[i]->size(0) == a.rows && grads[i]->scalar_type() == dtype &&
                         grads[i]->device() == z.device(),
                     "unigen_fast: a gradient has the wrong shape or dtype");
     a.grads[i] = grads[i]->data_ptr();
@@ -100,8 +100,8 @@ struct MmdGradients {
 template <class Backend>
 tuple<Tensor, Tensor> mmd(const Tensor& x, const Tensor& y, const string& kernel, vector<double> scales, bool unbiased,
                           int64_t gradients) {
-  STD_TORCH_CHECK(kernel == "imq" || kernel == "rbf", "unigen_fast: unknown kernel ", kernel);
-  STD_TORCH_CHECK(!scales.empty() && scales.size() <= kMaxScales, "unigen_fast: expected 1 to ", kMaxScales, " scales, got ",
+  UNIGEN_CHECK(kernel == "imq" || kernel == "rbf", "unigen_fast: unknown kernel ", kernel);
+  UNIGEN_CHECK(!scales.empty() && scales.size() <= kMaxScales, "unigen_fast: expected 1 to ", kMaxScales, " scales, got ",
                   scales.size());
   Mmd a;
   a.dtype = dtype_of(x);
@@ -110,7 +110,7 @@ tuple<Tensor, Tensor> mmd(const Tensor& x, const Tensor& y, const string& kernel
   a.x_rows = x.size(0);
   a.y_rows = y.size(0);
   a.cols = x.size(1);
-  STD_TORCH_CHECK(y.size(1) == a.cols, "unigen_fast: expected points of one dimension");
+  UNIGEN_CHECK(y.size(1) == a.cols, "unigen_fast: expected points of one dimension");
   a.kernel = kernel == "rbf" ? PairKernel::rbf : PairKernel::imq;
   a.unbiased = unbiased;
   for (double scale : scales) {
@@ -132,7 +132,7 @@ template <class Backend>
 tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& gradients,
                                    const string& kernel, vector<double> scales, bool unbiased, int64_t saved, int64_t needed) {
   check_number(grad, x);
-  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1), "unigen_fast: expected points of one dimension");
+  UNIGEN_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1), "unigen_fast: expected points of one dimension");
   const bool complete = (needed & ~saved) == 0;
   const Tensor found = complete ? gradients : std::get<1>(mmd<Backend>(x, y, kernel, scales, unbiased, needed));
   const MmdGradients layout(x, y, complete ? saved : needed);

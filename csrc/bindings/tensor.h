@@ -1,5 +1,5 @@
-// What the ops know of torch. The modules that register them see its stable ABI; `_autograd`, which calls them past the
-// dispatcher, sees ATen (UNIGEN_ATEN). A tensor has the same methods in both; the rest is here.
+// What the ops know of torch. The libraries of kernels see its stable C interface (stable.h); `_autograd`, which calls the
+// ops past the dispatcher, sees ATen (UNIGEN_ATEN). A tensor has the same methods in both; the rest is here.
 #pragma once
 
 #ifdef UNIGEN_ATEN
@@ -7,16 +7,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 #else
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name in torch 2.10
-#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#include "stable.h"
 #endif
-#endif
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <cstdint>
 
@@ -26,8 +18,11 @@
 
 namespace unigen {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::ScalarType;
+#ifdef UNIGEN_ATEN
+using at::ScalarType;
+using Shape = at::IntArrayRef;
+#define UNIGEN_CHECK(condition, ...) TORCH_CHECK(condition, __VA_ARGS__)
+#endif
 
 // Memory that is new to the process costs a page fault every 4 KiB: of a large tensor, more time than a kernel takes to fill
 // it. This asks for pages of 2 MiB, where the system gives them to who asks; memory that has its pages keeps them.
@@ -58,20 +53,24 @@ inline Tensor empty_strided(const Tensor&, int64_t ndim, const int64_t* sizes, c
 
 #else
 
-using torch::stable::Tensor;
-using torch::stable::empty_like;
-
-inline void copy_into(Tensor target, const Tensor& source) { torch::stable::copy_(target, source); }
-
 inline Tensor empty_strided(const Tensor& like, int64_t ndim, const int64_t* sizes, const int64_t* strides, ScalarType dtype) {
-  AtenTensorHandle handle;
-  int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(ndim, sizes, strides, code, device_type, device_index, &handle));
+  AtenTensorOpaque* handle;
+  const Device device = like.device();
+  UNIGEN_CALL(aoti_torch_empty_strided, ndim, sizes, strides, dtype_codes()[int(dtype)], device.type, device.index, &handle);
   return with_huge_pages(Tensor(handle));
+}
+
+inline Tensor empty_like(const Tensor& tensor) {
+  // dtype, layout, device, pin_memory, memory_format: as the tensor's
+  uint64_t stack[6] = {Boxed<Tensor>::give(Tensor(tensor))};
+  UNIGEN_CALL(torch_call_dispatcher, "aten::empty_like", "", stack, kTorchVersion);
+  return Boxed<Tensor>::take(stack[0]);
+}
+
+inline void copy_into(const Tensor& target, const Tensor& source) {
+  uint64_t stack[3] = {Boxed<Tensor>::give(Tensor(target)), Boxed<Tensor>::give(Tensor(source)), false};
+  UNIGEN_CALL(torch_call_dispatcher, "aten::copy_", "", stack, kTorchVersion);
+  Boxed<Tensor>::take(stack[0]);
 }
 
 #endif

@@ -1,11 +1,10 @@
-// The module `unigen_fast._cpu`: importing it registers the CPU kernels of the instruction set found at load.
+// The library of CPU kernels, those of the instruction set found at load.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include <strings.h>
 
 #include <cstdlib>
 
-#include "../bindings/ops.h"
+#include "../bindings/library.h"
 #include "kernels.h"
 
 namespace unigen::cpu {
@@ -19,14 +18,14 @@ struct InstructionSet {
 // The best set the machine has, or the one that UNIGEN_FAST_ISA names if the machine has it.
 InstructionSet choose() {
   const char* wanted = std::getenv("UNIGEN_FAST_ISA");
-  const string name = wanted ? wanted : "";
+  const auto wants = [&](const char* name) { return !wanted || !*wanted || strcasecmp(wanted, name) == 0; };
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && (name.empty() || name == "avx512")) return {"AVX512", &kernels_avx512()};
-  if (avx2 && (name.empty() || name == "avx2" || name == "avx512")) return {"AVX2", &kernels_avx2()};
+  if (avx512 && wants("avx512")) return {"AVX512", &kernels_avx512()};
+  if (avx2 && (wants("avx2") || wants("avx512"))) return {"AVX2", &kernels_avx2()};
 #endif
   return {"default", &kernels_default()};
 }
@@ -36,8 +35,8 @@ const InstructionSet& instruction_set() {
   return chosen;
 }
 
-void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*task)(void*, int64_t, int64_t), void* context) {
-  torch::stable::parallel_for(begin, end, grain, [=](int64_t b, int64_t e) { task(context, b, e); });
+void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*task)(int64_t, int64_t, void*), void* context) {
+  UNIGEN_CALL(torch_parallel_for, begin, end, grain, task, context);
 }
 
 const ChosenKernels chosen = {
@@ -58,24 +57,14 @@ struct Backend {
 };
 
 }  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(unigen_fast, CPU, m) {
-#define UNIGEN_REGISTER(op) m.impl(#op, TORCH_BOX(&unigen::op<Backend>));
-  UNIGEN_OPS(UNIGEN_REGISTER)
-#undef UNIGEN_REGISTER
-}
-
 }  // namespace unigen::cpu
 
-PYBIND11_MODULE(_cpu, m) {
-  m.def("build_info", [] { return std::string("C++, ") + unigen::cpu::instruction_set().name; });
-  m.def("instruction_set", [] { return std::string(unigen::cpu::instruction_set().name); });
-  m.def("kernels", [] { return pybind11::capsule(&unigen::cpu::chosen); });
-  m.def("ops", [] {
-    return std::vector<std::string>{
-#define UNIGEN_NAME(op) #op,
-        UNIGEN_OPS(UNIGEN_NAME)
-#undef UNIGEN_NAME
-    };
-  });
+UNIGEN_LIBRARY(CPU, unigen::cpu::Backend)
+
+UNIGEN_EXPORT const char* unigen_build_info() {
+  static const std::string text = std::string("C++, ") + unigen::cpu::instruction_set().name;
+  return text.c_str();
 }
+
+// for `_autograd`
+UNIGEN_EXPORT const void* unigen_kernels() { return &unigen::cpu::chosen; }

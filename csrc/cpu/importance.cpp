@@ -308,7 +308,7 @@ class ParetoFit {
     if (n != placed_) place(n);
     const double scale = 1 / (3 * excess_[size_t(ParetoTail::quartile(n))]), inverse = 1 / excess_[0];
 
-    const int64_t points = ParetoTail::points(n);
+    const int64_t points = pareto_points(n);
     V top(-HUGE_VAL);
     for (int64_t g = 0; g < points; g += V::size) {
       const V b = load(places_ + g) * V(scale) + V(inverse);
@@ -342,7 +342,7 @@ class ParetoFit {
 
  private:
   void place(int64_t n) {
-    const int64_t points = ParetoTail::points(n);
+    const int64_t points = pareto_points(n);
     for (int64_t g = 0; g < round_up(points, V::size); ++g) places_[g] = ParetoTail::place(smaller(g, points - 1), points);
     placed_ = n;
   }
@@ -354,7 +354,7 @@ class ParetoFit {
 
 template <class T>
 void pareto_shape_in(const ParetoShape& a, const Parallel& parallel) {
-  in_parallel(parallel, a.rows, grain_of(16 * ParetoTail::points(a.count) * a.count), [&](int64_t begin, int64_t end) {
+  in_parallel(parallel, a.rows, grain_of(16 * pareto_points(a.count) * a.count), [&](int64_t begin, int64_t end) {
     ParetoFit fit(a.count);
     for (int64_t row = begin; row < end; ++row)
       static_cast<T*>(a.shapes)[row] = T(fit.shape(static_cast<const T*>(a.values) + row * (a.count + 1), a.count));

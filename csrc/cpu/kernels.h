@@ -2,13 +2,9 @@
 #pragma once
 
 #include "../kernels.h"
+#include "parallel.h"
 
 namespace unigen::cpu {
-
-// at::parallel_for behind a pointer: runs task(context, begin, end) over pieces of [begin, end)
-struct Parallel {
-  void (*run)(int64_t begin, int64_t end, int64_t grain, void (*task)(void*, int64_t, int64_t), void* context);
-};
 
 struct Kernels {
 #define UNIGEN_MEMBER(function, Arguments) void (*function)(const Arguments&, const Parallel&);

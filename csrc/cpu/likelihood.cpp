@@ -1,6 +1,7 @@
 // Kernels of log-likelihoods, and of every other formula of a few numbers: sums over the event, and gradients.
 #include <type_traits>
 
+#include "../formulas/rows.h"
 #include "densities.h"
 
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {

@@ -8,14 +8,11 @@
 // whatever the number of threads.
 #pragma once
 
-#include "kernels.h"
+#include "../kernels/problem.h"
+#include "parallel.h"
 #include "vec.h"
 
 namespace unigen::cpu::UNIGEN_ISA_NAMESPACE {
-
-#define UNIGEN_DECLARE(function, Arguments) void function(const Arguments&, const Parallel&);
-UNIGEN_KERNELS(UNIGEN_DECLARE)
-#undef UNIGEN_DECLARE
 
 // a lambda that is always inlined: its captured vectors stay in registers
 #if defined(__OPTIMIZE__)
@@ -48,10 +45,10 @@ UNIGEN_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b
 // task(begin, end) for pieces of [0, count)
 template <class Task>
 void in_parallel(const Parallel& parallel, int64_t count, int64_t grain, const Task& task) {
-  const auto range = [](void* context, int64_t begin, int64_t end) { (*static_cast<const Task*>(context))(begin, end); };
+  const auto range = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Task*>(context))(begin, end); };
   void* context = const_cast<void*>(static_cast<const void*>(&task));
   if (count <= grain) {
-    if (count > 0) range(context, 0, count);
+    if (count > 0) range(0, count, context);
   } else {
     parallel.run(0, count, grain, range, context);
   }
@@ -366,11 +363,11 @@ struct Partition {
 
   template <class Work>
   static void each(const Parallel& parallel, int64_t count, const Work& work) {
-    const auto range = [](void* context, int64_t begin, int64_t end) {
+    const auto range = [](int64_t begin, int64_t end, void* context) {
       for (int64_t unit = begin; unit < end; ++unit) (*static_cast<const Work*>(context))(unit);
     };
     void* context = const_cast<void*>(static_cast<const void*>(&work));
-    if (count <= 2) return range(context, 0, count);
+    if (count <= 2) return range(0, count, context);
     parallel.run(0, count, 2, range, context);
   }
 };

@@ -1,7 +1,15 @@
 // The table of this instruction set's kernels.
-#include "rows.h"
+#include "kernels.h"
+#include "vec.h"
 
 namespace unigen::cpu {
+namespace UNIGEN_ISA_NAMESPACE {
+
+#define UNIGEN_DECLARE(function, Arguments) void function(const Arguments&, const Parallel&);
+UNIGEN_KERNELS(UNIGEN_DECLARE)
+#undef UNIGEN_DECLARE
+
+}  // namespace UNIGEN_ISA_NAMESPACE
 
 const Kernels& UNIGEN_JOIN(kernels_, UNIGEN_ISA)() {
   static constexpr Kernels kernels = {

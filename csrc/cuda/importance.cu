@@ -441,7 +441,7 @@ __global__ void __launch_bounds__(kThreads, kResident) pareto_kernel(const __gri
     const ParetoTail tail(values[0], values[a.count]);
     double counted = 0;
     for (int64_t i = lane; i < a.count; i += kWarp) counted += tail.counts(values[i]);
-    const int64_t n = int64_t(sum_of(counted)), points = ParetoTail::points(n);
+    const int64_t n = int64_t(sum_of(counted)), points = pareto_points(n);
     if (tail.top != tail.top || n < kLeastTail) {
       if (lane == 0) *shape = E(tail.top != tail.top ? tail.top : double(HUGE_VAL));
       continue;

@@ -2,16 +2,9 @@
 #pragma once
 
 #include "../kernels.h"
+#include "launch.h"
 
 namespace unigen::cuda {
-
-struct Launch {
-  void* stream;     // cudaStream_t
-  void* workspace;  // kWorkspaceBytes on the device, uninitialised, aligned to 256 bytes
-  int multiprocessors;
-};
-
-constexpr int64_t kWorkspaceBytes = 1 << 17;
 
 // Each enqueues its work on the stream, without synchronising or allocating; returns null, or an error's text.
 #define UNIGEN_DECLARE(function, Arguments) const char* function(const Arguments&, const Launch&);

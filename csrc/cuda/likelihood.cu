@@ -1,5 +1,5 @@
 // Log-likelihoods, and every other formula of a few numbers, summed over the event.
-#include "../formulas/likelihood.h"
+#include "../formulas/rows.h"
 
 #include "rows.cuh"
 

@@ -24,7 +24,8 @@
 
 #include <initializer_list>
 
-#include "kernels.h"
+#include "../kernels/problem.h"
+#include "launch.h"
 
 #define UNIGEN_DEVICE __device__ __forceinline__
 

@@ -1,34 +1,10 @@
-// Elementwise terms of discriminator and generator losses, numbered as in unigen_fast/reference/adversarial.py.
+// Elementwise terms of discriminator and generator losses.
 #pragma once
 
+#include "../kernels/adversarial.h"
 #include "number.h"
 
 namespace unigen {
-
-enum class Term : int {
-  logistic_real,
-  logistic_fake,
-  saturating,
-  hinge_real,
-  hinge_fake,
-  linear,
-  identity,
-  least_squares_real,
-  least_squares_fake,
-  least_squares_minus,
-  kl_real,
-  kl_fake,
-  reverse_kl_real,
-  reverse_kl_fake,
-  pearson_fake,
-  expm1_real,
-  neyman_fake,
-  hellinger_fake,
-  js_real,
-  js_fake
-};
-
-constexpr int kTerms = 20;
 
 // whether the logits are meant to be above the term's boundary, or below: what accuracy counts
 UNIGEN_INLINE bool wants_positive(Term term) {
@@ -138,10 +114,6 @@ UNIGEN_INLINE N term_slope(Term term, N l) {
   const N value = Logistic<N>(real ? -l : l).sigmoid();
   return term == Term::logistic_fake || term == Term::js_fake ? value : -value;
 }
-
-// How the logits of a tensor hang together. averages: each less the mean of the other side's tensor. ratios: each fake
-// one times its density ratio r = exp(l) / mean of exp(l), a constant.
-enum class Coupling : int { none, averages, ratios };
 
 // A logit as its term sees it, and d of that / d l with the tensor's summary held constant: the mean of the other side, or
 // the maximum m and 1 / mean of exp(l - m).

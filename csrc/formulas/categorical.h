@@ -1,24 +1,11 @@
 // Formulas of categorical distributions, class by class, and of the discretized logistic mixture, component by component.
 #pragma once
 
+#include "../kernels/categorical.h"
 #include "importance.h"
 #include "number.h"
 
 namespace unigen {
-
-// Probabilities with a share of uniform ones: keep · softmax + floor.
-struct Unimix {
-  double keep, floor;
-
-  UNIGEN_INLINE bool mixed() const { return floor > 0; }
-
-  template <class N>
-  UNIGEN_INLINE N operator()(N softmax) const {
-    return softmax * constant<N>(keep) + constant<N>(floor);
-  }
-};
-
-inline Unimix unimix_of(double share, int64_t classes) { return {1 - share, classes > 0 ? share / double(classes) : 0}; }
 
 // q log(q / p) - q + p: what a class has in KL(q || p). The sum is the same without the last two, but so no class is
 // negative and nothing cancels where q is close to p; and an error that all the log-ratios share is of second order.

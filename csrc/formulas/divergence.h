@@ -1,19 +1,10 @@
 // Elementwise terms of Gaussian divergences and of the reparameterised sample.
 #pragma once
 
+#include "../kernels/divergence.h"
 #include "number.h"
 
 namespace unigen {
-
-enum class Spread : int { logvar, logstd, std };
-
-// What a network's second output means, and the range its log-variance is clamped to (infinite: not at all).
-struct SpreadOptions {
-  Spread spread;
-  double clamp_min, clamp_max;
-
-  UNIGEN_INLINE bool clamped() const { return clamp_min > -HUGE_VAL || clamp_max < HUGE_VAL; }
-};
 
 template <class N>
 struct LogVariance {

@@ -1,6 +1,7 @@
 // Formulas of one row of K log-weights, given its maximum m and its sums; e_k = exp(t_k - m), t = log-weight / temperature.
 #pragma once
 
+#include "../kernels/importance.h"
 #include "number.h"
 
 namespace unigen {
@@ -489,6 +490,32 @@ struct WeightedSumSlope : Slope {
   }
 };
 
+// body(estimator) with the one that is asked for; `partition`: where the device can read it
+template <class Body>
+auto with_estimator(const EstimatorOptions& o, double count, const double* partition, const Body& body) {
+  switch (o.kind) {
+    case EstimatorKind::tvo: return body(Tvo{{count}, partition, o.points});
+    case EstimatorKind::vimco: return body(Vimco{{count}});
+    case EstimatorKind::rws: return body(Rws{{{count}}});
+    case EstimatorKind::log_variance: return body(HalfVariance{{count}});
+    case EstimatorKind::weighted_sum: return body(WeightedSum{{{count}}, o.temperature});
+    case EstimatorKind::diagnostics: return body(Diagnostics{{count}});
+    default: return body(PowerBound{{count}, {o.power}, o.elbo_weight});
+  }
+}
+
+// body(slope) with the gradient that is asked for; that of tvo, a sum over its sweeps, is in Tvo
+template <class Body>
+auto with_slope(const EstimatorOptions& o, double count, double factor, const Body& body) {
+  switch (o.kind) {
+    case EstimatorKind::vimco: return body(VimcoSlope{{factor}, count});
+    case EstimatorKind::rws: return body(RwsSlope{{factor}});
+    case EstimatorKind::log_variance: return body(VarianceSlope{{factor}, count});
+    case EstimatorKind::weighted_sum: return body(WeightedSumSlope{{factor}, {{{count}}, o.temperature}});
+    default: return body(PowerSlope{{factor}, {o.power}, o.elbo_weight, count});
+  }
+}
+
 // ---- the generalised Pareto distribution of a tail ---------------------------------------------------------------------
 
 // The M largest log-weights, descending, and the one that follows: those above the latter make the tail, x = w - cutoff.
@@ -503,7 +530,6 @@ struct ParetoTail {
   UNIGEN_INLINE bool counts(double log_w) const { return log_w - top > cutoff; }
   UNIGEN_INLINE double excess(double log_w) const { return counts(log_w) ? exp(log_w - top) - least : 0; }
 
-  static UNIGEN_INLINE int64_t points(int64_t n) { return 30 + int64_t(::sqrt(double(n))); }
   // of n >= kLeastTail descending numbers the one at the first quartile
   static UNIGEN_INLINE int64_t quartile(int64_t n) { return n - int64_t(double(n) / 4 + 0.5); }
   // where point g of them stands, between 1 - … and 0
@@ -517,6 +543,5 @@ struct ParetoTail {
   static UNIGEN_INLINE double with_prior(double shape, double n) { return (n * shape + 5) / (n + 10); }
   static UNIGEN_INLINE double least_share() { return 10 * 2.220446049250313e-16; }
 };
-constexpr int64_t kLeastTail = 5, kMaxParetoPoints = 512;
 
 }  // namespace unigen

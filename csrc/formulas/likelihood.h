@@ -1,6 +1,7 @@
 // Elementwise terms of log-likelihoods and their derivatives.
 #pragma once
 
+#include "../kernels/likelihood.h"
 #include "divergence.h"
 #include "gamma.h"
 
@@ -73,11 +74,6 @@ struct LaplaceLogProb : FormulaBase {
     out[1] = side;
     out[2] = abs(difference) * root * root - constant<N>(1);
   }
-};
-
-// The bins of discretized data: half of their width, and the extreme levels, whose bins have no end.
-struct Bins {
-  double half = 0, low = 0, high = 0;
 };
 
 // in: x, mean, log-scale. log(sigma(a) - sigma(b)) = log(1 - e^{-w}) - softplus(-a) - softplus(b), w = a - b: three terms of

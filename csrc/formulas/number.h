@@ -5,13 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define UNIGEN_INLINE __host__ __device__ __forceinline__
-#elif defined(__OPTIMIZE__)
-#define UNIGEN_INLINE inline __attribute__((always_inline))
-#else
-#define UNIGEN_INLINE inline  // a build for debugging: what is inlined by force takes minutes to compile
-#endif
+#include "../kernels/problem.h"
+
 
 namespace unigen {
 

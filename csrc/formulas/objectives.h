@@ -1,6 +1,7 @@
 // The likelihoods that a bound may have: formulas of the data and of what the decoder gave, in this order.
 #pragma once
 
+#include "../kernels/objectives.h"
 #include "divergence.h"
 #include "importance.h"
 #include "likelihood.h"
@@ -37,23 +38,6 @@ struct UnitGaussianDensity : FormulaBase {
     out[1] = in[0] - in[1];
     out[0] = -out[1];
   }
-};
-
-enum class Likelihood : int {
-  bernoulli,
-  unit_gaussian,
-  gaussian,
-  laplace,
-  discretized_logistic,
-  negative_binomial,
-  zero_inflated_negative_binomial
-};
-
-constexpr int kMaxDecoderOutputs = 3;
-
-struct LikelihoodOptions {
-  Likelihood likelihood = Likelihood::bernoulli;
-  Bins bins;
 };
 
 // what body(the formula) returns; no slope in x is wanted

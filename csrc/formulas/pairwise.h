@@ -1,6 +1,7 @@
 // Functions of a squared distance, and the weights of the pairs of a minibatch.
 #pragma once
 
+#include "../kernels/pairwise.h"
 #include "number.h"
 
 namespace unigen {
@@ -45,10 +46,6 @@ UNIGEN_INLINE bool far_marginal(T log2_marginal) {
   return fabs(log2_marginal) > T(kFarMarginal) && fabs(log2_marginal) < T(HUGE_VAL);
 }
 
-// The shift of the joint densities (a power of 2) between forward and backward. It is kept to its last bit, in three rows
-// of the arithmetic type: 10^8 standard deviations away the last bit of a float64 is more than an exponential can hold.
-constexpr int kShiftRows = 3;
-
 template <class T>
 UNIGEN_INLINE void keep_shift(double shift, T* row, int64_t stride) {
   for (int k = 0; k < kShiftRows; ++k) {
@@ -73,8 +70,6 @@ struct RowSlopes {
 
   UNIGEN_INLINE bool none() const { return joint == 0 && marginals == 0 && own == 0 && prior == 0; }
 };
-
-enum class PairKernel : int { imq, rbf };
 
 // C/(C + d²) or e^{-d²/C}, and its derivative with respect to d². `parameter`: C, or 1/C.
 template <class N>

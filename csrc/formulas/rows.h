@@ -1,32 +1,11 @@
 // The formulas that the kernels `row_formula` sum over the event: a new one is a struct, a number, and a line below.
 #pragma once
 
+#include "../kernels/likelihood.h"
 #include "divergence.h"
 #include "likelihood.h"
 
 namespace unigen {
-
-enum class Formula : int {
-  gaussian_log_prob,
-  laplace_log_prob,
-  discretized_logistic_log_prob,
-  negative_binomial_log_prob,
-  zero_inflated_negative_binomial_log_prob,
-  gaussian_kl_monte_carlo,
-  gaussian_kl_entropy,  // the same without a mean of q
-  bernoulli_kl,
-  bernoulli_kl_half  // to Bernoulli(1/2)
-};
-
-constexpr int kMaxFormulaInputs = 5;
-
-struct FormulaOptions {
-  Formula formula = Formula::gaussian_log_prob;
-  SpreadOptions spread = {Spread::logvar, -HUGE_VAL, HUGE_VAL};
-  Bins bins;
-  double eps = 0;          // of counts: added to mu and theta inside the logarithms
-  bool data_slope = true;  // whether the slope in the first number is wanted
-};
 
 // what body(the formula) returns
 template <class Body>

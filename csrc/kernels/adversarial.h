@@ -1,10 +1,39 @@
 // What the kernels of adversarial are given: one row, every logit a column.
 #pragma once
 
-#include "../formulas/adversarial.h"
 #include "problem.h"
 
 namespace unigen {
+
+// The terms, numbered as in unigen_fast/reference/adversarial.py.
+enum class Term : int {
+  logistic_real,
+  logistic_fake,
+  saturating,
+  hinge_real,
+  hinge_fake,
+  linear,
+  identity,
+  least_squares_real,
+  least_squares_fake,
+  least_squares_minus,
+  kl_real,
+  kl_fake,
+  reverse_kl_real,
+  reverse_kl_fake,
+  pearson_fake,
+  expm1_real,
+  neyman_fake,
+  hellinger_fake,
+  js_real,
+  js_fake
+};
+
+constexpr int kTerms = 20;
+
+// How the logits of a tensor hang together. averages: each less the mean of the other side's tensor. ratios: each fake
+// one times its density ratio r = exp(l) / mean of exp(l), a constant.
+enum class Coupling : int { none, averages, ratios };
 
 struct LogitItem : Problem {
   Operand logits;

@@ -2,10 +2,23 @@
 // Columns are the sites of an event.
 #pragma once
 
-#include "../formulas/categorical.h"
 #include "problem.h"
 
 namespace unigen {
+
+// Probabilities with a share of uniform ones: keep · softmax + floor.
+struct Unimix {
+  double keep, floor;
+
+  UNIGEN_INLINE bool mixed() const { return floor > 0; }
+
+  template <class T>
+  UNIGEN_INLINE T operator()(T softmax) const {
+    return softmax * T(keep) + T(floor);
+  }
+};
+
+inline Unimix unimix_of(double share, int64_t classes) { return {1 - share, classes > 0 ? share / double(classes) : 0}; }
 
 // An operand with a dimension more than the grid: its stride.
 struct Vectors {

@@ -1,10 +1,19 @@
 // What the kernels of divergence are given: columns are the event.
 #pragma once
 
-#include "../formulas/divergence.h"
 #include "problem.h"
 
 namespace unigen {
+
+enum class Spread : int { logvar, logstd, std };
+
+// What a network's second output means, and the range its log-variance is clamped to (infinite: not at all).
+struct SpreadOptions {
+  Spread spread;
+  double clamp_min, clamp_max;
+
+  UNIGEN_INLINE bool clamped() const { return clamp_min > -HUGE_VAL || clamp_max < HUGE_VAL; }
+};
 
 // A dimension's KL below `dim_floor` counts as that (-inf: off), a row's below `row_floor` likewise (-inf: off);
 // without gradient. `rows` keeps each row's KL before row_floor, weights and scale. value = row · weight, then `reduction`

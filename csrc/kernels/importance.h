@@ -1,7 +1,6 @@
 // What the kernels of importance are given: columns are the K samples.
 #pragma once
 
-#include "../formulas/importance.h"
 #include "problem.h"
 
 namespace unigen {
@@ -55,32 +54,6 @@ struct EstimatorOptions {
   int points = 0;
 };
 
-// body(estimator) with the one that is asked for; `partition`: where the device can read it
-template <class Body>
-auto with_estimator(const EstimatorOptions& o, double count, const double* partition, const Body& body) {
-  switch (o.kind) {
-    case EstimatorKind::tvo: return body(Tvo{{count}, partition, o.points});
-    case EstimatorKind::vimco: return body(Vimco{{count}});
-    case EstimatorKind::rws: return body(Rws{{{count}}});
-    case EstimatorKind::log_variance: return body(HalfVariance{{count}});
-    case EstimatorKind::weighted_sum: return body(WeightedSum{{{count}}, o.temperature});
-    case EstimatorKind::diagnostics: return body(Diagnostics{{count}});
-    default: return body(PowerBound{{count}, {o.power}, o.elbo_weight});
-  }
-}
-
-// body(slope) with the gradient that is asked for; that of tvo, a sum over its sweeps, is in Tvo
-template <class Body>
-auto with_slope(const EstimatorOptions& o, double count, double factor, const Body& body) {
-  switch (o.kind) {
-    case EstimatorKind::vimco: return body(VimcoSlope{{factor}, count});
-    case EstimatorKind::rws: return body(RwsSlope{{factor}});
-    case EstimatorKind::log_variance: return body(VarianceSlope{{factor}, count});
-    case EstimatorKind::weighted_sum: return body(WeightedSumSlope{{factor}, {{{count}}, o.temperature}});
-    default: return body(PowerSlope{{factor}, {o.power}, o.elbo_weight, count});
-  }
-}
-
 // value[i] of each row, and what backward needs: `statistics`, planes of grid.rows elements
 struct Estimators : Problem {
   Operand in[2];
@@ -100,6 +73,11 @@ struct EstimatorsBackward : Problem {
   EstimatorOptions options;
   Reduction reduction;
 };
+
+constexpr int64_t kLeastTail = 5, kMaxParetoPoints = 512;
+
+// at how many points the likelihood of a tail of n is evaluated
+UNIGEN_INLINE int64_t pareto_points(int64_t n) { return 30 + int64_t(::sqrt(double(n))); }
 
 // The shape of each row's tail: `values` [rows, count + 1] descending, contiguous like `shapes`, both of the arithmetic type.
 struct ParetoShape {

@@ -1,10 +1,38 @@
 // What the kernels of likelihood are given: columns are the event.
 #pragma once
 
-#include "../formulas/rows.h"
+#include "divergence.h"
 #include "problem.h"
 
 namespace unigen {
+
+// The bins of discretized data: half of their width, and the extreme levels, whose bins have no end.
+struct Bins {
+  double half = 0, low = 0, high = 0;
+};
+
+// Those of formulas/rows.h.
+enum class Formula : int {
+  gaussian_log_prob,
+  laplace_log_prob,
+  discretized_logistic_log_prob,
+  negative_binomial_log_prob,
+  zero_inflated_negative_binomial_log_prob,
+  gaussian_kl_monte_carlo,
+  gaussian_kl_entropy,  // the same without a mean of q
+  bernoulli_kl,
+  bernoulli_kl_half  // to Bernoulli(1/2)
+};
+
+constexpr int kMaxFormulaInputs = 5;
+
+struct FormulaOptions {
+  Formula formula = Formula::gaussian_log_prob;
+  SpreadOptions spread = {Spread::logvar, -HUGE_VAL, HUGE_VAL};
+  Bins bins = {};
+  double eps = 0;          // of counts: added to mu and theta inside the logarithms
+  bool data_slope = true;  // whether the slope in the first number is wanted
+};
 
 struct BernoulliLogProb : Problem {
   Operand logits, x;

@@ -2,10 +2,27 @@
 // latent.
 #pragma once
 
-#include "../formulas/objectives.h"
+#include "likelihood.h"
 #include "problem.h"
 
 namespace unigen {
+
+enum class Likelihood : int {
+  bernoulli,
+  unit_gaussian,
+  gaussian,
+  laplace,
+  discretized_logistic,
+  negative_binomial,
+  zero_inflated_negative_binomial
+};
+
+constexpr int kMaxDecoderOutputs = 3;
+
+struct LikelihoodOptions {
+  Likelihood likelihood = Likelihood::bernoulli;
+  Bins bins;
+};
 
 // What has a likelihood, and Gaussians q and p of the latent. Each gradient may be absent: not wanted.
 struct ObjectiveTensors : Problem {

@@ -1,7 +1,6 @@
 // What the kernels of pairwise are given: matrices, of which each row is a point.
 #pragma once
 
-#include "../formulas/pairwise.h"
 #include "problem.h"
 
 namespace unigen {
@@ -22,6 +21,10 @@ struct PairWeights {
 };
 
 constexpr int kTotalCorrelationRows = 6;
+
+// The shift of the joint densities (a power of 2) between forward and backward. It is kept to its last bit, in three rows
+// of the arithmetic type: 10^8 standard deviations away the last bit of a float64 is more than an exponential can hold.
+constexpr int kShiftRows = 3;
 
 // values [rows] each; statistics [cols + kShiftRows + 1, rows]: logarithms of the marginals, shift and sum of the joint.
 // Contiguous, of the arithmetic type.
@@ -44,6 +47,8 @@ struct TotalCorrelationBackward {
   const void* statistics = nullptr;
   Matrix grad_z, grad_mean, grad_logvar;  // each may be absent
 };
+
+enum class PairKernel : int { imq, rbf };
 
 constexpr int kMaxScales = 16;
 

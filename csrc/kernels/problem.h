@@ -5,7 +5,16 @@
 // elements and may be 0 (broadcast) or negative. All sizes and offsets are int64.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+
+#if defined(__CUDACC__)
+#define UNIGEN_INLINE __host__ __device__ __forceinline__
+#elif defined(__OPTIMIZE__)
+#define UNIGEN_INLINE inline __attribute__((always_inline))
+#else
+#define UNIGEN_INLINE inline  // a build for debugging: what is inlined by force takes minutes to compile
+#endif
 
 namespace unigen {
 
