@@ -55,8 +55,7 @@ done
 # ---- build: nvcc keeps the processors busy and the GPU idle, so Inductor's autotuning can have that --------------------
 UNIGEN_FAST_DISABLE=cpu,cuda,triton,autograd timeout 150 python3 -m unigen_fast bench --seconds 0 >/dev/null 2>&1 &
 compiling_peers=$!
-stage build.log 150 build bash -c "python3 -m pip install --no-build-isolation --no-deps -e . ||
-    python3 setup.py build_ext --inplace"
+stage build.log 150 build python3 -m unigen_fast build
 kill "$compiling_peers" 2>/dev/null # tests would disturb its timings
 wait "$compiling_peers" 2>/dev/null
 stage build.log 30 "CUDA kernels loaded" python3 -c 'import sys, unigen_fast as uf

@@ -4,6 +4,8 @@
 #ifdef UNIGEN_EMULATION_ENTRIES
 #include <cstring>
 
+#include "cuda/kernels.h"
+
 namespace {
 
 const unigen::cuda::Launch launch_with(int multiprocessors) {
