@@ -3,16 +3,21 @@
 An install does not fail for want of a kernel: `unigen_fast.info()` says what was not built, and why.
 """
 
+import gzip
 import importlib.util
+import os
 import re
 import shutil
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 if int(setuptools.__version__.partition(".")[0]) < 77:
     sys.exit(f"unigen_fast: got setuptools {setuptools.__version__}, expected 77 or later (pip install -U setuptools)")
@@ -58,6 +63,24 @@ class Package(build_py):
             shutil.copytree(ROOT / "csrc", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md"))
 
 
+class SourceDistribution(sdist):
+    def make_archive(self, base_name: str, *arguments: Any, base_dir: str, **options: Any) -> str:
+        """The same files make the same bytes under SOURCE_DATE_EPOCH, whoever packs them, and when."""
+        date = os.environ.get("SOURCE_DATE_EPOCH")
+        if date is None:
+            return super().make_archive(base_name, *arguments, base_dir=base_dir, **options)
+
+        def undated(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.mtime, member.uid, member.gid, member.uname, member.gname = int(date), 0, 0, "", ""
+            return member
+
+        archive = f"{base_name}.tar.gz"
+        Path(archive).parent.mkdir(parents=True, exist_ok=True)
+        with gzip.GzipFile(archive, "wb", mtime=int(date)) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(base_dir, filter=undated)
+        return archive
+
+
 class Wheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         """One wheel for every Python: the libraries know nothing of Python. Without any, for every platform too."""
@@ -80,5 +103,5 @@ setup(
     long_description=description(),
     long_description_content_type="text/markdown",
     ext_modules=[Extension("unigen_fast._kernels", [])],  # for setuptools: there is something to build
-    cmdclass={"build_ext": BuildKernels, "build_py": Package, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildKernels, "build_py": Package, "sdist": SourceDistribution, "bdist_wheel": Wheel},
 )

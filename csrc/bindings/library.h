@@ -39,7 +39,7 @@ std::string signatures() {
 template <class Backend>
 void register_ops(const char* key) {
   TorchLibraryOpaque* library;  // never freed: the ops are to stay
-  UNIGEN_CALL(aoti_torch_library_init_impl, "unigen_fast", key, __FILE__, __LINE__, &library);
+  UNIGEN_CALL(aoti_torch_library_init_impl, "unigen_fast", key, "unigen_fast", 0, &library);
 #define UNIGEN_REGISTER(op) UNIGEN_CALL(torch_library_impl, library, #op, Kernel<&unigen::op<Backend>>::run, kTorchVersion);
   UNIGEN_OPS(UNIGEN_REGISTER)
 #undef UNIGEN_REGISTER
