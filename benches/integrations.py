@@ -1,11 +1,11 @@
-"""Each library's own loss, and a training step of its own models, with its functions and with ours in their place.
+"""Each library's own loss, and a training step of its own models, with the original functions and with the fused ones.
 
     python benches/integrations.py --json benches/results/integrations.json
     python benches/integrations.py --readme docs/integrations.md
 
-One process and one model a row: short runs without and with the patch take turns, whichever was first being second the
-next time. What is reported is the median of those runs, and of their ratios; patching is not timed. Needs the libraries
-that `make test-integrations` installs; the second form puts the tables into that file, between
+One process and one model a row. Short runs without and with the patch take turns, and swap their order each time; the
+report is the median of these runs, and the median of the ratios of their pairs. Patching is not timed. Needs the
+libraries that `make test-integrations` installs. The second form puts the tables into that file, between
 `<!-- integrations:losses -->` or `<!-- integrations:steps -->` and `<!-- /integrations -->`.
 """
 
@@ -33,12 +33,12 @@ TURNS, SECONDS = 8, 0.25  # of a run
 
 
 def alternated(run: Callable[[], object], library: str) -> dict[str, Any]:
-    """Seconds a call without ours and with it, and how many times faster ours is."""
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    """Seconds a call takes with the original function and with the fused one, and the ratio of the two."""
+    seconds: dict[str, list[float]] = {"original": [], "fused": []}
     calls = 0
     for turn in range(TURNS):
         for side in list(seconds)[:: 1 if turn % 2 else -1]:
-            with uf.integrations.patched(library) if side == "ours" else nullcontext():
+            with uf.integrations.patched(library) if side == "fused" else nullcontext():
                 run()
                 if not calls:
                     start = time.perf_counter()
@@ -48,8 +48,8 @@ def alternated(run: Callable[[], object], library: str) -> dict[str, Any]:
                 for _ in range(calls):
                     run()
                 seconds[side].append((time.perf_counter() - start) / calls)
-    assert sum(uf.integrations.calls(library).values()) > 0, f"{library}: ours did not run"
-    ratios = [theirs / ours for theirs, ours in zip(*seconds.values(), strict=True)]
+    assert sum(uf.integrations.calls(library).values()) > 0, f"{library}: the fused function did not run"
+    ratios = [original / fused for original, fused in zip(*seconds.values(), strict=True)]
     figures: dict[str, Any] = {side: statistics.median(found) for side, found in seconds.items()}
     return figures | {"faster_by": statistics.median(ratios), "ratios": sorted(ratios)}
 
@@ -147,9 +147,9 @@ def measured_loss(library: str, name: str, sizes: str, setup: Any) -> dict[str, 
         torch.autograd.grad(trained, setup.tensors)
 
     figures = {"library": library, "name": name, "sizes": sizes} | alternated(run, library)
-    figures["peak_bytes"] = {"theirs": harness.peak_bytes(run, CPU)}
+    figures["peak_bytes"] = {"original": harness.peak_bytes(run, CPU)}
     with uf.integrations.patched(library):
-        figures["peak_bytes"]["ours"] = harness.peak_bytes(run, CPU)
+        figures["peak_bytes"]["fused"] = harness.peak_bytes(run, CPU)
     return figures
 
 
@@ -169,22 +169,30 @@ def _faster(figures: Mapping[str, Any]) -> str:
     return f"{figures['faster_by']:.2f}×"
 
 
+def origin(record: Mapping[str, Any]) -> str:
+    pairs = len(record["rows"][0]["ratios"])
+    return (
+        f"{report.origin(record)} Times are medians of {pairs} runs; *faster by* is the median ratio of {pairs} "
+        "pairs of runs that took turns, which is not the quotient of the medians where the machine's speed drifts."
+    )
+
+
 def table_of_losses(record: Mapping[str, Any]) -> str:
-    lines = ["| library | function | tensors | theirs | ours | faster by | peak memory: theirs / ours |"]
+    lines = ["| library | function | tensors | original | fused | faster by | peak memory: original / fused |"]
     lines.append("|---|---|---|--:|--:|--:|--:|")
     for row in record["rows"]:
-        times = f"{report.duration(row['theirs'])} | {report.duration(row['ours'])} | {_faster(row)}"
-        memory = " / ".join(report.size(row["peak_bytes"][side]) for side in ("theirs", "ours"))
+        times = f"{report.duration(row['original'])} | {report.duration(row['fused'])} | {_faster(row)}"
+        memory = " / ".join(report.size(row["peak_bytes"][side]) for side in ("original", "fused"))
         lines.append(f"| {row['library']} | `{row['name']}` | {row['sizes']} | {times} | {memory} |")
-    return "\n".join([*lines, "", report.origin(record)])
+    return "\n".join([*lines, "", origin(record)])
 
 
 def table_of_steps(record: Mapping[str, Any]) -> str:
-    lines = ["| training step | theirs | ours | faster by |", "|---|--:|--:|--:|"]
+    lines = ["| training step | original | fused | faster by |", "|---|--:|--:|--:|"]
     for row in record["steps"]:
-        times = f"{report.duration(row['theirs'])} | {report.duration(row['ours'])} | {_faster(row)}"
+        times = f"{report.duration(row['original'])} | {report.duration(row['fused'])} | {_faster(row)}"
         lines.append(f"| {row['name']} | {times} |")
-    return "\n".join([*lines, "", report.origin(record)])
+    return "\n".join([*lines, "", origin(record)])
 
 
 TABLES = {"losses": table_of_losses, "steps": table_of_steps}

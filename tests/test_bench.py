@@ -92,6 +92,7 @@ def record() -> dict[str, Any]:
         "versions": {"unigen_fast": "0", "torch": "2.13.0", "triton": None, "python": "3.11"},
         "kernels": ["cpu     yes"],
         "seconds_per_row": 1.0,
+        "passes": 3,
         "copy_bandwidth": {"memory": 1e10, "cache": 5e10},
         "rows": [
             row("logits_64", "float32", 6e-5, 5e-5, "cache"),
@@ -355,11 +356,11 @@ def test_stars_are_held_to_their_bar(record):
     record["rows"][1] |= {"ratio": 5.0, "result_bytes": 1000}
     text = report.closing(record)
     assert "geometric mean 3.15×, of those with a star 3.54×; slowest mmd_1024 ★ 2.50×" in text
-    assert text.splitlines()[2].endswith("not so: mmd_1024 ★ (no reason)")
+    assert text.splitlines()[2].endswith("; an exception is mmd_1024 ★ (no reason)")
     lines = [line for line in report.table(record).splitlines() if "2.0 KiB" in line or "KiB†" in line]
     assert len(lines) == 2 and all("1.0 KiB / 4.0 KiB†" in line for line in lines)
     record["rows"][1] |= {"result_bytes": 10, "contestants": record["rows"][0]["contestants"]}
-    assert "; not so: zinb_2000 ★ (theta's gradient has" in report.closing(record)
+    assert "; an exception is zinb_2000 ★ (theta's gradient has" in report.closing(record)
 
 
 def test_copies(record):
@@ -378,7 +379,7 @@ def test_copies(record):
     assert 1.3 < harness.copies_from_memory(lambda: [four_copies() for _ in range(2)], [x] * 3) < 16
     record["rows"][0]["copies"] = {"memory": 1.25, "exists": 1.5, "new": 1.75}
     for text in (report.table(record), report.markdown(record)):
-        assert text.count("as long as 1.25 copies of its first input where both come from memory, 1.50 where") == 1
+        assert text.count("as long as 1.25 copies of its first input when both read from memory, 1.50 when") == 1
 
 
 def test_inputs_that_outgrow_a_cache() -> None:
@@ -499,11 +500,12 @@ def test_the_integrations_tables_are_those_measured(tmp_path):
 
 def test_readme_is_brought_up_to_date_once(tmp_path, record):
     pytest.importorskip("matplotlib")
-    readme = _readme(tmp_path, "before\n<!-- bench:cpu -->\nold\n<!-- /bench -->\nafter\n", record)
+    readme = _readme(tmp_path, "before\n<!-- bench:cpu -->\nstale\n<!-- /bench -->\nafter\n", record)
     assert bench.main(["--readme", str(readme)]) == 0
     once = readme.read_text()
     assert once.startswith("before\n<!-- bench:cpu -->\n| row |") and once.endswith("\n<!-- /bench -->\nafter\n")
-    assert "old" not in once and "| 2.50× |" in once and "| **0.75× (slower)** |" in once and "| 50%\\* |" in once
+    assert "stale" not in once and "of the ratios of 3 passes" in once
+    assert "| 2.50× |" in once and "| **0.75× (slower)** |" in once and "| 50%\\* |" in once
     for picture in ("cpu.png", "cpu_floors.png"):
         assert (tmp_path / "benches" / "results" / picture).read_bytes().startswith(b"\x89PNG")
     assert bench.main(["--readme", str(readme)]) == 0
@@ -524,11 +526,37 @@ def test_readme_takes_steps(tmp_path, record_of_steps):
     assert readme.read_text() == once
 
 
-def test_readme_takes_the_table_of_models(tmp_path, record_of_steps):
-    text = "<!-- models -->\nold\n<!-- /models -->\n<!-- steps:cpu -->\n<!-- /steps -->\n"
-    readme = _readme(tmp_path, text, record_of_steps)
+def test_pages_beside_readme_are_brought_up_to_date(tmp_path, record_of_steps, capsys):
+    readme = _readme(tmp_path, "no markers\n", record_of_steps)
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("<!-- models -->\nold\n<!-- /models -->\n<!-- steps:cpu -->\n<!-- /steps -->\n")
     assert bench.main(["--readme", str(readme)]) == 0
-    assert readme.read_text().startswith(f"<!-- models -->\n{models.table()}\n<!-- /models -->\n")
+    assert readme.read_text() == "no markers\n"
+    assert page.read_text().startswith(f"<!-- models -->\n{models.table()}\n<!-- /models -->\n")
+    assert "| training step |" in page.read_text()
+    assert capsys.readouterr().out.splitlines() == [f"{page}: models", f"{page}: steps:cpu"]
+
+
+def test_headline(tmp_path, record_of_steps):
+    """Three figures, of the steps and of the libraries'."""
+    lost = record_of_steps["steps"][1]
+    record_of_steps["steps"] += [{**lost, "step": f"step_compiled_{name}"} for name in ("elbo", "discriminator")]
+    readme = _readme(tmp_path, "<!-- headline:cpu -->\nold\n<!-- /headline -->\n", record_of_steps)
+    figures = {"original": 4e-3, "fused": 2e-3, "faster_by": 1.9}
+    libraries = [{"name": name, **figures} for name in ("scvi-zinb", "pythae-VAE-bce")]
+    path = tmp_path / "benches" / "results" / "integrations.json"
+    path.write_text(json.dumps({"date": "2026-02-03T04:05:06", "steps": libraries}))
+    assert bench.main(["--readme", str(readme)]) == 0
+    tcvae, scvi, little = readme.read_text().splitlines()[1:4]
+    assert "4.00×" in tcvae and "100 ms" in tcvae and "400 ms" in tcvae and "1.0 KiB instead of 4.0 KiB" in tcvae
+    assert "1.90×" in scvi and "2.00 ms instead of 4.00 ms" in scvi
+    assert little.count("0.90×") == 2 and "1.90×" in little
+    assert "(libraries: 2026-02-03)" in readme.read_text()
+    record_of_steps["steps"][0]["error"] = "AssertionError: loss"
+    (tmp_path / "benches" / "results" / "cpu.json").write_text(json.dumps(record_of_steps))
+    with pytest.raises(ValueError, match="step_beta_tcvae: AssertionError"):
+        bench.main(["--readme", str(readme)])
 
 
 @pytest.mark.parametrize("change", ["none", "error"])

@@ -8,7 +8,6 @@ import math
 import pickle
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1453,11 +1452,6 @@ def test_table_has_every_phase():
     assert len(rows) == len(PHASES)
     for row, (name, phase) in zip(rows, PHASES, strict=True):
         assert f"| {phase} |" in row and getattr(uf.models, name).phases[phase].minimises.replace("|", "\\|") in row
-
-
-def test_readme_has_the_table():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert f"<!-- models -->\n{uf.models.table()}\n<!-- /models -->\n" in readme
 
 
 def test_info_prints_it(capsys):

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=Path("README.md"),
         metavar="PATH",
-        help="measure nothing: bring README.md's tables and pictures up to date with benches/results/*.json",
+        help="measure nothing: bring README.md's and docs/'s figures up to date with benches/results/*.json",
     )
     return parser
 
@@ -122,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text)
         return 0 if agree else 1
     if options.readme is not None:
-        for name in report.update_readme(options.readme):
-            print(f"{options.readme}: {name}")
+        for place in report.update_readme(options.readme):
+            print(place)
         return 0
     if options.passes < 1:
         parser.error(f"--passes: got {options.passes}, expected 1 or more")

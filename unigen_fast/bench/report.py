@@ -1,4 +1,4 @@
-"""What the figures of a run look like: in the terminal, in README.md, as a picture. All of it from the JSON record."""
+"""The figures of a run, from its JSON: in the terminal, as tables in README.md and docs/, and as pictures."""
 
 import json
 import math
@@ -16,9 +16,10 @@ Figures = Mapping[str, Any]
 
 _NO_VALUE = "–"
 _MARKERS = re.compile(
-    r"(?P<open><!-- (?P<kind>bench|steps):(?P<name>[\w.-]+) -->\n).*?(?P<close><!-- /(?P=kind) -->)", re.DOTALL
+    r"(?P<open><!-- (?P<kind>headline|bench|steps|models)(:(?P<name>[\w.-]+))? -->\n).*?(?P<close><!-- /(?P=kind) -->)",
+    re.DOTALL,
 )
-_MODELS = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
+_MARKER = re.compile(r"<!-- /?(headline|bench|steps|models)\b")
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -65,26 +66,26 @@ def _ratio(row: Figures) -> str:
 
 
 def _ratio_of(row: Figures, key: str) -> str:
-    """The fastest peer's figure over ours."""
-    ours, theirs = (row["contestants"][name][key] for name in (FUSED, row["fastest_peer"]))
-    return f"{theirs / ours:.2f}×" if ours else _NO_VALUE
+    """The fastest peer's figure over the fused one."""
+    fused, peer = (row["contestants"][name][key] for name in (FUSED, row["fastest_peer"]))
+    return f"{peer / fused:.2f}×" if fused else _NO_VALUE
 
 
 def _peaks(row: Figures) -> tuple[int, int]:
-    """Our peak of memory, and that of the fastest peer."""
-    ours, theirs = (row["contestants"][name]["peak_bytes"] for name in (FUSED, row["fastest_peer"]))
-    return ours, theirs
+    """Peak memory, fused and of the fastest peer."""
+    fused, peer = (row["contestants"][name]["peak_bytes"] for name in (FUSED, row["fastest_peer"]))
+    return fused, peer
 
 
 def _only_results(row: Figures) -> bool:
-    """Whether we hold hardly more than what every contestant must: the results and the gradients."""
+    """Whether the fused peak is hardly more than what every contestant must hold: results and gradients."""
     return _peaks(row)[0] <= 1.1 * row["result_bytes"] + 4096
 
 
 def _memory(figures: Figures) -> str:
-    """Of a row or, which knows no results, of a training step."""
-    ours, theirs = _peaks(figures)
-    return f"{size(ours)} / {size(theirs)}" + ("†" if "result_bytes" in figures and _only_results(figures) else "")
+    """Of a row, or of a training step, which has no results."""
+    fused, peer = _peaks(figures)
+    return f"{size(fused)} / {size(peer)}" + ("†" if "result_bytes" in figures and _only_results(figures) else "")
 
 
 def _share(row: Figures, star: str = "*") -> str:
@@ -93,18 +94,14 @@ def _share(row: Figures, star: str = "*") -> str:
 
 def _copies(row: Figures) -> str:
     copies = row["copies"]
-    text = (
-        f"{copies['memory']:.2f} copies of its first input where both come from memory, {copies['exists']:.2f} where "
-    )
-    text += "both find in the caches what these hold"
-    return text + (
-        f", {copies['new']:.2f} where the system must give its results new memory" if "new" in copies else ""
-    )
+    text = f"{copies['memory']:.2f} copies of its first input when both read from memory, {copies['exists']:.2f} when "
+    text += "both read from the caches"
+    return text + (f", {copies['new']:.2f} when its results need new memory of the system" if "new" in copies else "")
 
 
 def _loss_shares(step: Figures) -> str:
-    ours, theirs = (step["loss_shares"][name] for name in (FUSED, step["fastest_peer"]))
-    return f"{100 * ours:.0f}% / {100 * theirs:.0f}%"
+    fused, peer = (step["loss_shares"][name] for name in (FUSED, step["fastest_peer"]))
+    return f"{100 * fused:.0f}% / {100 * peer:.0f}%"
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------
@@ -116,7 +113,7 @@ _COLUMNS: list[Column] = [
     ("eager", 15, lambda row: _time(row["contestants"][EAGER], spread=True)),
     ("compile", 15, lambda row: _time(_compiled(row), spread=True)),
     ("faster by", 14, lambda row: f"{_ratio(row)} ±{100 * _spread(row):2.0f}%"),
-    ("peak memory: ours / theirs", 27, _memory),
+    ("peak memory: fused / peer", 27, _memory),
     ("of copy", 8, _share),
 ]
 _GPU_COLUMNS: list[Column] = [
@@ -172,8 +169,8 @@ def _mean_ratio(rows: Sequence[Figures]) -> str:
 
 def _memory_of_stars(starred: Sequence[Figures]) -> str:
     large = [row for row in starred if 2 * _peaks(row)[0] > _peaks(row)[1] and not _only_results(row)]
-    return "Stars, memory: at most half of the faster peer's, or hardly more than results and gradients" + "".join(
-        f"; not so: {label(row)} ({ROWS[row['row']].memory or 'no reason'})" for row in large
+    return "★ rows hold at most half of the faster peer's memory, or hardly more than results and gradients" + "".join(
+        f"; an exception is {label(row)} ({ROWS[row['row']].memory or 'no reason'})" for row in large
     )
 
 
@@ -196,13 +193,15 @@ def closing(record: Record) -> str:
     lines += [
         "Forward + backward, medians ± half the distance of the quartiles; ratios ± both of these, and half of what "
         "lies between the passes.",
-        "Faster by: the faster of eager and compile over fused. ★: where fusing must pay most.",
-        "Peak memory: beyond the inputs (†: results and gradients are nearly all of ours).",
-        "Of copy: every input, output and gradient once, over the time, over the bandwidth of a copy"
-        + (" (*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
+        "Faster by: the faster of eager and compile over fused. ★: rows for which fusing must pay most.",
+        "Peak memory: beyond the inputs (†: nearly all of the fused peak is results and gradients).",
+        "Of copy: bytes of every input, output and gradient, counted once, over the time, as a share of a copy's "
+        "bandwidth" + (" (*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
     ]
     if record["device"]["type"] != "cpu":
-        lines.append("Device, host: that ratio for the time on the GPU alone, and for the time until the calls return.")
+        lines.append(
+            "Device, host: the same ratio, of the time on the GPU alone and of the time until the calls return."
+        )
     return "\n".join(lines)
 
 
@@ -210,8 +209,8 @@ _STEP_COLUMNS: list[Column] = [
     *_COLUMNS[:3],
     ("networks alone", 17, lambda step: _time(step["network"], spread=True)),
     ("faster by", 11, _ratio),
-    ("loss's share: ours / theirs", 29, _loss_shares),
-    ("peak memory: ours / theirs", 28, _memory),
+    ("loss's share: fused / peer", 29, _loss_shares),
+    ("peak memory: fused / peer", 28, _memory),
 ]
 
 
@@ -230,8 +229,8 @@ def steps_closing(record: Record) -> str:
             "",
             *([f"{errors} steps with an ERROR"] if errors else []),
             "Networks, loss, backward and Adam; only the loss lines differ. Networks alone: the same without a loss.",
-            "step_compiled_…: networks and loss are one graph of torch.compile, with our loss lines too.",
-            "Loss's share: of the whole step, what it takes beyond networks alone; ours and the faster peer's.",
+            "step_compiled_…: networks and loss are one graph of torch.compile, with the fused loss too.",
+            "Loss's share: what the step takes beyond networks alone, as a share of the whole; fused and faster peer.",
         ]
     )
 
@@ -267,17 +266,22 @@ def comparison(first: Record, second: Record) -> tuple[str, bool]:
     return "\n".join(lines), not apart
 
 
-# ---- README.md -------------------------------------------------------------------------------------------------------
+# ---- README.md and docs/ ---------------------------------------------------------------------------------------------
+
+
+def _checked(figures: Figures, name: str) -> Figures:
+    if figures["error"] is not None:
+        raise ValueError(f"{name}: {figures['error']}: a run with errors is not for publication")
+    return figures
 
 
 def markdown(record: Record) -> str:
     lines = [
-        "| row | tensors | unigen_fast | eager | torch.compile | faster by | peak memory: ours / theirs | of copy |",
+        "| row | tensors | fused | eager | torch.compile | faster by | peak memory: fused / peer | of copy |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in record["rows"]:
-        if row["error"] is not None:
-            raise ValueError(f"{label(row)}: {row['error']}: a run with errors is not for publication")
+        _checked(row, label(row))
         cells = [
             f"`{row['row']}`"
             + (" ★" if row["row"] in STARRED else "")
@@ -291,29 +295,40 @@ def markdown(record: Record) -> str:
             _share(row, star="\\*"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    passes = record["passes"]
     lines += [
         "",
-        f"{origin(record)} Forward + backward, medians; *faster by*: the faster of eager and `torch.compile` over "
-        "ours; ★: where fusing must pay most; *peak memory*: beyond the inputs (†: results and gradients are nearly "
-        "all of ours); *of copy*: every input, output and gradient once, over the time, over the bandwidth of a copy"
-        + (" (\\*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
-        _memory_of_stars([row for row in record["rows"] if row["row"] in STARRED]) + ".",
-        *(f"`{row['row']}` takes as long as {_copies(row)}." for row in record["rows"] if row.get("copies")),
+        origin(record),
+        "",
+        "- Times are medians of forward + backward.",
+        "- *Faster by* is the faster of eager and `torch.compile` over fused"
+        + (
+            f": the median of the ratios of {passes} passes, which need not be the quotient of the medians beside it."
+            if passes > 1
+            else "."
+        ),
+        "- ★ marks the rows for which fusing must pay most. "
+        + _memory_of_stars([row for row in record["rows"] if row["row"] in STARRED])
+        + ".",
+        "- *Peak memory* is what a step holds beyond its inputs, fused and for the faster peer (†: nearly all of the "
+        "fused peak is results and gradients).",
+        "- *Of copy* divides the bytes of every input, output and gradient, counted once, by the time, and by the "
+        "bandwidth of a copy" + (" (\\*: of a copy within the cache)." if record["device"]["type"] == "cpu" else "."),
+        *(f"- `{row['row']}` takes as long as {_copies(row)}." for row in record["rows"] if row.get("copies")),
     ]
     return "\n".join(lines)
 
 
 def markdown_steps(record: Record) -> str:
     lines = [
-        "| training step | sizes | unigen_fast | eager loss | compiled loss | networks alone | faster by "
-        "| loss's share: ours / theirs | peak memory: ours / theirs |",
+        "| training step | sizes | fused loss | eager loss | compiled loss | networks alone | faster by "
+        "| loss's share: fused / peer | peak memory: fused / peer |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     if not record.get("steps"):
         raise ValueError("a run without training steps: `python -m unigen_fast bench --all` has them")
     for step in record["steps"]:
-        if step["error"] is not None:
-            raise ValueError(f"{step['step']}: {step['error']}: a run with errors is not for publication")
+        _checked(step, step["step"])
         ratio = round(step["ratio"], 2)  # within half a percent of 1 there is nothing to tell apart
         cells = [
             f"`{step['step']}`: {step['stands_for']}",
@@ -329,48 +344,91 @@ def markdown_steps(record: Record) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"{origin(record)} Networks, loss, backward and Adam, float32, medians; *faster by*: the faster of eager and "
-        "compiled loss over ours; *networks alone*: the same step without a loss; *loss's share*: of the whole step, "
-        "what it takes beyond that. `step_compiled_…`: networks and loss are one graph of `torch.compile`, with our "
-        "loss lines too; the eager step is eager as a whole.",
+        origin(record),
+        "",
+        "- Times are medians of a step: networks, loss, backward and Adam, in float32.",
+        "- *Faster by* is the faster of eager and compiled loss over fused.",
+        "- *Networks alone* is the same step without a loss. *Loss's share* is what the step takes beyond that, as a "
+        "share of the whole.",
+        "- In the `step_compiled_…` rows networks and loss are one graph of `torch.compile`, with the fused loss too; "
+        "the eager step is eager as a whole.",
     ]
     return "\n".join(lines)
 
 
+def headline(record: Record, integrations: Record) -> str:
+    """Three figures of whole training steps: a large gain, a gain of a library's users, and where there is none."""
+    steps = {step["step"]: _checked(step, step["step"]) for step in record["steps"]}
+    libraries = {step["name"]: step for step in integrations["steps"]}
+    tcvae, scvi = steps["step_beta_tcvae"], libraries["scvi-zinb"]
+    times = {name: duration(figures["seconds"]) for name, figures in tcvae["contestants"].items()}
+    fused, peer = map(size, _peaks(tcvae))
+    scvi_times = [duration(scvi[side]) for side in ("original", "fused")]
+    return "\n".join(
+        [
+            f"- **A beta-TCVAE step runs {_ratio(tcvae)} as fast**, at batch 1024: {times[FUSED]}, where the same step "
+            f"takes {times['compile']} with the loss compiled and {times[EAGER]} with it eager. Its peak memory is "
+            f"{fused} instead of {peer}.",
+            f"- **An scvi-tools step runs {scvi['faster_by']:.2f}× as fast** with one line of code, for a small model "
+            f"of zero-inflated counts: {scvi_times[1]} instead of {scvi_times[0]}.",
+            "- **A typical VAE or GAN step gains little or nothing**, since its networks take the time, and may lose: "
+            f"{libraries['pythae-VAE-bce']['faster_by']:.2f}× for pythae's VAE, {_ratio(steps['step_compiled_elbo'])} "
+            f"for a small compiled VAE, {_ratio(steps['step_compiled_discriminator'])} for a small compiled GAN.",
+            "",
+            f"{origin(record)[:-1]} (libraries: {integrations['date'][:10]}).",
+        ]
+    )
+
+
 def origin(record: Record) -> str:
-    """Where and when it was measured."""
+    """The machine, torch and the day of the measurement."""
     device = record["device"]
     where = device["name"] if device["type"] != "cpu" else f"{device['name']}, {record['threads']} threads"
     return f"{where}; torch {record['versions']['torch']}; {record['date'][:10]}."
 
 
-_TABLES: dict[str, Callable[[Record], str]] = {"bench": markdown, "steps": markdown_steps}
+def _contents(kind: str, name: str | None, results: Path) -> str:
+    def record(name: str | None) -> Record:
+        loaded: Record = json.loads((results / f"{name}.json").read_text())
+        return loaded
+
+    if kind == "models":
+        return models.table()
+    if kind == "headline":
+        return headline(record(name), record("integrations"))
+    return {"bench": markdown, "steps": markdown_steps}[kind](record(name))
+
+
+def filled(text: str, results: Path) -> str:
+    """The text with everything between markers made anew from the records in `results`.
+
+    A pair of markers is `<!-- KIND:NAME -->` … `<!-- /KIND -->`. KIND is `bench` (the table of rows), `steps` (that of
+    training steps) or `headline`, made from NAME.json, or `models`, which has no NAME. A marker without its partner and
+    a record with errors are ValueErrors.
+    """
+    markers, pairs = len(_MARKER.findall(text)), len(_MARKERS.findall(text))
+    if markers != 2 * pairs:
+        raise ValueError(f"expected pairs of lines `<!-- KIND:NAME -->` and `<!-- /KIND -->`, got {markers} markers")
+    return _MARKERS.sub(lambda m: f"{m['open']}{_contents(m['kind'], m['name'], results)}\n{m['close']}", text)
 
 
 def update_readme(readme: Path) -> list[str]:
-    """Puts each table in its place, `<!-- bench:NAME -->` … `<!-- /bench -->`, and draws its pictures; the table of the
-    training steps between `<!-- steps:NAME -->` and `<!-- /steps -->`; that of the models between `<!-- models -->` and
-    `<!-- /models -->`, where there are such lines. Returns the names.
-
-    The figures are those of benches/results/NAME.json beside the README; NAME.png and NAME_floors.png go there too.
-    """
-    text = readme.read_text()
-    found = list(_MARKERS.finditer(text))
-    opened, closed = (sum(text.count(start + kind) for kind in _TABLES) for start in ("<!-- ", "<!-- /"))
-    if not found or not len(found) == opened == closed:
-        raise ValueError(
-            f"{readme}: expected pairs of lines `<!-- bench:NAME -->` and `<!-- /bench -->`, or of steps, "
-            f"got {opened} and {closed}, {len(found)} of them paired"
-        )
+    """Makes README.md and the pages of docs/ beside it anew from benches/results/, and for each table of rows the
+    pictures NAME.png and NAME_floors.png there. Returns a line per pair of markers. If one cannot be filled, nothing is
+    written."""
     results = readme.parent / "benches" / "results"
-    records = {m["name"]: json.loads((results / f"{m['name']}.json").read_text()) for m in found}
-    text = _MARKERS.sub(lambda m: f"{m['open']}{_TABLES[m['kind']](records[m['name']])}\n{m['close']}", text)
-    text = _MODELS.sub(lambda m: f"{m[1]}{models.table()}\n{m[2]}", text)
-    for name in {m["name"] for m in found if m["kind"] == "bench"}:
-        plot(records[name], results / f"{name}.png")
-        plot_floors(records[name], results / f"{name}_floors.png")
-    readme.write_text(text)
-    return list(records)
+    pages = [readme, *sorted((readme.parent / "docs").glob("*.md"))]
+    texts = {page: filled(page.read_text(), results) for page in pages}
+    found = [(page, m["kind"], m["name"]) for page, text in texts.items() for m in _MARKERS.finditer(text)]
+    if not found:
+        raise ValueError(f"{readme}: expected pairs of lines `<!-- KIND:NAME -->` and `<!-- /KIND -->`, got none")
+    for name in {name for _, kind, name in found if kind == "bench"}:
+        record = json.loads((results / f"{name}.json").read_text())
+        plot(record, results / f"{name}.png")
+        plot_floors(record, results / f"{name}_floors.png")
+    for page, text in texts.items():
+        page.write_text(text)
+    return [f"{page}: {kind}{f':{name}' if name else ''}" for page, kind, name in found]
 
 
 # ---- the pictures ----------------------------------------------------------------------------------------------------
@@ -399,12 +457,12 @@ def plot(record: Record, path: Path) -> None:
     axes = figure.add_subplot()
     edge = [1.0]
     for place, row in enumerate(rows):
-        ours = row["contestants"][FUSED]["seconds"]
+        fused = row["contestants"][FUSED]["seconds"]
         ratio = row["ratio"]
         colour = _COLOURS[row["family"]] if ratio >= 1 else _SLOWER
         axes.barh(place, ratio - 1, left=1, height=0.62, color=colour, zorder=2)
         peers = [(row["contestants"][EAGER], "o"), (_compiled(row), "D")]
-        ratios = [(peer["seconds"] / ours, marker) for peer, marker in peers if peer is not None]
+        ratios = [(peer["seconds"] / fused, marker) for peer, marker in peers if peer is not None]
         for x, marker in ratios:
             axes.plot(x, place, marker, color="white", markeredgecolor="#333333", markersize=5, zorder=3)
         colour = "#222222" if ratio >= 1 else _SLOWER
@@ -456,13 +514,13 @@ def plot_floors(record: Record, path: Path) -> None:
         marker = "*" if row["row"] in STARRED else "o"
         style: dict[str, Any] = {"marker": marker, "s": 70 if marker == "*" else 22, "color": colour, "zorder": 3}
         share.scatter(row["floor_bytes"], row["copy_share"], **style)
-        ours, theirs = _peaks(row)
-        memory.scatter(theirs, ours, **style)
+        fused, peer = _peaks(row)
+        memory.scatter(peer, fused, **style)
     share.set(xscale="log", xlabel="inputs, outputs and gradients", ylabel="of a copy's bandwidth")
     share.set_ylim(0, max(1.1, 1.05 * max((row["copy_share"] for row in rows), default=1)))
     share.axhline(1, color="#222222", linewidth=1)
     share.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    memory.set(xscale="log", yscale="log", xlabel="peak memory, fastest peer", ylabel="peak memory, ours")
+    memory.set(xscale="log", yscale="log", xlabel="peak memory, fastest peer", ylabel="peak memory, fused")
     least, most = memory.get_xlim()
     memory.plot([least, most], [least, most], color="#222222", linewidth=1)
     memory.plot([least, most], [least / 2, most / 2], color="#222222", linewidth=1, linestyle=":")
@@ -478,6 +536,6 @@ def plot_floors(record: Record, path: Path) -> None:
             axes.spines[side].set_visible(False)
     families = [name for name in _COLOURS if any(row["family"] == name for row in rows)]
     handles = [Line2D([], [], marker="o", linestyle="none", color=_COLOURS[name], label=name) for name in families]
-    handles.append(Line2D([], [], marker="*", linestyle="none", color="#888888", label="must pay most"))
+    handles.append(Line2D([], [], marker="*", linestyle="none", color="#888888", label="★ rows"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
