@@ -57,10 +57,12 @@ class Package(build_py):
     """With the sources of the kernels, so that an installed package can build what it lacks."""
 
     def run(self) -> None:
+        package = Path(self.build_lib) / "unigen_fast"
+        if self.editable_mode:
+            return super().run()
+        shutil.rmtree(package, ignore_errors=True)  # what an earlier build left there would go into the wheel
         super().run()
-        if not self.editable_mode:
-            target = Path(self.build_lib) / "unigen_fast" / "csrc"
-            shutil.copytree(ROOT / "csrc", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md"))
+        shutil.copytree(ROOT / "csrc", package / "csrc", ignore=shutil.ignore_patterns("*.md"))
 
 
 class SourceDistribution(sdist):
