@@ -12,7 +12,6 @@ from unigen_fast import demo
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
 
 PICTURES = ("samples", "reconstructions", "bounds", "adversaries", "weights", "costs")
 
@@ -166,17 +165,3 @@ def test_same_seed_same_training(name):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     torch.testing.assert_close(parameters(), parameters())
-
-
-@pytest.mark.parametrize("arguments", [["--steps-scale", "0"], ["--test-digits", "15"], ["--test-digits", "2000"]])
-def test_refuses_bad_options(arguments, capsys):
-    with pytest.raises(SystemExit) as error:
-        demo.main(arguments)
-    assert error.value.code == 2
-    assert "expected" in capsys.readouterr().err
-
-
-def test_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(demo, "REQUIRED", ("a_package_that_nobody_has",))
-    with pytest.raises(SystemExit, match=r"a_package_that_nobody_has: pip install unigen_fast\[demo\]"):
-        demo.main([])

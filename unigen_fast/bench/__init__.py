@@ -6,6 +6,7 @@ With `--all`, whole training steps as well.
 import argparse
 import itertools
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import unigen_fast as uf
+from unigen_fast import _checks, _command_line
 from unigen_fast.bench import harness, report
 from unigen_fast.bench import steps as training
 from unigen_fast.bench.cases import ROWS, Row, describe_shapes
@@ -27,14 +29,28 @@ def _names(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
         names = [name.strip() for name in text.split(",")]
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"no {what} {name!r}; there are {', '.join(known)}")
+                hint = _checks.did_you_mean(name, known) or f"; there are {', '.join(known)}"
+                raise argparse.ArgumentTypeError(f"no {what} {name!r}{hint}")
         return names
 
     return parse
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m unigen_fast bench", description=__doc__)
+def _record(text: str) -> dict[str, Any]:
+    """A run's figures, out of a file that `--json` wrote."""
+    try:
+        record = json.loads(Path(text).read_text())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "rows" not in record:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a file that --json wrote")
+    return record
+
+
+def _parser() -> _command_line.Parser:
+    parser = _command_line.Parser("bench", __doc__)
     parser.add_argument("--list", action="store_true", help="print the rows and the steps, and leave")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="the rows, and whole training steps")
@@ -43,24 +59,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", type=_names(_DTYPES, "dtype"), help="comma-separated (default: float32; on a GPU bfloat16 as well)"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="time for each row or step, beside compilation (default: 2)"
+        "--device", type=_command_line.device, choices=("cpu", "cuda"), help="default: cuda if there is one"
+    )
+    several = _command_line.number(int, "an integer >= 1", lambda n: n >= 1)
+    parser.add_argument("--threads", type=several, help="CPU threads of PyTorch (default: its own choice)")
+    seconds = _command_line.number(float, "a number >= 0", lambda x: 0 <= x < math.inf)
+    parser.add_argument(
+        "--seconds", type=seconds, default=2.0, help="time for each row or step, beside compilation (default: 2)"
     )
     parser.add_argument(
         "--passes",
-        type=int,
+        type=several,
         default=1,
         help="a row's time is spread over so many passes through the table, with new tensors: how far their ratios are "
         "apart is part of its spread (default: 1)",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures, after every row and step")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios (needs matplotlib)")
+    parser.add_argument(
+        "--json", type=_command_line.output_file, metavar="PATH", help="write the figures, after every row and step"
+    )
+    parser.add_argument(
+        "--plot", type=_command_line.output_file, metavar="PATH", help="draw the ratios (needs matplotlib)"
+    )
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=_record,
         nargs=2,
         metavar="PATH",
         help="measure nothing: whether two runs' ratios agree within their spread",
@@ -74,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
         help="measure nothing: bring README.md's and docs/'s figures up to date with benches/results/*.json",
     )
     return parser
+
+
+def _check_picture(parser: _command_line.Parser, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        known = ", ".join(f".{name}" for name in sorted(formats))
+        parser.error(f"argument --plot: got {str(path)!r}, expected a file name with one of {known}")
 
 
 def new_record(device: torch.device, seconds: float, passes: int = 1) -> dict[str, Any]:
@@ -118,17 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _list(list(ROWS.values()))
         return 0
     if options.compare is not None:
-        text, agree = report.comparison(*(json.loads(path.read_text()) for path in options.compare))
+        text, agree = report.comparison(*options.compare)
         print(text)
         return 0 if agree else 1
     if options.readme is not None:
         for place in report.update_readme(options.readme):
             print(place)
         return 0
-    if options.passes < 1:
-        parser.error(f"--passes: got {options.passes}, expected 1 or more")
     if options.steps and options.plot is not None:
         parser.error("--plot draws rows, and --steps measures none")
+    if options.plot is not None:
+        parser.require(["matplotlib"], "bench")
+        _check_picture(parser, options.plot)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtypes = options.dtype or list(_DTYPES[: 1 if device.type == "cpu" else 2])
     if options.threads is not None:
@@ -137,19 +171,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def keep(kind: str, figures: dict[str, Any], line: str) -> None:
         record[kind].append(figures)
-        print(line, flush=True)
+        _command_line.print_above(line)
         if options.json is not None:
             options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     print(report.machine(record))
     if not options.steps:
         print(report.heading(record), flush=True)
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        jobs = list(itertools.product(dtypes, options.rows))
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {job: [] for job in jobs}
         for number in range(1, options.passes + 1):
             if number < options.passes:
                 print(f"pass {number} of {options.passes}: the figures follow with the last", flush=True)
-            for dtype, name in itertools.product(dtypes, options.rows):
-                of_row = found.setdefault((dtype, name), [])
+            title = f"pass {number} of {options.passes}" if options.passes > 1 else "rows"
+            for dtype, name in _command_line.progress(jobs, title, name=lambda job: f"{job[1]} ({job[0]})"):
+                of_row = found[dtype, name]
                 if not (of_row and harness.once_is_enough(of_row[-1])):
                     seconds = options.seconds / options.passes
                     compiled = not options.no_compile
@@ -163,9 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.closing(record))
     if options.all or options.steps:
         print(report.steps_heading(), flush=True)
-        for step in training.STEPS.values():
-            if step.one_graph and options.no_compile:
-                continue
+        steps = [step for step in training.STEPS.values() if not (step.one_graph and options.no_compile)]
+        for step in _command_line.progress(steps, "steps", name=lambda step: step.name):
             figures = training.measure(step, device, options.seconds, not options.no_compile)
             keep("steps", figures, report.step_line(figures))
         print(report.steps_closing(record))

@@ -3,40 +3,47 @@
 `python -m unigen_fast demo`. Start reading at `train.py`: the four models and the loop.
 """
 
-import argparse
-import importlib.util
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from unigen_fast import _command_line
 
-REQUIRED = ("mlxtend", "matplotlib", "tqdm")  # the demo's only: imported when it runs
+REQUIRED = ("mlxtend", "matplotlib")  # the demo's only: imported when it runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parse(argv)
-    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SystemExit(f"the demo needs {', '.join(missing)}: pip install unigen_fast[demo]")
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    parser.require(REQUIRED, "demo")
+    _make_directory(parser, arguments.output)
     from unigen_fast.demo.run import run
 
     run(arguments)
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m unigen_fast demo", description=__doc__.splitlines()[0])
+def _parser() -> _command_line.Parser:
+    parser = _command_line.Parser("demo", __doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="directory of pictures and figures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies the numbers of training steps")
-    parser.add_argument("--test-digits", type=int, default=1000, help="held-out digits, a multiple of 10, at most 1000")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    seed = _command_line.number(int, "an integer of 64 bits", lambda n: -(2**63) <= n < 2**64)
+    parser.add_argument("--seed", type=seed, default=0, help="default: 0")
+    scale = _command_line.number(float, "a number > 0", lambda x: 0 < x < math.inf)
+    parser.add_argument("--steps-scale", type=scale, default=1.0, help="multiplies the numbers of training steps")
+    digits = _command_line.number(int, "a multiple of 10 from 10 to 1000", lambda n: n in range(10, 1001, 10))
+    parser.add_argument(
+        "--test-digits", type=digits, default=1000, help="held-out digits, a multiple of 10, at most 1000"
+    )
+    parser.add_argument("--device", type=_command_line.device, default="cpu", help="cpu or cuda")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    arguments = parser.parse_args(argv)
-    if arguments.steps_scale <= 0:
-        parser.error(f"--steps-scale: got {arguments.steps_scale}, expected a number > 0")
-    if arguments.test_digits % 10 or not 10 <= arguments.test_digits <= 1000:
-        parser.error(f"--test-digits: got {arguments.test_digits}, expected a multiple of 10 from 10 to 1000")
-    if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: got cuda, but PyTorch sees no GPU")
-    return arguments
+    return parser
+
+
+def _make_directory(parser: _command_line.Parser, path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --output: got {str(path)!r}, which cannot be made a directory: {error.strerror}")
+    if not os.access(path, os.W_OK):
+        parser.error(f"argument --output: got {str(path)!r}, which may not be written to")

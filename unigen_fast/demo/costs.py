@@ -131,7 +131,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def measure(
-    networks: Mapping[str, Networks], inputs: Mapping[str, Tensor], repeats: int
+    networks: Mapping[str, Networks], inputs: Mapping[str, Tensor], repeats: int, progress: train.Progress
 ) -> tuple[dict[str, Cost], dict[str, ExtraCost]]:
     """Of the steps of all models, each training a copy of the networks."""
     x, sides = inputs["AAVAE"], {"ours": uf.models, "plain": plain}
@@ -141,9 +141,9 @@ def measure(
     }
     steps = {key: _step(model, inputs[key[0]]) for key, model in models.items()}
     losses = {key: replayed_step(model, inputs[key[0]]) for key, model in models.items()}
-    whole = _take_turns(steps | _parts_of_aavae(networks, x), x, repeats)
-    alone = _take_turns(losses, x, 2 * repeats)
-    weighting = _take_turns(_with_and_without_weights(networks, x), x, 10 * repeats)
+    whole = _take_turns(steps | _parts_of_aavae(networks, x), x, repeats, progress)
+    alone = _take_turns(losses, x, 2 * repeats, progress)
+    weighting = _take_turns(_with_and_without_weights(networks, x), x, 10 * repeats, progress)
 
     cost = {
         name: Cost(*(statistics.median(times[name, side]) for side in sides for times in (alone, whole)))
@@ -166,11 +166,13 @@ def measure(
     return cost, extra
 
 
-def _take_turns(calls: Mapping[Any, Call], x: Tensor, repeats: int, warmup: int = 3) -> dict[Any, Times]:
+def _take_turns(
+    calls: Mapping[Any, Call], x: Tensor, repeats: int, progress: train.Progress, warmup: int = 3
+) -> dict[Any, Times]:
     """One call each a round, in an order drawn anew: none always finds the caches as the same other has left them."""
     times: dict[Any, Times] = {key: [] for key in calls}
     order, draw = list(calls), random.Random(0)
-    for i in range(warmup + repeats):
+    for i in progress(warmup + repeats, "comparison with plain PyTorch"):
         draw.shuffle(order)
         for key in order:
             train.synchronize(x)

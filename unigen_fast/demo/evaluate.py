@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import unigen_fast as uf
 from unigen_fast.demo.data import Digits
 from unigen_fast.demo.networks import classifier
+from unigen_fast.demo.train import Progress
 
 NUM_SAMPLES = 16  # K of the learning curves' bound
 TEST_SAMPLES = 500  # K of the log-likelihood estimate
@@ -22,12 +23,15 @@ class Bounds(NamedTuple):
     log_likelihood: float
 
 
-def held_out_bounds(model: uf.models.VAE, x: Tensor) -> Bounds:
+def held_out_bounds(model: uf.models.VAE, x: Tensor, progress: Progress, title: str) -> Bounds:
+    # two digits at a time: 1000 passes through these networks at once are the fastest
+    pairs = x.split(2)
     return Bounds(
         elbo=model.bound(x.repeat(NUM_SAMPLES, 1)).mean().item(),
         iwae=model.bound(x, NUM_SAMPLES).mean().item(),
-        # two digits at a time: 1000 passes through these networks at once are the fastest
-        log_likelihood=torch.cat([model.bound(pair, TEST_SAMPLES) for pair in x.split(2)]).mean().item(),
+        log_likelihood=torch.cat([model.bound(pairs[i], TEST_SAMPLES) for i in progress(len(pairs), title)])
+        .mean()
+        .item(),
     )
 
 
@@ -56,11 +60,13 @@ def discriminated(real: Tensor, fake: Tensor) -> dict[str, float]:
     }
 
 
-def train_classifier(digits: Digits, epochs: int = 10, batch_size: int = 100) -> tuple[nn.Module, float]:
+def train_classifier(
+    digits: Digits, epochs: int = 10, batch_size: int = 100, progress: Progress = lambda n, title: range(n)
+) -> tuple[nn.Module, float]:
     """(the classifier, its accuracy on the held-out digits)."""
     model = classifier().to(digits.train.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(epochs):
+    for _ in progress(epochs, "classifier"):
         for batch in torch.randperm(len(digits.train)).to(digits.train.device).split(batch_size):
             optimizer.zero_grad()
             F.cross_entropy(model(digits.train[batch]), digits.train_labels[batch]).backward()

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import unigen_fast as uf
+from unigen_fast import _command_line
 from unigen_fast.demo import costs, evaluate, plots, train
 from unigen_fast.demo.data import load_digits
 from unigen_fast.demo.networks import LATENT, Networks, networks
@@ -28,12 +27,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole demo; returns what it writes to results.json."""
     began = time.perf_counter()
     output: Path = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
     steps = max(1, round(STEPS * arguments.steps_scale))
-    show_progress = not arguments.quiet and sys.stdout.isatty()
 
     def progress(n: int, title: str) -> Iterable[int]:
-        return tqdm(range(n), desc=title, leave=False, disable=not show_progress)
+        return _command_line.progress(range(n), title, quiet=arguments.quiet)
 
     def seed() -> None:
         torch.manual_seed(arguments.seed)
@@ -60,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # ---- evaluation
     seed()
     start = time.perf_counter()
-    classifier, accuracy = evaluate.train_classifier(digits)
+    classifier, accuracy = evaluate.train_classifier(digits, progress=progress)
     z = torch.randn(GENERATED, LATENT).to(arguments.device)
     generated = {name: evaluate.generate(found.generator, z) for name, found in made.items()}
     quality: dict[str, dict[str, float]] = {}
@@ -72,7 +69,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 real, fake = (model.discriminator(observed(model, x)) for x in (digits.test, generated[name]))
             quality[name] |= evaluate.discriminated(real, fake)
         if isinstance(model, uf.models.VAE):
-            bounds[name] = evaluate.held_out_bounds(model, bounded)
+            bounds[name] = evaluate.held_out_bounds(model, bounded, progress, f"bounds of {name}")
         else:
             quality[name]["ess_of_batch"] = evaluate.effective_samples(fake, BATCH_SIZE)
     real_score = evaluate.classifier_score(classifier, digits.test)
@@ -83,7 +80,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     batch = digits.train[torch.randperm(len(digits.train))[:BATCH_SIZE].to(arguments.device)]
     inputs = {name: observed(model, batch) for name, model in models.items()}
     agreement = {name: costs.agreement(name, made[name], x, arguments.seed) for name, x in inputs.items()}
-    cost, extra = costs.measure(made, inputs, max(3, round(80 * min(1.0, arguments.steps_scale))))
+    cost, extra = costs.measure(made, inputs, max(3, round(80 * min(1.0, arguments.steps_scale))), progress)
     print(f"comparison with plain PyTorch in {time.perf_counter() - start:.1f} s")
 
     # ---- pictures
