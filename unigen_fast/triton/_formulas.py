@@ -384,21 +384,21 @@ def formula_slopes(x, parameters, FORMULA: tl.constexpr, SPREAD: tl.constexpr, D
 
 @triton.jit
 def _load_all(inputs, row, col, shape, mask, DTYPE: tl.constexpr):
-    """The formula's numbers: all inputs but the weights, which are the last."""
+    """The formula's numbers."""
     a = load(inputs[0], row, col, shape, mask, DTYPE)
-    if len(inputs) == 2:
+    if len(inputs) == 1:
         return (a,)
     else:
         b = load(inputs[1], row, col, shape, mask, DTYPE)
-        if len(inputs) == 3:
+        if len(inputs) == 2:
             return a, b
         else:
             c = load(inputs[2], row, col, shape, mask, DTYPE)
-            if len(inputs) == 4:
+            if len(inputs) == 3:
                 return a, b, c
             else:
                 d = load(inputs[3], row, col, shape, mask, DTYPE)
-                if len(inputs) == 5:
+                if len(inputs) == 4:
                     return a, b, c, d
                 else:
                     return a, b, c, d, load(inputs[4], row, col, shape, mask, DTYPE)
@@ -409,12 +409,12 @@ def _formula_kernel(
     inputs, parameters, close, shape, counts, FORMULA: tl.constexpr, SPREAD: tl.constexpr,
     STAGE: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    weights = inputs[len(inputs) - 1]
+    weights = inputs[-1]
     row, split, first, last = program(counts, BLOCK_R, INDEX)
     total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
     for start in range(first, last, BLOCK_C):
         col, mask = columns_at(start, row, counts, BLOCK_C)
-        numbers = _load_all(inputs, row, col, shape, mask, DTYPE)
+        numbers = _load_all(inputs[:-1], row, col, shape, mask, DTYPE)
         term = formula_value(numbers, parameters, FORMULA, SPREAD, DTYPE)
         if weights is not None:
             term = weighted(term, load(weights, row, col, shape, mask, DTYPE))
@@ -428,15 +428,15 @@ def _formula_backward_kernel(
     DATA: tl.constexpr,
     DTYPE: tl.constexpr, INDEX: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    weights = inputs[len(inputs) - 1]
+    weights = inputs[-1]
     row, col, mask = tile_of(counts, BLOCK_R, BLOCK_C, INDEX)
     g = load_rows(grad, row, shape, counts, DTYPE) * value_of(factor, DTYPE)
     g = tl.broadcast_to(g[:, None], [BLOCK_R, BLOCK_C])
     if weights is not None:
         g *= load(weights, row, col, shape, mask, DTYPE)
-    numbers = _load_all(inputs, row, col, shape, mask, DTYPE)
+    numbers = _load_all(inputs[:-1], row, col, shape, mask, DTYPE)
     slopes = formula_slopes(numbers, parameters, FORMULA, SPREAD, DATA, DTYPE)
-    for k in tl.static_range(len(grads)):
+    for k in tl.static_range(len(slopes)):
         if grads[k] is not None:
             store(grads[k], row, col, shape, mask, weighted(slopes[k], g))
 

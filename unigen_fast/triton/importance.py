@@ -462,9 +462,9 @@ def _total(term, mask):
 
 
 @triton.jit
-def add_powers(total, mean, excess, squares, x, mask, base, parameters, KIND: tl.constexpr):
-    """One more tile into a row's sums of weights, of distances to the base, of what a small power needs and, where
-    asked for, of squared weights."""
+def add_powers(total, mean, excess, x, mask, base, parameters, KIND: tl.constexpr):
+    """One more tile into a row's sums of weights, of distances to the base and of what a small power needs; also
+    returns the tile's weights."""
     log_w = tl.where(x == float("inf"), float("nan"), x)
     distance = log_w - base[:, None]
     weight = _power_weight(log_w, base, parameters[0], KIND)
@@ -473,9 +473,7 @@ def add_powers(total, mean, excess, squares, x, mask, base, parameters, KIND: tl
         mean += _total(distance, mask)
     if KIND == "small power":
         excess += _total(expm1(distance * value_of(parameters[0], x.dtype)), mask)
-    if squares is not None:
-        squares += _total(weight * weight, mask)
-    return total, mean, excess, squares
+    return total, mean, excess, weight
 
 
 @triton.jit
@@ -552,7 +550,7 @@ def _add_terms(a, b, c, tile, kept, parameters, KIND: tl.constexpr):
         b += _total(e * e, mask)
         c += _total(weighted(distance, e), mask)
     else:
-        a, b, c, _ = add_powers(a, b, c, None, x, mask, kept[0], parameters, KIND)
+        a, b, c, _ = add_powers(a, b, c, x, mask, kept[0], parameters, KIND)
     return a, b, c
 
 

@@ -10,9 +10,10 @@ and goes through all phases in one launch: what the decoder gave comes from memo
 cache. Few large examples would leave most of the GPU idle: there a phase is a launch, for which the samples and the
 columns of an example are shared among programs, but not for its estimator.
 
-An operand is (pointer, strides of the examples' dimensions, of the samples' and of the columns'); the strides of the
-samples are None where they all share one row. Columns are those of the event or of the latent. To the evidence lower
-bound all rows are samples of a single example.
+An operand is (pointer, strides of the examples' dimensions, of the columns' and of the samples'); the last are left out
+where the samples all share one row. Columns are those of the event or of the latent. To the evidence lower bound all
+rows are samples of a single example. Triton 3.6 cannot ask whether a tuple with a None in it is None, or how long it
+is: a kernel is told in flags which gradients are wanted.
 """
 
 import functools
@@ -48,16 +49,16 @@ __all__ = ["elbo_loss", "elbo_loss_backward", "multi_sample_bound", "multi_sampl
 @triton.jit
 def _address(operand, at):
     example, sample, col, sizes, col_sizes, _, _ = at
-    address = operand[0] + offsets(example, sizes[0], operand[1]) + offsets(col, col_sizes, operand[3])[None, :]
-    if operand[2] is not None:
-        address += offsets(sample, sizes[1], operand[2])[:, None]
+    address = operand[0] + offsets(example, sizes[0], operand[1]) + offsets(col, col_sizes, operand[2])[None, :]
+    if len(operand) == 4:
+        address += offsets(sample, sizes[1], operand[3])[:, None]
     return address
 
 
 @triton.jit
 def _inside(operand, at):
     """Which elements exist."""
-    if operand[2] is None:
+    if len(operand) == 3:
         return at[6][None, :]
     else:
         return at[5][:, None] & at[6][None, :]
@@ -80,7 +81,7 @@ def _store(operand, at, value):
 @triton.jit
 def _store_or_add(operand, at, total, value):
     """Stores a tile or, of what the samples share, adds it to their total."""
-    if operand[2] is None:
+    if len(operand) == 3:
         total += value
     else:
         _store(operand, at, value)
@@ -91,7 +92,7 @@ def _store_or_add(operand, at, total, value):
 def _store_sum(operand, at, total, slot):
     """What the samples share gets the sum over them, in a copy of its own, `slot` numbers from the first one."""
     if operand is not None:
-        if operand[2] is None:
+        if len(operand) == 3:
             value = tl.sum(total, 0)[None, :].to(operand[0].dtype.element_ty)
             tl.store(_address(operand, at) + slot, value, mask=_inside(operand, at))
 
@@ -126,11 +127,11 @@ def _density(x, bins, FORMULA: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _density_slopes(x, bins, FORMULA: tl.constexpr, DTYPE: tl.constexpr):
-    """In what the decoder gave; the first one, in x, is not computed."""
+    """In x, which nothing takes, and in what the decoder gave."""
     if FORMULA == "bernoulli":
-        return None, bernoulli_slope(x[1], x[0])
+        return x[1], bernoulli_slope(x[1], x[0])
     elif FORMULA == "unit_gaussian":
-        return None, x[0] - x[1]
+        return x[1] - x[0], x[0] - x[1]
     else:
         return formula_slopes(x, bins, FORMULA, "logvar", False, DTYPE)
 
@@ -194,8 +195,9 @@ def _elbo_rows(of_x, of_kl, rows, weights, numbers, at, STAGE: tl.constexpr, DTY
 
 @triton.jit
 def _elbo_kernel(
-    event, latent, rows, given, weights, grads, partial, bins, numbers, spans, sizes, counts, FORMULA: tl.constexpr,
-    STAGE: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr,
+    event, latent, rows, given, weights, event_grads, latent_grads, partial, bins, numbers, spans, sizes, counts,
+    FORMULA: tl.constexpr, STAGE: tl.constexpr, EVENT_GRADS: tl.constexpr, LATENT_GRADS: tl.constexpr,
+    DTYPE: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """`rows`: log-likelihood, KL, loss; None in the backward pass, which is `given` the gradients of loss,
@@ -207,10 +209,10 @@ def _elbo_kernel(
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     each = _each_row(row, sizes, counts)
     example, exists = each[0], each[5]
-    if grads[0] is not None or grads[1] is not None:
+    if EVENT_GRADS or LATENT_GRADS:
         of_x, of_kl = _elbo_coefficients(given, weights, numbers, each, DTYPE)
     density = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
-    if event is not None:
+    if rows is not None or EVENT_GRADS:
         last = tl.minimum((share + 1) * spans[1], counts[1])
         for first in range(share * spans[1], last, BLOCK_C):
             col = first + tl.arange(0, BLOCK_C)
@@ -218,14 +220,14 @@ def _elbo_kernel(
             x = _numbers(event, at, DTYPE)
             if rows is not None:
                 density += tl.where(at[6][None, :], _density(x, bins, FORMULA, DTYPE), 0.0)
-            if grads[0] is not None:
+            if EVENT_GRADS:
                 none = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
                 slopes = _density_slopes(x, bins, FORMULA, DTYPE)
-                second_sum, third_sum = _store_slopes(grads[0], at, slopes, of_x, none, none)
-                _store_sum(grads[0][1], at, second_sum, block.to(tl.int64) * counts[1])
-                _store_sum(grads[0][2], at, third_sum, block.to(tl.int64) * counts[1])
+                second_sum, third_sum = _store_slopes(event_grads, at, slopes, of_x, none, none)
+                _store_sum(event_grads[1], at, second_sum, block.to(tl.int64) * counts[1])
+                _store_sum(event_grads[2], at, third_sum, block.to(tl.int64) * counts[1])
     divergence = tl.zeros([BLOCK_R, BLOCK_L], DTYPE)
-    if latent is not None:
+    if rows is not None or LATENT_GRADS:
         for first in range(0, tl.where(share == 0, counts[2], 0), BLOCK_L):
             col = first + tl.arange(0, BLOCK_L)
             at = (example, row, col, sizes[0], sizes[2], exists, col < counts[2])
@@ -235,8 +237,8 @@ def _elbo_kernel(
                 pv = _load(latent[3], at, DTYPE)
             if rows is not None:
                 divergence += tl.where(at[6][None, :], gaussian_kl_value(d, v, pv), 0.0)
-            if grads[1] is not None:
-                mean_grad, logvar_grad, prior_mean_grad, prior_logvar_grad = grads[1]
+            if LATENT_GRADS:
+                mean_grad, logvar_grad, prior_mean_grad, prior_logvar_grad = latent_grads
                 of_mean, of_logvar, of_prior_logvar = gaussian_kl_slopes(d, v, pv)
                 if mean_grad is not None:
                     _store(mean_grad, at, weighted(of_mean, of_kl))
@@ -320,8 +322,8 @@ def _exact(partial, log_w, residual, sample, mask, example, sizes, counts, split
     """log_w in fp64: out of the shares of the columns or, in the backward pass, out of its two parts."""
     total = tl.zeros(sample.shape, tl.float64)
     if partial is None:
-        total += tl.load(log_w[0] + offsets(sample, sizes[1], log_w[2]), mask=mask, other=0.0).to(tl.float64)
-        total += tl.load(residual[0] + offsets(sample, sizes[1], residual[2]), mask=mask, other=0.0).to(tl.float64)
+        total += tl.load(log_w[0] + offsets(sample, sizes[1], log_w[1]), mask=mask, other=0.0).to(tl.float64)
+        total += tl.load(residual[0] + offsets(sample, sizes[1], residual[1]), mask=mask, other=0.0).to(tl.float64)
     else:
         for split in range(0, splits):
             place = (tl.full((), split, tl.int64) * counts[0] + example) * counts[1] + sample
@@ -337,9 +339,8 @@ def _relate(
     """Stores log_w relative to the one of the largest weight in each group; returns the sum of these over the groups.
     Given the shares of the columns, stores log_w itself too, and what rounding takes from it."""
     groups, length = grouping
-    of_rows = offsets(example, sizes[0][0], log_w[1]), offsets(example, sizes[0][0], residual[1])
-    log_w = (log_w[0] + of_rows[0], None, log_w[2])
-    residual = (residual[0] + of_rows[1], None, residual[2])
+    log_w = (log_w[0] + offsets(example, sizes[0][0], log_w[1]), log_w[3])
+    residual = (residual[0] + offsets(example, sizes[0][0], residual[1]), residual[3])
     shifts = tl.zeros([BLOCK_G], tl.float64)
     for start in range(0, groups, BLOCK_G):
         group = start + tl.arange(0, BLOCK_G)
@@ -356,8 +357,8 @@ def _relate(
             if partial is not None:
                 rounded = x.to(DTYPE)
                 lost = tl.where(tl.abs(x) < float("inf"), x - rounded.to(tl.float64), 0.0).to(DTYPE)
-                tl.store(log_w[0] + offsets(sample, sizes[0][1], log_w[2]), rounded, mask=mask)
-                tl.store(residual[0] + offsets(sample, sizes[0][1], residual[2]), lost, mask=mask)
+                tl.store(log_w[0] + offsets(sample, sizes[0][1], log_w[1]), rounded, mask=mask)
+                tl.store(residual[0] + offsets(sample, sizes[0][1], residual[1]), lost, mask=mask)
         shifts += tl.where(group < groups, shift, 0.0)
     return tl.sum(shifts, 0)
 
@@ -391,7 +392,8 @@ def _estimate(
         for first in range(0, length, BLOCK_S):
             places, mask, _ = _grouped(relative, group, first, length, groups, BLOCK_S)
             x = tl.load(places, mask=mask, other=0.0)
-            total, mean, excess, squares = add_powers(total, mean, excess, squares, x, mask, base, parameters, KIND)
+            total, mean, excess, weight = add_powers(total, mean, excess, x, mask, base, parameters, KIND)
+            squares += tl.sum(tl.where(mask, weight * weight, 0.0), 1)
         value, total = power_value(extreme, base, total, mean, excess, parameters, numbers[2], KIND)
         empty = total == 0
         effective = tl.where(empty, 0.0, divide(total * total, tl.where(empty, 1.0, squares)))
@@ -405,7 +407,7 @@ def _estimate(
                 slope = power_slope(x, g, base, total, parameters, numbers[2], KIND)
                 if given is not None:
                     own = given[1][0] + offsets(example, sizes[0][0], given[1][1])
-                    slope += tl.load(own + offsets(sample, sizes[0][1], given[1][2]), mask=mask, other=0.0)
+                    slope += tl.load(own + offsets(sample, sizes[0][1], given[1][3]), mask=mask, other=0.0)
                 tl.store(coefficients + (example.to(tl.int64) * counts[1] + sample), slope, mask=mask)
     if rows is not None:
         value = ((tl.sum(bound, 0).to(tl.float64) + shift) * value_of(numbers[0], tl.float64)).to(DTYPE)
@@ -421,13 +423,14 @@ def _estimate(
 
 @triton.jit
 def _descend(
-    event, latent, grads, slots, coefficients, bins, share, sizes, counts,
-    FORMULA: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    event, latent, event_grads, latent_grads, slots, coefficients, bins, share, sizes, counts, FORMULA: tl.constexpr,
+    EVENT_GRADS: tl.constexpr, LATENT_GRADS: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """`slots`: of the program's sums over its samples, in the event and in the latent."""
     example, samples, columns, latents = share
     weights = coefficients + example.to(tl.int64) * counts[1]
-    if grads[0] is not None:
+    if EVENT_GRADS:
         for first in range(columns[0], columns[1], BLOCK_C):
             col = first + tl.arange(0, BLOCK_C)
             exists = col < counts[2]
@@ -438,12 +441,12 @@ def _descend(
                 at = (example, sample, col, sizes[0], sizes[1], sample < counts[1], exists)
                 w = tl.load(weights + sample, mask=sample < counts[1], other=0.0)[:, None]
                 slopes = _density_slopes(_numbers(event, at, DTYPE), bins, FORMULA, DTYPE)
-                second_sum, third_sum = _store_slopes(grads[0], at, slopes, w, second_sum, third_sum)
+                second_sum, third_sum = _store_slopes(event_grads, at, slopes, w, second_sum, third_sum)
             at = (example, None, col, sizes[0], sizes[1], None, exists)
-            _store_sum(grads[0][1], at, second_sum, slots[0])
-            _store_sum(grads[0][2], at, third_sum, slots[0])
-    if grads[1] is not None:
-        z_grad, mean_grad, logvar_grad, prior_mean_grad, prior_logvar_grad = grads[1]
+            _store_sum(event_grads[1], at, second_sum, slots[0])
+            _store_sum(event_grads[2], at, third_sum, slots[0])
+    if LATENT_GRADS:
+        z_grad, mean_grad, logvar_grad, prior_mean_grad, prior_logvar_grad = latent_grads
         for first in range(latents[0], latents[1], BLOCK_L):
             col = first + tl.arange(0, BLOCK_L)
             exists = col < counts[3]
@@ -472,9 +475,10 @@ def _descend(
 
 @triton.jit
 def _bound_kernel(
-    event, latent, log_weights, rows, given, grads, partials, coefficients, bins, parameters, numbers, grouping, spans,
-    splits, sizes, counts, FORMULA: tl.constexpr, KIND: tl.constexpr, STAGE: tl.constexpr,
-    WEIGH: tl.constexpr, ESTIMATE: tl.constexpr, DESCEND: tl.constexpr, DTYPE: tl.constexpr, INDEX: tl.constexpr,
+    event, latent, log_weights, rows, given, event_grads, latent_grads, partials, coefficients, bins, parameters,
+    numbers, grouping, spans, splits, sizes, counts, FORMULA: tl.constexpr, KIND: tl.constexpr, STAGE: tl.constexpr,
+    WEIGH: tl.constexpr, ESTIMATE: tl.constexpr, EVENT_GRADS: tl.constexpr, LATENT_GRADS: tl.constexpr,
+    DTYPE: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """`sizes`: of the dimensions of examples and samples, of the event, of the latent; `counts`: examples, samples,
@@ -505,16 +509,16 @@ def _bound_kernel(
             relative, rows, given, shift, coefficients, partials[1], example, parameters, numbers, grouping, sizes,
             counts, KIND, STAGE, DTYPE, BLOCK_G, BLOCK_S,
         )  # fmt: skip
-    if ESTIMATE and DESCEND:
+    if ESTIMATE and (EVENT_GRADS or LATENT_GRADS):
         tl.debug_barrier()
-    if DESCEND:
+    if EVENT_GRADS or LATENT_GRADS:
         slots = (
             (example.to(tl.int64) * spans[0] + sample_share) * counts[2],
             sample_share.to(tl.int64) * counts[0] * counts[3],
         )
         _descend(
-            event, latent, grads, slots, coefficients, bins, share, sizes, counts,
-            FORMULA, DTYPE, BLOCK_K, BLOCK_C, BLOCK_L,
+            event, latent, event_grads, latent_grads, slots, coefficients, bins, share, sizes, counts, FORMULA,
+            EVENT_GRADS, LATENT_GRADS, DTYPE, BLOCK_K, BLOCK_C, BLOCK_L,
         )  # fmt: skip
 
 
@@ -584,8 +588,8 @@ def _operands(
                 and (
                     t if isinstance(t, Tensor) else t[0],
                     next(leads)[0],
-                    None if f[1] is None else next(steps)[0],
                     next(own)[1],
+                    *(() if f[1] is None else (next(steps)[0],)),
                 )
                 for t, f in zip(items, side, strict=True)
             )
@@ -659,6 +663,7 @@ def _run_elbo(
     )
     (of_event, of_latent, (of_weights, *of_rows)), sizes, index = _operands(sides, tuple(shape), tuple(range(lead)))
     of_grads = _any(of_event[4:]), _any(of_latent[4:])
+    event_grads, latent_grads = (operands is not None for operands in of_grads)
     kept, incoming = (tuple(of_rows) if part else None for part in (results, given))
     last = "rows" if reduction == "none" else "total"
     stage = "splits" if splits > 1 else "programs" if last == "total" and plan.blocks > 1 else last
@@ -669,12 +674,12 @@ def _run_elbo(
     factor = _rows.scalar(_rows.reduction_factor(scale, rows, reduction))
     numbers, counts = (_rows.scalar(kl_weight), factor), (rows, cols, latents)
     common: dict[str, Any] = {"DTYPE": dtype, "INDEX": index}
-    sweeps = bool(results) or of_grads[0] is not None, bool(results) or of_grads[1] is not None
-    if any(sweeps):
+    if results or event_grads or latent_grads:
         _rows.launch(
-            _elbo_kernel, (plan.blocks * splits,), decoder.device, of_event[:4] if sweeps[0] else None,
-            of_latent[:4] if sweeps[1] else None, kept, incoming, of_weights, of_grads, partials, _bins(bins), numbers,
-            plan.spans, sizes, counts, FORMULA=formula, STAGE=stage, **common, **plan.constants,
+            _elbo_kernel, (plan.blocks * splits,), decoder.device, of_event[:4] if results or event_grads else None,
+            of_latent[:4] if results or latent_grads else None, kept, incoming, of_weights, *of_grads, partials,
+            _bins(bins), numbers, plan.spans, sizes, counts, FORMULA=formula, STAGE=stage, EVENT_GRADS=event_grads,
+            LATENT_GRADS=latent_grads, **common, **plan.constants,
         )  # fmt: skip
     if results and stage == "splits":
         _rows.launch(
@@ -789,12 +794,14 @@ def _run(
         kept, incoming = (of_rows[2:] if tensors else None for tensors in (results, given))
         estimator = (log_weights, kept, incoming, parameters, kind)
         weights, kept, incoming, powers, power_kind = estimator if estimate else (None, None, None, None, "")
+        targets = of_grads if descend else (None, None)
         _rows.launch(
             _bound_kernel, (programs,), decoder.device, event, latent, weights, kept, incoming,
-            of_grads if descend else (None, None), (splits, shares), coefficients, options, powers,
+            *targets, (splits, shares), coefficients, options, powers,
             (_rows.scalar(1 / groups), factor, counts_of(samples // groups)), (groups, samples // groups), spans,
             column_shares, sizes, (examples, samples, cols, latents), FORMULA=name, KIND=power_kind, STAGE=stage,
-            WEIGH=weigh, ESTIMATE=estimate, DESCEND=descend, **common, **plan.constants,
+            WEIGH=weigh, ESTIMATE=estimate, EVENT_GRADS=targets[0] is not None, LATENT_GRADS=targets[1] is not None,
+            **common, **plan.constants,
         )  # fmt: skip
 
     if sample_shares * column_shares == 1:
