@@ -76,9 +76,12 @@ lint: $(VENV)/ready
 
 # every CUDA and Triton kernel, compiled for GPUs that need not be here
 TRITON_TARGETS ?= sm_80 sm_90 gfx942
+OTHER_TRITON ?= 3.6.0 newest
 kernels: $(VENV)/ready
 	$(BIN)/python benches/compile_cuda.py
 	$(BIN)/python benches/compile_triton.py $(TRITON_TARGETS:%=--target %)
+	set -e; for release in $(OTHER_TRITON); do \
+		$(BIN)/python benches/compile_triton.py --triton $$release --front-end --target sm_90; done
 
 # source distribution and wheel, built without torch, and what a package index would say of them
 RELEASE = build/release

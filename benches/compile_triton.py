@@ -1,11 +1,15 @@
 """Compiles every Triton kernel ahead of time for sm_80, sm_90 and gfx942: no GPU needed.
 
-    python benches/compile_triton.py [--target sm_90] [--kernel NAME] [--processes 2]
+    python benches/compile_triton.py [--target sm_90] [--kernel NAME] [--front-end] [--triton 3.6.0] [--processes 2]
 
 The variants are those that the ops launch: each op runs on CPU tensors with its launches recorded instead of made;
 every option in fp32, the main ones in the other dtypes. fp32 is compiled for every target, fp64 and bf16 for sm_90 and
 fp16 for sm_80: a 16-bit number is an fp32 one after its load. Prints the most registers of each kernel and
 every spill to memory; exits with 1 if a kernel does not compile, or spills.
+
+What a release of Triton cannot compile, its front end mostly refuses: with --front-end that is all that each variant
+goes through, but for one of each kernel, which is compiled whole. --triton takes a release, or "newest", for the
+installed one: its wheel is downloaded into build/triton, and unpacked there.
 """
 
 import argparse
@@ -19,7 +23,8 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 os.environ["TRITON_INTERPRET"] = "0"
 os.environ.setdefault("UNIGEN_FAST_DISABLE", "cuda,triton")  # nothing is run
@@ -28,6 +33,7 @@ os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="compile_triton_")
 import torch
 import triton
 from triton import knobs
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
@@ -415,33 +421,75 @@ def no_cubin(*_: Any) -> bytes:
     return b""
 
 
-def compile_one(job: tuple[int, str]) -> tuple[str, str, int, int, str]:
-    """(kernel, target, registers, spills, error)."""
-    kernel, signature, constants, attributes, chosen, _ = VARIANTS[job[0]]
+def run_front_end(source: Any, target: GPUTarget, chosen: dict[str, int]) -> None:
+    """What `triton.compile` does before it optimizes."""
+    backend = triton.compiler.make_backend(target)
+    options = backend.parse_options(dict(chosen))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+
+
+def compile_one(job: tuple[int, str, bool]) -> tuple[str, str, int, int, str]:
+    """(kernel, target, registers, spills, error) of a variant, a target, and whether it is compiled whole."""
+    number, target_name, whole = job
+    kernel, signature, constants, attributes, chosen, _ = VARIANTS[number]
     name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
-    target = TARGETS[job[1]]
+    target = TARGETS[target_name]
+    registers = spills = 0
     try:
         source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-        compiled = triton.compile(source, target=target, options=chosen)
-        registers, spills = resources(compiled, target)
+        if whole:
+            registers, spills = resources(triton.compile(source, target=target, options=chosen), target)
+        else:
+            run_front_end(source, target, chosen)
     except Exception as error:  # any failure is one to report, and the others go on
-        return name, job[1], 0, 0, f"{type(error).__name__}: {error}"[:2000]
+        return name, target_name, 0, 0, f"{type(error).__name__}: {error}"[:2000]
     detail = f"{signature} {constants}" if spills else ""
-    return name, job[1], registers, spills, detail
+    return name, target_name, registers, spills, detail
+
+
+def run_under(release: str, arguments: list[str]) -> NoReturn:
+    """Starts this program again, under another release of Triton."""
+    folder = Path(__file__).parents[1] / "build" / "triton"
+    requirement = "triton" if release == "newest" else f"triton=={release}"
+    pip = (sys.executable, "-m", "pip")
+    command = (*pip, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement)
+    downloaded = subprocess.run(command, capture_output=True, text=True)
+    names = re.findall(r"triton-\S+?\.whl", downloaded.stdout)
+    if downloaded.returncode or not names:
+        sys.exit(f"could not download {requirement} for this Python:\n{downloaded.stdout}{downloaded.stderr}")
+    unpacked = folder / names[-1].removesuffix(".whl")
+    if not unpacked.exists():
+        command = (*pip, "install", "-q", "--no-deps", "--no-index", "--target", str(unpacked), str(folder / names[-1]))
+        subprocess.run(command, check=True)
+    path = os.pathsep.join(filter(None, (str(unpacked), os.environ.get("PYTHONPATH"))))
+    os.execve(sys.executable, [sys.executable, __file__, *arguments], {**os.environ, "PYTHONPATH": path})
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    other = argparse.ArgumentParser(add_help=False)
+    other.add_argument("--triton", metavar="RELEASE", help='such as 3.6.0, or "newest"; default: the one installed')
+    release, arguments = other.parse_known_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[other]
+    )
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--front-end", action="store_true", help="of every variant; one of each kernel whole")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    jobs = [
-        (i, target)
-        for target in options.target or TARGETS
-        for i, variant in enumerate(VARIANTS)
-        if options.kernel in variant[0].fn.__name__ and variant[-1] not in LEFT_OUT[target]
-    ]
+    if release.triton:
+        run_under(release.triton, arguments)
+    VARIANTS.extend(variants())
+    jobs: list[tuple[int, str, bool]] = []
+    begun: set[tuple[Any, str]] = set()
+    for target, (i, variant) in itertools.product(options.target or TARGETS, enumerate(VARIANTS)):
+        kernel, dtype = variant[0], variant[-1]
+        if options.kernel in kernel.fn.__name__ and (options.front_end or dtype not in LEFT_OUT[target]):
+            jobs.append((i, target, not options.front_end or (kernel, target) not in begun))
+            begun.add((kernel, target))
     CUDABackend.make_cubin = no_cubin
     rows: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     failed = 0
@@ -455,11 +503,13 @@ def main() -> int:
     print(f"{'kernel':<48} {'target':<7} {'variants':>8} {'registers':>9} {'spills':>6}")
     for (name, target), found in sorted(rows.items()):
         print(f"{name:<48} {target:<7} {len(found):>8} {max(found)[0]:>9} {sum(s for _, s in found):>6}")
-    print(f"{len(jobs)} compilations, {failed} failed or spilled")
+    count = sum(whole for _, _, whole in jobs)
+    print(f"Triton {triton.__version__}: {count} compilations and {len(jobs) - count} front ends", end=", ")
+    print(f"{failed} failed or spilled")
     return 1 if failed else 0
 
 
-VARIANTS: list[Variant] = variants()
+VARIANTS: list[Variant] = []  # the processes inherit them
 
 if __name__ == "__main__":
     sys.exit(main())
