@@ -13,7 +13,6 @@ nothing tells that there is a use for it, 0: never); UNIGEN_FAST_REQUIRE_BUILD=1
 was begun, cannot be built.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -346,19 +345,16 @@ def build(folder: Path) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m unigen_fast build`: returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m unigen_fast build", description="Builds the kernels.")
+    from unigen_fast._command_line import Parser
+
+    parser = Parser("build", "Builds what is missing, or has changed, of the kernels, and the node for this torch.")
     parser.parse_args(argv)
     if not SOURCE.exists():
-        print(f"error: the sources of the kernels are not in {SOURCE}", file=sys.stderr)
-        return 1
+        parser.fail(f"the sources of the kernels are not in {SOURCE}")
     try:
         reasons = build(PACKAGE)
     except CannotBuild as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        parser.fail(str(error))
     for name, target in targets(PACKAGE).items():
         if name not in reasons:
             print(f"{name:<8} {target}")
