@@ -32,10 +32,9 @@ os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="compile_triton_")
 
 import torch
 import triton
-from triton import knobs
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
+from triton.backends.nvidia.compiler import CUDABackend, get_ptxas
 from triton.compiler import ASTSource
 
 from unigen_fast.triton import OPS, _rows
@@ -410,7 +409,7 @@ def resources(compiled: Any, target: GPUTarget) -> tuple[int, int]:
         ptx.write(compiled.asm["ptx"])
         ptx.flush()
         architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"]).group(1)  # type: ignore[union-attr]
-        command = [knobs.nvidia.ptxas.path, "-v", f"-arch={architecture}", ptx.name, "-o", os.devnull]
+        command = [get_ptxas(target.arch).path, "-v", f"-arch={architecture}", ptx.name, "-o", os.devnull]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill", log)]
     return int(re.search(r"Used (\d+) registers", log).group(1)), sum(spills)  # type: ignore[union-attr]
