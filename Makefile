@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 # torch first and pinned: autograd's node is built for it
 $(VENV)/ready: setup.py pyproject.toml Makefile unigen_fast/_build.py unigen_fast/_ops.py $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH)" "$(TRITON)" "setuptools>=77" ninja ruff mypy
+	$(BIN)/pip install -q "$(TORCH)" $(TRITON) "setuptools>=77" ninja ruff mypy
 	$(BIN)/pip install -q -e ".[demo,bench,test]"
 	$(BIN)/python -m unigen_fast info
 	touch $@
@@ -72,6 +72,7 @@ sanitize: $(VENV)/ready
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
 # every CUDA and Triton kernel, compiled for GPUs that need not be here

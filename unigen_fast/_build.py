@@ -99,14 +99,14 @@ def cxx() -> list[str]:
 
 
 def ninja() -> str:
-    for name in ("ninja", "ninja-build"):
-        found = shutil.which(name)
-        if found:
-            return found
+    """That of the package, if there is one, wherever the build runs: another release would compile everything anew."""
     try:
-        from ninja import BIN_DIR  # of a package that is not on PATH
+        from ninja import BIN_DIR
     except ImportError:
-        raise CannotBuild("no ninja at build time (pip install ninja)") from None
+        found = shutil.which("ninja") or shutil.which("ninja-build")
+        if found is None:
+            raise CannotBuild("no ninja at build time (pip install ninja)") from None
+        return found
     return str(Path(BIN_DIR) / "ninja")
 
 
