@@ -189,7 +189,13 @@ def test_kernels_of_another_signature_are_left_out(forgetful: None, monkeypatch:
 def test_an_op_without_a_kernel_runs_its_reference(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new one does, until its kernels are written."""
     monkeypatch.setattr(FusedOp, "schemas", [*FusedOp.schemas, "brand_new(Tensor x) -> Tensor"])
+    new = SimpleNamespace(name="brand_new", native=None)
+    monkeypatch.setattr(FusedOp, "every", [*FusedOp.every, new])
     assert _loader._library("cpu") is not None
+    # the kernels are registered already; what remains is to bind the node
+    monkeypatch.setattr(_loader, "_cpu", lambda: _loader.Backend("cpu", True, ""))
+    assert _loader._autograd().loaded == NATIVE["autograd"]
+    assert new.native is None
 
 
 def test_the_reason_of_a_failed_build(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
