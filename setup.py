@@ -34,11 +34,9 @@ _spec.loader.exec_module(_build)
 
 class BuildKernels(build_ext):
     def run(self) -> None:
-        self.built = Path(self.build_lib) / "unigen_fast"
-        if self.inplace or self.editable_mode:
-            self.built = ROOT / "unigen_fast"
+        root = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
         try:
-            _build.build(self.built.resolve())
+            _build.build((root / "unigen_fast").resolve())
         except _build.CannotBuild as error:
             sys.exit(f"unigen_fast: {error}")
 
@@ -93,12 +91,12 @@ class Wheel(bdist_wheel):
 
 def description() -> str:
     """README with links that work on a package index."""
-    address = re.search(r'^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    text = (ROOT / "README.md").read_text()
-    if address is None:
-        return text
-    text = re.sub(r"(!\[[^\]]*\])\((?!https?:|#)([^)]+)\)", rf"\1({address[1]}/raw/main/\2)", text)
-    return re.sub(r"(?<!!)(\[[^\]]*\])\((?!https?:|#)([^)]+)\)", rf"\1({address[1]}/blob/main/\2)", text)
+    (address,) = re.findall(r'^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+    def absolute(link: re.Match[str]) -> str:
+        return f"{link[1]}({address}/{'raw' if link[1].startswith('!') else 'blob'}/main/{link[2]})"
+
+    return re.sub(r"(!?\[[^\]]*\])\((?!https?:|#)([^)]+)\)", absolute, (ROOT / "README.md").read_text())
 
 
 setup(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import softplus
 
 import unigen_fast as uf
 
@@ -54,10 +55,6 @@ def iwae(decoder: Tensor, x: Tensor, z: Tensor, m: Tensor, v: Tensor) -> Tensor:
     one = torch.zeros_like(m)
     log_w = bernoulli(decoder, x.unsqueeze(1)) + normal(z, one.unsqueeze(1), one.unsqueeze(1))
     return log_w - normal(z, m.unsqueeze(1), v.unsqueeze(1))
-
-
-def softplus(x: Tensor) -> Tensor:
-    return F.softplus(x)
 
 
 # name: (what the package computes, the same by hand, shapes of the tensors; those with * are data between 0 and 1)
