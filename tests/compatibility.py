@@ -44,9 +44,12 @@ def ratios(folder: Path) -> str:
 
 def measured(wheel: Path, python: str, torch: str) -> list[str]:
     folder = ROOT / "build" / "compat" / f"{Path(python).name}-torch{torch}"
-    subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
+    if not folder.exists():  # one that is there has the gigabytes of its torch
+        subprocess.run([python, "-m", "venv", str(folder)], check=True)
     needs = ["numpy", "pytest", "scipy", "mpmath", "mlxtend", "pytest-benchmark", "setuptools>=77", "ninja"]
-    subprocess.run([str(folder / "bin/pip"), "install", "-q", f"torch=={torch}", *needs, str(wheel)], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, f"torch=={torch}", *needs], check=True)
+    subprocess.run([*pip, "--force-reinstall", "--no-deps", str(wheel)], check=True)
     info = run(folder, "-m", "unigen_fast", "info")
     loaded = re.findall(r"^(\w+) +yes", info, re.MULTILINE)
     checks = re.findall(r"(\d+ of \d+) right", run(folder, str(ROOT / "tests" / "numeric_checks.py")))

@@ -124,6 +124,25 @@ def test_what_a_changed_file_compiles(checkout: Path, compiler: str) -> None:
     assert compiled(run(checkout, CXX=compiler)) == {f"adversarial.{isa}.o" for isa in isas}
 
 
+def test_an_installed_package_builds_what_is_missing_alone(checkout: Path, compiler: str) -> None:
+    """From a wheel comes the library; the node for the torch that is there is added to it."""
+    shutil.move(checkout / "csrc", checkout / "unigen_fast" / "csrc")
+    package = checkout / "unigen_fast"
+
+    def build(**environment: str) -> set[str]:
+        code = "import sys; sys.path[0] = 'unigen_fast'; import _build; _build.build(_build.PACKAGE)"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("UNIGEN_FAST")}
+        wanted = {"UNIGEN_FAST_BUILD_CUDA": "0", "CXX": compiler, **environment}
+        command = [sys.executable, "-c", code]
+        return compiled(subprocess.run(command, cwd=checkout, env={**clean, **wanted}, capture_output=True, text=True))
+
+    assert {"bindings.o", "autograd.o"} < build()
+    assert build() == set()
+    next(package.glob("_autograd*.so")).unlink()
+    assert build() == {"autograd.o"}
+    assert "bindings.o" in build(CXXFLAGS="-DOTHER")
+
+
 def test_flags_of_the_environment(checkout: Path, compiler: str) -> None:
     finished = run(checkout, CXX=f"env {compiler}", CXXFLAGS="-DFIRST='a b' -DSECOND")
     lines = [line for line in finished.stdout.splitlines() if line.startswith("compiled ")]

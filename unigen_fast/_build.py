@@ -311,9 +311,17 @@ def targets(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in LIBRARIES.items()} | {"autograd": folder / f"_autograd{suffix}"}
 
 
+def made_of(torch: Torch | None) -> dict[str, str]:
+    """For each module, what tells one build of it from another."""
+    sources = _hash(*sorted(path for path in SOURCE.rglob("*") if path.suffix in (".h", ".cpp", ".cu")))
+    of_libraries = " ".join([sources, *words("CXXFLAGS"), *words("LDFLAGS")])
+    return {name: of_libraries for name in LIBRARIES} | {"autograd": f"{of_libraries} {torch and torch.version}"}
+
+
 def build(folder: Path) -> dict[str, str]:
     """Builds into a folder of the package what can be built; returns the reasons for the rest."""
     torch = Torch.find()
+    keys = made_of(torch)
     builders: dict[str, Callable[[Path, Path], None]] = {
         "cpu": build_cpu,
         "autograd": lambda target, work: build_autograd(target, work, torch),
@@ -327,8 +335,11 @@ def build(folder: Path) -> dict[str, str]:
         kept = ROOT / "build" / "kernels" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         work = kept if IN_CHECKOUT and os.access(ROOT, os.W_OK) else Path(temporary)
         files = targets(folder)
+        before = json.loads((folder / REPORT).read_text()).get("made_of", {}) if (folder / REPORT).exists() else {}
+        if not IN_CHECKOUT:  # there are no objects: a library that is there already, as in a wheel, is kept
+            builders = {n: b for n, b in builders.items() if not (files[n].exists() and before.get(n) == keys[n])}
         with ThreadPoolExecutor() as pool:  # a module of one long compilation beside one of many short ones
-            begun = {name: pool.submit(builders[name], target, work / name) for name, target in files.items()}
+            begun = {name: pool.submit(builder, files[name], work / name) for name, builder in builders.items()}
         for name, future in begun.items():
             try:
                 future.result()
@@ -338,7 +349,12 @@ def build(folder: Path) -> dict[str, str]:
                 print(f"unigen_fast: {files[name].name} is not built: {error}", file=sys.stderr, flush=True)
                 if required and (error.failed or name == "cpu"):
                     raise
-    report = {"ops": declarations(), "torch": torch.version if torch else None, "reasons": reasons}
+    report = {
+        "ops": declarations(),
+        "torch": torch.version if torch else None,
+        "made_of": {name: key for name, key in keys.items() if name not in reasons},
+        "reasons": reasons,
+    }
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     return reasons
 
