@@ -63,6 +63,8 @@ paper: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m unigen_fast bench --all --passes 3 --json benches/results/cpu.json --plot benches/results/cpu.png
+	UNIGEN_FAST_DISABLE=cpu,cuda,triton,autograd $(BIN)/python -m unigen_fast bench --all --no-compile --passes 3 \
+		--json benches/results/without_kernels.json
 	$(BIN)/python -m unigen_fast bench --readme
 
 # the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer; ARGS: what Python is to run on them

@@ -15,11 +15,11 @@ Record = Mapping[str, Any]
 Figures = Mapping[str, Any]
 
 _NO_VALUE = "–"
+_KINDS = "headline|bench|plain|steps|models"
 _MARKERS = re.compile(
-    r"(?P<open><!-- (?P<kind>headline|bench|steps|models)(:(?P<name>[\w.-]+))? -->\n).*?(?P<close><!-- /(?P=kind) -->)",
-    re.DOTALL,
+    rf"(?P<open><!-- (?P<kind>{_KINDS})(:(?P<name>[\w.-]+))? -->\n).*?(?P<close><!-- /(?P=kind) -->)", re.DOTALL
 )
-_MARKER = re.compile(r"<!-- /?(headline|bench|steps|models)\b")
+_MARKER = re.compile(rf"<!-- /?({_KINDS})\b")
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -319,6 +319,27 @@ def markdown(record: Record) -> str:
     return "\n".join(lines)
 
 
+def markdown_plain(record: Record) -> str:
+    """Of a run without kernels, against eager PyTorch alone: rows and training steps."""
+    rows = [_checked(row, label(row)) for row in record["rows"]]
+    steps = [_checked(step, step["step"]) for step in record.get("steps", [])]
+    slowest, largest = (
+        min(rows, key=lambda row: row["ratio"]),
+        max(rows, key=lambda row: _peaks(row)[0] / _peaks(row)[1]),
+    )
+    lines = ["| row or step | plain | eager | faster by | peak memory: plain / eager |", "|---|--:|--:|--:|--:|"]
+    for name, figures in [*((row["row"], row) for row in rows), *((step["step"], step) for step in steps)]:
+        ratio = _ratio(figures) if round(figures["ratio"], 2) >= 1 else f"**{_ratio(figures)} (slower)**"
+        times = (_time(figures["contestants"][side]) for side in (FUSED, EAGER))
+        lines.append(f"| {' | '.join([f'`{name}`', *times, ratio, _memory(figures)])} |")
+    fused, peer = _peaks(largest)
+    closing = (
+        f"{origin(record)} Geometric mean of the rows {_mean_ratio(rows)}; slowest row `{slowest['row']}`, "
+        f"{_ratio(slowest)}; most memory beside eager code `{largest['row']}`, {fused / peer:.2f} times."
+    )
+    return "\n".join([*lines, "", closing])
+
+
 def markdown_steps(record: Record) -> str:
     lines = [
         "| training step | sizes | fused loss | eager loss | compiled loss | networks alone | faster by "
@@ -396,14 +417,15 @@ def _contents(kind: str, name: str | None, results: Path) -> str:
         return models.table()
     if kind == "headline":
         return headline(record(name), record("integrations"))
-    return {"bench": markdown, "steps": markdown_steps}[kind](record(name))
+    return {"bench": markdown, "plain": markdown_plain, "steps": markdown_steps}[kind](record(name))
 
 
 def filled(text: str, results: Path) -> str:
     """The text with everything between markers made anew from the records in `results`.
 
-    A pair of markers is `<!-- KIND:NAME -->` … `<!-- /KIND -->`. KIND is `bench` (the table of rows), `steps` (that of
-    training steps) or `headline`, made from NAME.json, or `models`, which has no NAME. A marker without its partner and
+    A pair of markers is `<!-- KIND:NAME -->` … `<!-- /KIND -->`. KIND is `bench` (the table of rows), `plain` (a short
+    one of a run without kernels), `steps` (that of training steps) or `headline`, made from NAME.json, or `models`,
+    which has no NAME. A marker without its partner and
     a record with errors are ValueErrors.
     """
     markers, pairs = len(_MARKER.findall(text)), len(_MARKERS.findall(text))
