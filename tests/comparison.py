@@ -665,9 +665,14 @@ EXPLAINED: tuple[Known, ...] = (
         "terms of one row that cancel, p (log-ratio - KL) and the like, have the resolution of the largest of them",
     ),
     Known(
-        r"(\w*negative_binomial\w*|elbo_loss|iwae_objective) \| kernel \| \w+ \| inexact \| "
+        rf"(\w*negative_binomial\w*|elbo_loss|iwae_objective) \| {_ANY} \| \w+ \| inexact \| "
         r"(specials|constants|equal|scales|one-hot)",
         "counts below the normal range, and slopes in which numbers near 1 cancel",
+    ),
+    Known(
+        r"\w*negative_binomial\w* \| reference \| gradient \| NaN for a number \| "
+        r"(specials|constants|equal|scales|one-hot)",
+        "numbers below the normal range, whose reciprocals are beyond it",
     ),
     Known(
         rf"(elbo_loss|iwae_objective|gaussian_\w+|laplace_log_prob|sample_gaussian\w*|total_correlation) \| {_ANY} \| "

@@ -170,8 +170,18 @@ def reference_path() -> Iterator[None]:
 
 
 @contextmanager
+def without_kernels() -> Iterator[None]:
+    """The public functions as they are where no kernel is loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedOp, "devices", set())
+        for op in FusedOp.every:
+            patch.setattr(op, "native", None)
+        yield
+
+
+@contextmanager
 def recorded_ops() -> Iterator[list[tuple[str, Any, tuple[Any, ...]]]]:
-    """Every forward and backward op that runs, as (name, overload, arguments)."""
+    """Every forward and backward op that runs, as (name, overload, arguments). Without kernels their references do."""
     calls: list[tuple[str, Any, tuple[Any, ...]]] = []
 
     def recorder(overload: Any) -> Callable[..., Any]:
@@ -182,6 +192,7 @@ def recorded_ops() -> Iterator[list[tuple[str, Any, tuple[Any, ...]]]]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedOp, "devices", {"cpu", "cuda"})
         for op in OPS.values():
             patch.setattr(op, "native", None)  # it finds the ops without Python
             patch.setattr(op, "forward", recorder(op.forward))
@@ -229,6 +240,17 @@ def assert_same_bits(got: Tensor, expected: Tensor, what: str = "") -> None:
     assert got.dtype == expected.dtype and got.shape == expected.shape, what
     same = (got == expected) | (got.isnan() & expected.isnan())
     assert same.all(), f"{what}: {got[~same][:5]} is not {expected[~same][:5]}"
+
+
+def assert_rounded_alike(got: Tensor, expected: Tensor, what: str = "") -> None:
+    """The same bits where there are kernels. Without, two ways to one number are PyTorch's operations in another order,
+    and what is no number takes its call to the reference."""
+    if NATIVE[got.device.type]:
+        assert_same_bits(got, expected, what)
+    else:
+        assert got.dtype == expected.dtype, what
+        info = torch.finfo(got.dtype)
+        assert_close(got, expected, 8 * info.eps, info.tiny, what=what)
 
 
 def tolerance(dtype: torch.dtype) -> tuple[float, float]:

@@ -29,6 +29,14 @@ def pair(*shape: int, device: Any = "cpu", dtype: torch.dtype = torch.float64) -
     )
 
 
+def assert_same_values(got: Tensor, expected: Tensor) -> None:
+    """Bits of kernels; without, a NaN brings the rows beside it another formula."""
+    if any(NATIVE.values()):
+        assert_same_bits(got, expected)
+    else:
+        assert_close(got, expected, 1e-6)
+
+
 # ---- categorical_kl --------------------------------------------------------------------------------------------------
 
 
@@ -48,13 +56,12 @@ def test_kl_near_the_prior_does_not_cancel(distance: float, dtype: torch.dtype, 
     q = leaf(p + distance * torch.randn(6, 9, dtype=dtype, device=device))
     got = uf.categorical_kl(q, p, reduction="none")
     tolerance = 1e-3 if dtype == torch.float32 else 1e-10
-    if NATIVE["cpu"] or NATIVE["cuda"] or NATIVE["triton"] or dtype == torch.float64:
-        mpmath.mp.dps = 40
-        for row in range(6):
-            a, b = ([mpmath.mpf(float(v)) for v in t[row].detach()] for t in (q, p))
-            log_q, log_p = ([x - mpmath.log(sum(mpmath.exp(y) for y in t)) for x in t] for t in (a, b))
-            exact = sum(mpmath.exp(x) * (x - y) for x, y in zip(log_q, log_p, strict=True))
-            assert abs(float(got[row].detach()) / float(exact) - 1) < tolerance
+    mpmath.mp.dps = 40
+    for row in range(6):
+        a, b = ([mpmath.mpf(float(v)) for v in t[row].detach()] for t in (q, p))
+        log_q, log_p = ([x - mpmath.log(sum(mpmath.exp(y) for y in t)) for x in t] for t in (a, b))
+        exact = sum(mpmath.exp(x) * (x - y) for x, y in zip(log_q, log_p, strict=True))
+        assert abs(float(got[row].detach()) / float(exact) - 1) < tolerance
     assert_same_bits(uf.categorical_kl(p, p, reduction="none"), torch.zeros(6, dtype=dtype, device=device))
 
 
@@ -120,10 +127,10 @@ def test_nan_stays_in_its_row(unimix: float, device: torch.device) -> None:
         got = uf.categorical_kl(*tensors, unimix=unimix, reduction="none")
         assert got.isnan().nonzero().tolist() == [[3]]
         others = torch.arange(40) != 3
-        assert_same_bits(got[others], clean[others])
+        assert_same_values(got[others], clean[others])
         for g, e in zip(torch.autograd.grad(got.sum(), tensors), expected, strict=True):
             assert g[3].isnan().any()
-            assert_same_bits(g[others], e[others])
+            assert_same_values(g[others], e[others])
 
 
 def test_large_logits(device: torch.device) -> None:
@@ -199,6 +206,7 @@ def test_stopped_sides_get_none(native: bool, create_graph: bool, monkeypatch: A
     assert prior.grad is not None
 
 
+@pytest.mark.skipif(not any(NATIVE.values()), reason="there is no op of its own for backward")
 def test_only_what_is_needed_is_computed(device: torch.device) -> None:
     tensors = pair(2, 3, 4, device=device)
     with recorded_ops() as calls:
@@ -281,7 +289,7 @@ def test_classes_that_do_not_exist(device: torch.device) -> None:
         bad[7, 1] = wrong
         got = uf.categorical_log_prob(logits, bad, event_ndims=1)
         assert got.isnan().nonzero().tolist() == [[7]]
-        assert_same_bits(got[8:], clean[8:].detach())
+        assert_same_values(got[8:], clean[8:].detach())
         (g,) = torch.autograd.grad(got.sum(), logits)
         assert g[7, 1].isnan().all() and g[8:].isfinite().all() and g[7, 0].isfinite().all()
 

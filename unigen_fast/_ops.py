@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from unigen_fast import closed_forms
 from unigen_fast._fused import FusedOp
 from unigen_fast.reference import adversarial, categorical, divergence, importance, likelihood, objectives, pairwise
 
@@ -391,3 +392,5 @@ multi_sample_bound = FusedOp(
     saved=(1, 4),
     gradients=True,
 )
+
+closed_forms.attach(FusedOp.every)

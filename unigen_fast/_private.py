@@ -78,6 +78,8 @@ def forward_mode(*tensors: Tensor | None) -> bool:
 
 def transformed(*tensors: Tensor | None) -> bool:
     """Whether `torch.func` or forward-mode AD is at work, on these tensors at least."""
+    if _active is not None and _has_level:  # each call of a function counts here
+        return _active() or forward_ad._current_level >= 0
     return transforms_active(*tensors) or forward_mode(*tensors)
 
 

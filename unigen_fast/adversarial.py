@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast import _checks, _ops, _values
-from unigen_fast._fused import beside
+from unigen_fast._fused import FusedOp, beside
 from unigen_fast._private import transforms_active
 from unigen_fast.reference import adversarial as _reference
 from unigen_fast.reference import importance as _reference_importance
@@ -219,8 +219,10 @@ def discriminator_loss(
     al., "f-GAN" (2016), Table 2.
     """
     _checks.choice("kind", kind, _DISCRIMINATOR)
-    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale, differentiable=True)
+    if reduction not in _checks.REDUCTIONS:
+        _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if type(scale) is not float or scale != 1:
+        scale = _checks.number("scale", scale, differentiable=True)
     items, n = _gathered(real=real, fake=fake)
     if _values.on:
         _check_values(items, n, kind, real=real, fake=fake)
@@ -260,10 +262,22 @@ def _reduced(
         return _ops.logit_loss(items, reals, term, term, reduction, scale, return_stats, visible=visible)
     fake_term = _TERM[terms.fake]
     real_term = _TERM[terms.real] if terms.real else fake_term
+    if not (return_stats or terms.coupling) and type(scale) is float and _few(items):
+        return _reference.sum_of_terms(items, reals, real_term, fake_term, reduction, scale)
     if terms.coupling:
         options = (reals, terms.coupling, real_term, fake_term, reduction, scale, return_stats)
         return _ops.coupled_logit_loss(items, *options, visible=visible)
     return _ops.logit_loss(items, reals, real_term, fake_term, reduction, scale, return_stats, visible=visible)
+
+
+def _few(items: list[Tensor]) -> bool:
+    """Whether the reference takes less time than to find out who is to serve: few logits, and no kernels."""
+    if FusedOp.devices:
+        return False
+    for x in items:
+        if type(x) is not Tensor or x.dtype is not torch.float32 or not x.is_cpu or not 0 < x.numel() <= 2**14:
+            return False
+    return True
 
 
 def _rows(items: list[Tensor], reals: int, terms: _Terms, scale: float) -> list[Tensor]:
@@ -362,8 +376,10 @@ def generator_loss(
     Source: Hu et al. (2018), Eq. 5; Goodfellow et al. (2014), Sec. 3; and as for `discriminator_loss`.
     """
     _checks.choice("kind", kind, _GENERATOR)
-    _checks.choice("reduction", reduction, _checks.REDUCTIONS)
-    scale = _checks.number("scale", scale, differentiable=True)
+    if reduction not in _checks.REDUCTIONS:
+        _checks.choice("reduction", reduction, _checks.REDUCTIONS)
+    if type(scale) is not float or scale != 1:
+        scale = _checks.number("scale", scale, differentiable=True)
     terms = _GENERATOR[kind]
     if (real is not None) != bool(terms.real):
         got, expected = ("None", "logits") if real is None else ("logits", "None")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unigen_fast import _checks, _ops, _values
-from unigen_fast._fused import FusedOp, beside
+from unigen_fast._fused import FusedOp, beside, mesh_of
 from unigen_fast.reference._common import reduce_weighted
 
 
@@ -252,13 +252,21 @@ def _sampling(
     sample_dim: int,
     generator: torch.Generator | None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], int, int]:
-    """Checked arguments of a sampling op: (mean, logvar, rng_state), num_samples (-1: none), sample_dim."""
+    """Checked arguments of a sampling op: (mean, logvar, rng_state), num_samples (-1: none), sample_dim.
+
+    Where no kernel is to draw the noise, and once more in backward, the noise itself takes the place of `rng_state`."""
     if num_samples is None:
         num_samples, sample_dim = -1, 0
     else:
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 0 <= num_samples < 2**63:
             raise ValueError(f"num_samples: got {num_samples!r}, expected None or an int >= 0")
         sample_dim = _checks.dimension("sample_dim", mean, sample_dim, extra=1)
+    if mesh_of(mean) is None and not FusedOp._served((mean,)):
+        shape = list(mean.shape)
+        if num_samples >= 0:
+            shape.insert(sample_dim, num_samples)
+        # one dtype for all, so that they have the same noise
+        return (mean, logvar, torch.randn(shape, device=mean.device, generator=generator)), num_samples, sample_dim
     # one 64-bit seed and offset from PyTorch's generator: manual_seed governs, and a CUDA graph captures it
     # (`random_` breaks torch.compile's graph; with generator=None spelled out, Inductor keeps PyTorch's own numbers)
     rng_state = torch.randint(2**63 - 1, (2,), device=mean.device, generator=generator)
@@ -277,7 +285,8 @@ def sample_gaussian(
 ) -> Tensor:
     """z = mean + s · eps, eps ~ N(0, 1): the reparameterised sample. eps is drawn in the kernel, and again in backward.
 
-    The noise depends on the generator's state alone, not on device, dtype or layout (up to rounding).
+    Where there are kernels, the noise depends on the generator's state alone, not on device, dtype or layout (up to
+    rounding); elsewhere it is PyTorch's own in fp32, the same for every dtype and layout.
 
     Args:
         mean, logvar: of as many dimensions, of size 1 where they are the same, or one of them a parameter of fewer;

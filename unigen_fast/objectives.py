@@ -346,7 +346,7 @@ def adversary_activated_loss(
 def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Tensor:
     """log (1/K) sum_k exp(log_w_k) of log-weights that come in chunks: the test log-likelihood, in constant memory.
 
-    For each row a maximum and a sum are kept, in fp64; a chunk is read once and let go. Chunks are asked for without
+    For each row a maximum and a sum are kept; a chunk is read once and let go. Chunks are asked for without
     gradients: a generator may compute them as they are needed,
 
         streaming_log_likelihood((iwae_objective(…, dim=1).log_w for _ in range(20)), dim=1)
@@ -371,7 +371,7 @@ def streaming_log_likelihood(log_w_chunks: Iterable[Tensor], *, dim: int) -> Ten
             found = _checks.sample_dimension("log_w_chunks", _checks.floating("log_w_chunks", chunk), dim)
             if _values.on:
                 _values.log_weights(found, log_w_chunks=chunk)
-            shift, total = _ops.log_mean_exp((chunk,), found, visible=2)[1].double()
+            shift, total = _ops.log_mean_exp((chunk,), found, visible=2)[1]
             if running is None:
                 running = _RunningSum(shift, total, chunk.size(found), chunk.dtype)
             elif shift.shape != running.shift.shape:
@@ -403,7 +403,7 @@ class _RunningSum:
         self.count += count
 
     def log_mean(self) -> Tensor:
-        return (self.shift + self.total.log() - math.log(self.count)).to(self.dtype)
+        return (self.shift + (self.total / self.count).log()).to(self.dtype)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

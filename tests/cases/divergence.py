@@ -8,6 +8,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import unigen_fast as uf
 from cases.base import Case, Spec, block, draw_rng_state, gaussian, last, noise, video
+from unigen_fast._fused import FusedOp
 
 
 def kl(
@@ -50,7 +51,11 @@ def reparameterised(
 ) -> Tensor:
     if sample_dim is not None:
         mean, std = mean.unsqueeze(sample_dim), std.unsqueeze(sample_dim)
-    eps = noise(draw_rng_state(mean.device), mean.shape if shape is None else shape)
+    shape = mean.shape if shape is None else shape
+    if mean.device.type in FusedOp.devices:
+        eps = noise(draw_rng_state(mean.device), shape)
+    else:
+        eps = torch.randn(list(shape)).double()
     return mean + std * eps.to(mean.device)
 
 

@@ -1,5 +1,6 @@
 """What the reference functions share: the arithmetic dtype and the reductions of the public contract."""
 
+import math
 from typing import Any
 
 import torch
@@ -16,17 +17,30 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def upcast(x: Tensor) -> Tensor:
-    return x.to(accumulate_dtype(x.dtype))
+    return x.float() if x.dtype in _LOW_PRECISION else x
 
 
-def precise(x: Tensor) -> Tensor:
-    """float64 where there is one."""
-    return x if x.device.type == "mps" else x.double()
+def lowered(x: Tensor, like: Tensor) -> Tensor:
+    """A gradient in the dtype of its tensor."""
+    return x if x.dtype == like.dtype else x.to(like.dtype)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x), exact in the tails (`torch.nn.functional.softplus` turns linear above 20)."""
-    return -torch.nn.functional.logsigmoid(-x)
+    """log(1 + e^x), exact in the tails: linear only where e^-x is below float64's rounding of x."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
+
+
+def finite_maximum(log_w: Tensor, dim: int) -> Tensor:
+    """The largest log-weight of each row as a constant, `dim` kept: what keeps exponentials finite.
+
+    0 for a row of -inf, so that its exponentials sum to 0; NaN where there is a +inf or NaN, so that all of its row is.
+    """
+    return torch.nan_to_num(log_w.detach().amax(dim, keepdim=True), nan=math.nan, posinf=math.nan, neginf=0.0)
+
+
+def silenced(payload: Tensor, weights: Tensor) -> Tensor:
+    """`payload`, and 0 where its weight, which is never negative, is 0: in one pass, gradient included."""
+    return torch.ops.aten.threshold_backward(payload, weights, 0)
 
 
 def finite_exp(x: Tensor) -> Tensor:
@@ -61,7 +75,9 @@ def reduce_rows(rows: Tensor, reduction: str, scale: float = 1.0) -> Tensor:
 
 def sum_event(x: Tensor, event_ndims: int) -> Tensor:
     """Sum over the trailing `event_ndims` dimensions; 0 leaves `x` as it is."""
-    return x.sum(dim=tuple(range(x.dim() - event_ndims, x.dim()))) if event_ndims else x
+    if event_ndims <= 1:
+        return x.sum(-1) if event_ndims else x
+    return x.sum(dim=tuple(range(x.dim() - event_ndims, x.dim())))
 
 
 def weigh(rows: Tensor, weights: Tensor | None) -> Tensor:

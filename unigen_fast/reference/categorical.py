@@ -10,23 +10,32 @@ from unigen_fast.reference._common import read, reduce_weighted, sum_event, upca
 from unigen_fast.reference.divergence import clamp
 
 
-def _probabilities(logits: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
-    """(probabilities, their logarithms) over the last dimension; with unimix no class is ruled out."""
-    if unimix == 0:
-        log_p = torch.log_softmax(logits, -1)
-        return log_p.exp(), log_p
-    p = (1 - unimix) * torch.softmax(logits, -1) + unimix / logits.size(-1) if logits.size(-1) else logits
-    return p, p.log()
+def _mixed(logits: Tensor, unimix: float) -> Tensor:
+    """Probabilities over the last dimension, none of which is 0."""
+    return (1 - unimix) * torch.softmax(logits, -1) + unimix / logits.size(-1) if logits.size(-1) else logits
 
 
 def _kl(logits_q: Tensor, logits_p: Tensor | None, unimix: float) -> Tensor:
-    """KL(q || p) over the last dimension. A class that q rules out counts 0, whatever p says of it."""
-    q, log_q = _probabilities(logits_q, unimix)
-    if logits_p is None:
-        ratio = log_q + math.log(max(q.size(-1), 1))
-    else:
-        ratio = log_q - _probabilities(logits_p, unimix)[1]
-    return (q * torch.where(log_q == -math.inf, 0.0, ratio)).sum(-1)
+    """KL(q || p) over the last dimension: the sum of q log(q / p) + p - q, of which no class is negative. Nothing
+    cancels where p is close to q: a last bit of p / q or of its logarithm counts for little in what lies between them.
+    A class that q rules out counts p."""
+    classes = logits_q.size(-1)
+    if unimix == 0:
+        log_q = torch.log_softmax(logits_q, -1)
+        log_p = torch.full_like(log_q, -math.log(max(classes, 1)))
+        if logits_p is not None:
+            log_p = torch.log_softmax(logits_p, -1)
+        log_ratio = log_p - log_q
+        # p much larger than q may be infinite times q, and q may be 0
+        larger, ruled_out = log_ratio > 1, log_q == -math.inf
+        near = torch.where(larger | ruled_out, 0.0, log_ratio)
+        far = torch.where(larger & ~ruled_out, log_ratio, 0.0)
+        q = log_q.exp()
+        of_far = log_p.exp() - q - torch.where(ruled_out, 0.0, q) * far
+        return torch.where(larger | ruled_out, of_far, q * (torch.expm1(near) - near)).sum(-1)
+    q = _mixed(logits_q, unimix)
+    ratio = (1 / max(classes, 1) if logits_p is None else _mixed(logits_p, unimix)) / q
+    return (q * (ratio - 1 - ratio.log())).sum(-1)
 
 
 def categorical_kl(

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unigen_fast._private import transforms_active
-from unigen_fast.reference._common import finite_exp, upcast
-from unigen_fast.reference.importance import log_sum_exp, row_statistics
+from unigen_fast.reference._common import finite_exp, finite_maximum, upcast
+from unigen_fast.reference.importance import log_sum_exp
 
 BLOCK_ELEMENTS = 2**20
 
@@ -67,14 +67,14 @@ def _log_weights(first: int, last: int, like: Tensor, dataset_size: int, estimat
     return torch.where(of_diagonal, _log(diagonal, like), log_weights)
 
 
-def _log_normal(t: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), t = (z - mean) e^{-logvar / 2}."""
-    return -0.5 * (t.square() + logvar + math.log(2 * math.pi))
+def _constant(logvar: Tensor) -> Tensor:
+    """log N(mean; mean, e^logvar)."""
+    return -0.5 * (logvar + math.log(2 * math.pi))
 
 
 def _rate(logvar: Tensor) -> Tensor:
-    """e^{-logvar / 2}, for a posterior that has become certain so small that 0 times t is 0."""
-    return finite_exp(-0.5 * logvar).clamp(max=1e300 if logvar.dtype == torch.float64 else 1e30)
+    """e^{-logvar / 2} / sqrt(2), for a posterior that has become certain so small that 0 times t is 0."""
+    return finite_exp(-0.5 * logvar).clamp(max=1e300 if logvar.dtype == torch.float64 else 1e30) * math.sqrt(0.5)
 
 
 def total_correlation(
@@ -82,39 +82,42 @@ def total_correlation(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the six rows of `TotalCorrelation` and statistics `[D + 4, B]`.
 
-    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), in three numbers that
-    are added (a kernel's may be a logarithm to base 2); and the sum over j of W_ij q(z_i | x_j) / e^maximum, W relative
-    to the weight of most pairs.
+    Statistics: log sum_j W_ij q(z_id | x_j) for each d; the maximum over j of log q(z_i | x_j), in three numbers
+    that are added (a kernel's may be a logarithm to base 2); and the sum over j of W_ij q(z_i | x_j) / e^maximum, W
+    relative to the weight of most pairs.
     """
     z, mean, logvar = upcast(z), upcast(mean), upcast(logvar)
     rows = z.size(0)
     log_most = _log(pair_weights(rows, dataset_size, estimator)[0], z)
+    rate, constant = _rate(logvar), _constant(logvar)
 
-    def block(first: int, last: int, z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
-        t = (z[first:last, None, :] - mean) * _rate(logvar)
-        pairs = _log_normal(t, logvar)
-        relative = _log_weights(first, last, z, dataset_size, estimator) - log_most
-        # many dimensions make large sums, of which the differences count
-        joint = pairs.sum(-1, dtype=pairs.dtype if pairs.device.type == "mps" else torch.float64)
-        shift = row_statistics(joint, 1)[0]
-        total = (joint - shift + relative).exp().sum(1, keepdim=True)
-        log_qz = log_sum_exp(shift, total) + log_most
-        marginals = log_sum_exp(*row_statistics(pairs + relative[..., None], 1)) + log_most
-        return log_qz.squeeze(1), marginals.squeeze(1), shift.squeeze(1), total.squeeze(1)
+    def block(first: int, last: int, z: Tensor, mean: Tensor, rate: Tensor, constant: Tensor) -> tuple[Tensor, ...]:
+        t = (z[first:last, None, :] - mean) * rate
+        pairs = torch.addcmul(constant, t, t, value=-1)
+        weights = (_log_weights(first, last, z, dataset_size, estimator) - log_most).exp()
+        joint = pairs.sum(-1)
+        maximum = finite_maximum(joint, 1)
+        total = (weights * (joint - maximum).exp_()).sum(1, keepdim=True)
+        maxima = finite_maximum(pairs, 1)
+        sums = torch.bmm(weights.unsqueeze(1), (pairs - maxima).exp_())
+        return (
+            (log_sum_exp(maximum, total) + log_most).squeeze(1),
+            (log_sum_exp(maxima, sums) + log_most).squeeze(1),
+            maximum.squeeze(1),
+            total.squeeze(1),
+        )
 
-    found = _over_blocks(block, rows, rows * z.size(1), z, mean, logvar) if rows else []
+    found = _over_blocks(block, rows, rows * z.size(1), z, mean, rate, constant) if rows else []
     if found:
-        log_qz, marginals, shift, total = (torch.cat(parts) for parts in zip(*found, strict=True))
+        log_qz, marginals, maximum, total = (torch.cat(parts) for parts in zip(*found, strict=True))
     else:
-        log_qz = shift = total = z.sum(1)
+        log_qz = maximum = total = z.sum(1)
         marginals = z
-    log_qz, high, total = log_qz.to(z.dtype), shift.to(z.dtype), total.to(z.dtype)
-    middle = (shift - high).to(z.dtype)
-    low = (shift - high - middle).to(z.dtype)
     log_prod = marginals.sum(1)
-    log_qzx = _log_normal((z - mean) * _rate(logvar), logvar).sum(1)
+    log_qzx = (constant - ((z - mean) * rate).square()).sum(1)
     log_pz = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
-    statistics = torch.cat([marginals.t(), high[None], middle[None], low[None], total[None]]).detach()
+    nothing = torch.zeros_like(maximum)[None]
+    statistics = torch.cat([marginals.t(), maximum[None], nothing, nothing, total[None]]).detach()
     return log_qz, log_prod, log_qzx, log_qzx - log_qz, log_qz - log_prod, log_prod - log_pz, statistics
 
 
