@@ -16,6 +16,8 @@ from unigen_fast.reference._common import accumulate_dtype, lowered, sum_event, 
 Tensors = Sequence[Any]
 Forward = tuple[Any, Sequence[Tensor]] | None
 Gradients = Sequence[Tensor | None]
+Slopes = list[Tensor | None]  # of a formula, by tensor
+Outs = Sequence[Tensor | None]  # what they may be written to
 
 _BLOCK = 2**16  # elements for each thread: with the intermediates of a formula, about what a core's cache holds
 

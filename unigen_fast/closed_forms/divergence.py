@@ -12,6 +12,8 @@ from torch.nn.functional import softshrink
 from unigen_fast.closed_forms._rows import (
     Forward,
     Gradients,
+    Outs,
+    Slopes,
     Tensors,
     filled,
     finite,
@@ -21,9 +23,6 @@ from unigen_fast.closed_forms._rows import (
     rows_of,
 )
 from unigen_fast.reference._common import accumulate_dtype, lowered, upcast
-
-Slopes = list[Tensor | None]
-Outs = Sequence[Tensor | None]
 
 # Differences that cancel near 0 are a series there, at x = c, which stays at its last value beyond; to that comes what
 # the difference has above the value. Both take a few passes; choosing between two numbers takes PyTorch longer.

@@ -65,25 +65,6 @@ def log_mean_exp_backward(grads: Tensors, kept: Tensors, needed: Sequence[bool],
     return [lowered(_gradient(kept, grads[0].unsqueeze(dim), upcast(log_w), dim), log_w)]
 
 
-def iwae_loss(log_w: Tensor, dim: int, reduction: str, value: str) -> Forward:
-    if value == "surrogate":
-        return None
-    log_sum, kept = _log_sum_exp(upcast(log_w), dim)
-    loss = _reduced(log_sum, reduction, -1.0, math.log(log_w.size(dim) or 1))
-    return (loss, kept) if finite(loss) else None
-
-
-def iwae_loss_recorded(log_w: Tensor, dim: int, reduction: str, value: str) -> Tensor | None:
-    return power_bound_loss_recorded(log_w, dim, 1.0, 0.0, -1.0, reduction) if value == "bound" else None
-
-
-def iwae_loss_backward(
-    grads: Tensors, kept: Tensors, needed: Sequence[bool], log_w: Tensor, dim: int, reduction: str, value: str
-) -> Gradients:
-    grad = _of_rows(grads[0], log_w, dim, reduction, -1.0)
-    return [lowered(_gradient(kept, grad, upcast(log_w), dim), log_w)]
-
-
 def power_bound_loss(
     log_w: Tensor, dim: int, power: float, elbo_weight: float, scale: float, reduction: str
 ) -> Forward:
@@ -124,6 +105,23 @@ def power_bound_loss_backward(
     if elbo_weight != 0:
         found += grad * (elbo_weight / x.size(dim))
     return [lowered(found, log_w)]
+
+
+_BOUND = 1.0, 0.0, -1.0  # the IWAE bound among the power bounds: power, weight of the ELBO, scale
+
+
+def iwae_loss(log_w: Tensor, dim: int, reduction: str, value: str) -> Forward:
+    return power_bound_loss(log_w, dim, *_BOUND, reduction) if value == "bound" else None
+
+
+def iwae_loss_recorded(log_w: Tensor, dim: int, reduction: str, value: str) -> Tensor | None:
+    return power_bound_loss_recorded(log_w, dim, *_BOUND, reduction) if value == "bound" else None
+
+
+def iwae_loss_backward(
+    grads: Tensors, kept: Tensors, needed: Sequence[bool], log_w: Tensor, dim: int, reduction: str, value: str
+) -> Gradients:
+    return power_bound_loss_backward(grads, kept, needed, log_w, dim, *_BOUND, reduction)
 
 
 def _points(partition: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus, softshrink
 
-from unigen_fast.closed_forms._rows import Forward, Gradients, Tensors, finite, gradients_of, rows_of
-
-Slopes = list[Tensor | None]
-Outs = Sequence[Tensor | None]
+from unigen_fast.closed_forms._rows import Forward, Gradients, Outs, Slopes, Tensors, finite, gradients_of, rows_of
 
 _mask = torch.ops.aten.threshold_backward  # (payload, x, t): the payload where x > t, else 0
 
@@ -343,13 +340,13 @@ def negative_binomial_slopes(
     return found
 
 
-def _refused(x: Tensor) -> bool:
+def refused(x: Tensor) -> bool:
     """The polynomials have float32's digits."""
     return x.dtype == torch.float64
 
 
 def negative_binomial_log_prob(x: Tensor, mu: Tensor, theta: Tensor, event_ndims: int, eps: float) -> Forward:
-    if _refused(mu):
+    if refused(mu):
         return None
     return _rows(partial(negative_binomial_terms, eps=eps), (x, mu, theta), event_ndims)
 
@@ -399,7 +396,7 @@ def zero_inflated_negative_binomial_slopes(
 def zero_inflated_negative_binomial_log_prob(
     x: Tensor, mu: Tensor, theta: Tensor, gate_logits: Tensor, event_ndims: int, eps: float
 ) -> Forward:
-    if _refused(mu):
+    if refused(mu):
         return None
     terms = partial(zero_inflated_negative_binomial_terms, eps=eps)
     return _rows(terms, (x, mu, theta, gate_logits), event_ndims)

@@ -11,6 +11,8 @@ from torch import Tensor
 from unigen_fast.closed_forms._rows import (
     Forward,
     Gradients,
+    Outs,
+    Slopes,
     Tensors,
     finite,
     gradient_of_rows,
@@ -20,15 +22,12 @@ from unigen_fast.closed_forms._rows import (
 )
 from unigen_fast.closed_forms.divergence import (
     PLAIN,
-    Outs,
-    Slopes,
     kl_slopes,
     kl_terms,
     monte_carlo_slopes,
     monte_carlo_terms,
 )
-from unigen_fast.closed_forms.likelihood import LIKELIHOODS
-from unigen_fast.reference._common import accumulate_dtype
+from unigen_fast.closed_forms.likelihood import LIKELIHOODS, refused
 
 
 def _unit_gaussian_terms(x: Tensor, mean: Tensor) -> Tensor:
@@ -73,17 +72,12 @@ class _Likelihood:
         return result
 
 
-def _refused(likelihood: str, decoder: Tensor) -> bool:
-    """Counts in float64: the formula has the digits of float32."""
-    return "negative_binomial" in likelihood and accumulate_dtype(decoder.dtype) == torch.float64
-
-
 def elbo_loss(
     decoder: Tensor, decoder_2: Tensor | None, decoder_3: Tensor | None, x: Tensor, mean: Tensor, logvar: Tensor,
     prior_mean: Tensor | None, prior_logvar: Tensor | None, weights: Tensor | None, event_ndims: int, likelihood: str,
     bins: Sequence[float], kl_weight: float, scale: float, reduction: str, gradients: int,
 ) -> Forward:  # fmt: skip
-    if _refused(likelihood, decoder):
+    if "negative_binomial" in likelihood and refused(decoder):
         return None
     of_x = _Likelihood(likelihood, bins, x, (decoder, decoder_2, decoder_3))
     log_p = rows_of(of_x.terms, of_x.tensors, event_ndims)
@@ -166,7 +160,9 @@ def multi_sample_bound(
 
     Log-weights are taken relative to a number of the size of all: what is rounded has the size of their differences.
     """
-    if _refused(likelihood, decoder) or not (power == 0 or 0.2 < abs(power) < math.inf):
+    if "negative_binomial" in likelihood and refused(decoder):
+        return None
+    if not (power == 0 or 0.2 < abs(power) < math.inf):
         return None
     of_x = _Likelihood(likelihood, bins, x.unsqueeze(dim), (decoder, decoder_2, decoder_3))
     relative, center = _centered_rows(of_x, event_ndims)
